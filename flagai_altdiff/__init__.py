@@ -1,0 +1,57 @@
+"""AltDiffusion: multilingual text to image, in FlagAI's calls or in these:
+
+    from flagai_altdiff import GenerationRequest, generate, load_model
+
+    model = load_model("AltDiffusion-mini")
+    result = generate(model, GenerationRequest(prompts=("a large red heart on a white background",)))
+    result.images[0].show()
+
+Importing the package loads no torch; the names below are imported when they are used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flagai_altdiff.auto_loader import AutoLoader
+    from flagai_altdiff.errors import FlagAIAltDiffError
+    from flagai_altdiff.loading import load_model
+    from flagai_altdiff.models import LatentDiffusion
+    from flagai_altdiff.pipeline import GenerationResult, generate
+    from flagai_altdiff.predictor import Predictor
+    from flagai_altdiff.registry import MODELS
+    from flagai_altdiff.request import GenerationRequest
+
+__all__ = [
+    "MODELS",
+    "AutoLoader",
+    "FlagAIAltDiffError",
+    "GenerationRequest",
+    "GenerationResult",
+    "LatentDiffusion",
+    "Predictor",
+    "generate",
+    "load_model",
+]
+
+_HOMES = {
+    "MODELS": "registry",
+    "AutoLoader": "auto_loader",
+    "FlagAIAltDiffError": "errors",
+    "GenerationRequest": "request",
+    "GenerationResult": "pipeline",
+    "LatentDiffusion": "models",
+    "Predictor": "predictor",
+    "generate": "pipeline",
+    "load_model": "loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

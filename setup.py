@@ -1,0 +1,68 @@
+"""Installs ``flagai_altdiff``, FlagAI's import names for it, and the embedded model."""
+
+import os
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+packages = find_packages(include=["flagai_altdiff", "flagai_altdiff.*"], exclude=["flagai_altdiff._shim*"])
+package_dir = {"flagai_altdiff.checkpoints": "checkpoints"}
+packages.append("flagai_altdiff.checkpoints")
+# FLAGAI_ALTDIFF_NO_SHIM=1 leaves out the `flagai` names, for environments that keep the real FlagAI.
+if os.environ.get("FLAGAI_ALTDIFF_NO_SHIM") != "1":
+    packages += find_packages("flagai_altdiff/_shim")
+    package_dir["flagai"] = "flagai_altdiff/_shim/flagai"
+
+setup(
+    name="flagai-altdiff",
+    version="0.1.0",
+    description="AltDiffusion: multilingual text to image, a drop-in home for FlagAI's scripts and checkpoints",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir=package_dir,
+    package_data={
+        "flagai_altdiff": ["py.typed", "scenes/*.safetensors"],
+        "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*"],
+    },
+    install_requires=[
+        "torch>=2.8",
+        "transformers>=5.0",
+        "pytorch-lightning>=2.5",
+        "omegaconf>=2.3",
+        "einops>=0.8",
+        "pillow>=11",
+        "tqdm>=4.66",
+        "requests>=2.32",
+        "numpy>=1.26",
+        "pyyaml>=6",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "protobuf>=5",
+        "tokenizers>=0.22",
+    ],
+    extras_require={
+        "test": [
+            "pytest",
+            "hypothesis",
+            "diffusers>=0.42",
+            "ruff",
+            "mypy",
+            "types-requests",
+            "types-tqdm",
+            "types-PyYAML",
+            "types-protobuf",
+        ],
+        "build": ["build"],
+    },
+    entry_points={"console_scripts": ["altdiff = flagai_altdiff.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Multimedia :: Graphics",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
