@@ -1,0 +1,13 @@
+"""Files that appear whole, with the permissions that the user's umask grants."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def grant_usual_mode(path: Path) -> None:
+    """Give a file made by a careful library (mode 0600) the permissions of an ordinary new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)

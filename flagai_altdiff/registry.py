@@ -1,0 +1,143 @@
+"""What this package knows by name: models, tasks and sampler names. Plain data; a new variant is one entry.
+
+Sizes and hashes bind downloads only; one that is not known is ``None`` and recorded at the first download.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flagai_altdiff.errors import UnknownModelError, UnknownTaskError
+
+TASKS = ("text2img",)
+"""Tasks of ``AutoLoader(task_name=...)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSpec:
+    """One file of a model.
+
+    Args:
+        name: Path inside the model's folder, with forward slashes.
+        size_bytes: Exact size, if known.
+        sha256: Hex digest, if known.
+    """
+
+    name: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model that can be asked for by name.
+
+    Args:
+        name: Its registered spelling; also its folder under ``model_dir`` and its name on BAAI's hub.
+        task: One of ``TASKS``.
+        languages: ISO 639-1 codes of the prompts it was trained for.
+        licence: SPDX-like name of the weights' licence.
+        size_bytes: Size of a download, about.
+        files: Files of the FlagAI layout that make the model complete.
+        sources: Hub -> name there; empty for an embedded model. Order is the order of preference.
+        height: Default height of a picture, in pixels.
+        width: Default width, in pixels.
+        steps: Default number of sampler steps.
+        guidance_scale: Default strength of the prompt.
+        needs_safety_checker: Whether the released model comes with one.
+    """
+
+    name: str
+    task: str = "text2img"
+    languages: tuple[str, ...]
+    licence: str = "CreativeML OpenRAIL-M"
+    size_bytes: int
+    files: tuple[FileSpec, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+    height: int = 512
+    width: int = 512
+    steps: int = 50
+    guidance_scale: float = 7.5
+    needs_safety_checker: bool = True
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the weights come with the package."""
+        return not self.sources
+
+
+_M9 = ("en", "zh", "es", "fr", "ru", "ja", "ko", "ar", "it")
+_M18 = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "uk", "vi", "zh")
+_FLAGAI_FILES = tuple(FileSpec(name=name) for name in ("config.yaml", "model.ckpt", "sentencepiece.bpe.model"))
+
+
+def _released(name: str, languages: tuple[str, ...]) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        languages=languages,
+        size_bytes=8_000_000_000,
+        files=_FLAGAI_FILES,
+        sources={"baai": name, "huggingface": f"BAAI/{name}"},
+    )
+
+
+MODELS: dict[str, ModelSpec] = {
+    spec.name: spec
+    for spec in (
+        _released("AltDiffusion", ("zh", "en")),
+        _released("AltDiffusion-m9", _M9),
+        _released("AltDiffusion-m18", _M18),
+        ModelSpec(
+            name="AltDiffusion-mini",
+            languages=_M18,
+            licence="Apache-2.0",
+            size_bytes=12_100_000,
+            files=tuple(FileSpec(name=n) for n in ("config.yaml", "model.safetensors", "sentencepiece.bpe.model")),
+            height=128,
+            width=128,
+            steps=20,
+            guidance_scale=1.5,
+            needs_safety_checker=False,
+        ),
+    )
+}
+"""Every model by its registered name."""
+
+SAFETY_CHECKER = ModelSpec(
+    name="SafetyChecker",
+    task="safety",
+    languages=(),
+    size_bytes=1_220_000_000,
+    files=tuple(FileSpec(name=n) for n in ("config.json", "pytorch_model.bin")),
+    sources={"baai": "SafetyChecker"},
+)
+"""The released models' checker as FlagAI's hub has it; Hugging Face repositories carry it as ``safety_checker/``."""
+
+UNREGISTERED = ModelSpec(name="", languages=(), licence="unknown", size_bytes=0)
+"""What is assumed of weights that are loaded by path."""
+
+
+def find_model(name: str) -> ModelSpec | None:
+    """The registered model of that name, ignoring case; ``None`` if there is none."""
+    return {k.lower(): spec for k, spec in MODELS.items()}.get(name.lower())
+
+
+def get_model_spec(name: str) -> ModelSpec:
+    """Like :func:`find_model`, but an unknown name raises UnknownModelError with the known names and the nearest one."""
+    spec = find_model(name)
+    if spec is None:
+        raise UnknownModelError(name, MODELS, "A path to a folder or file with weights works as well.")
+    return spec
+
+
+def check_task(task: str) -> None:
+    """Raise UnknownTaskError unless ``task`` is one of ``TASKS``."""
+    if task not in TASKS:
+        raise UnknownTaskError(task, TASKS, "This package has FlagAI's text-to-image models only.")
+
+
+def embedded_dir() -> Path:
+    """Folder whose subfolders are the models that come with the package."""
+    installed = Path(__file__).parent / "checkpoints"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "checkpoints"
