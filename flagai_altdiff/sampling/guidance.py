@@ -1,0 +1,49 @@
+"""Classifier-free guidance. **Source**: Ho and Salimans 2022 (arXiv 2207.12598), in LDM's form uncond + s (cond - uncond)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flagai_altdiff.sampling.schedule import to_eps
+from flagai_altdiff.sampling.step import EpsFunction
+
+DenoiseFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x (B, C, h, w), t (B,), cond (B, L, D)) -> eps, v or x0 (B, C, h, w)."""
+
+
+def guided(
+    denoise: DenoiseFunction,
+    cond: Tensor,
+    uncond: Tensor | None,
+    scale: float,
+    alphas_cumprod: Tensor,
+    parameterization: str = "eps",
+) -> EpsFunction:
+    """The noise prediction of a conditioned model.
+
+    Args:
+        denoise: The model.
+        cond: (B, L, D), states of the prompts.
+        uncond: (B, L, D), states of the negative prompts; ``None`` where scale is 1 and they have no weight.
+        scale: Guidance scale; 1 is the plain prediction.
+        alphas_cumprod: (T,), signal power by timestep.
+        parameterization: What ``denoise`` gives: ``"eps"``, ``"v"`` or ``"x0"``.
+
+    Returns:
+        (x, t) -> eps.
+    """
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        alpha = alphas_cumprod[t]
+        timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=torch.long)
+        if uncond is None:
+            return to_eps(denoise(x, timesteps, cond), x, alpha, parameterization)
+        # One pass for both halves, unconditional first.
+        output = denoise(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([uncond, cond]))
+        without, with_prompt = output.chunk(2)
+        return to_eps(without + scale * (with_prompt - without), x, alpha, parameterization)
+
+    return eps

@@ -1,0 +1,221 @@
+"""Every sampler against data whose exact noise prediction is known, and DDIM and PLMS against FlagAI's formulas in numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from flagai_altdiff.request import SAMPLER_NAMES
+from flagai_altdiff.sampling import SAMPLERS, Step
+from flagai_altdiff.sampling.schedule import Schedule, make_betas, step_count
+
+TABLE = torch.cumprod(1 - make_betas("linear", 1000, 0.00085, 0.012), dim=0).float()
+MEAN, STD = 0.4, 0.6
+DETERMINISTIC = [name for name in SAMPLERS if name != "euler_ancestral"]
+Array = npt.NDArray[np.float64]
+
+
+def exact_eps(x: Tensor, t: int) -> Tensor:
+    """The noise that an ideal model predicts where the data are N(MEAN, STD**2)."""
+    alpha = float(TABLE[t])
+    return math.sqrt(1 - alpha) * (x - math.sqrt(alpha) * MEAN) / (alpha * STD**2 + 1 - alpha)
+
+
+def spread(alpha: float) -> float:
+    return math.sqrt(alpha * STD**2 + 1 - alpha)
+
+
+def walk(name: str, x: Tensor, steps: int, eps: Callable[[Tensor, int], Tensor] = exact_eps, eta: float = 0.0) -> list[Step]:
+    generator = torch.Generator().manual_seed(1)
+    schedule = Schedule.from_alphas_cumprod(TABLE, steps)
+    draw = lambda: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
+    return list(SAMPLERS[name](eps, x, schedule, noise=draw, eta=eta))
+
+
+def start(schedule: Schedule, n: int) -> Tensor:
+    """Draws of the noisy data at the first timestep of a schedule."""
+    alpha = float(schedule.alphas[0])
+    z = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (math.sqrt(alpha) * MEAN + spread(alpha) * (z - z.mean()) / z.std()).reshape(-1, 4, 10, 10)
+
+
+def test_the_names_are_those_of_the_request() -> None:
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+
+
+def error_of(name: str, steps: int) -> float:
+    """Mean distance from where the exact probability flow would have ended."""
+    schedule = Schedule.from_alphas_cumprod(TABLE, steps)
+    x = start(schedule, 400)
+    first, last = float(schedule.alphas[0]), float(TABLE[0])
+    exact = math.sqrt(last) * MEAN + spread(last) / spread(first) * (x - math.sqrt(first) * MEAN)
+    return float((walk(name, x, steps)[-1].x - exact).abs().mean())
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_deterministic_samplers_converge_to_the_exact_flow(name: str) -> None:
+    errors = [error_of(name, steps) for steps in (10, 40, 200)]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[2] < 0.02
+
+
+@pytest.mark.parametrize(("name", "share"), [("plms", 0.2), ("dpmpp_2m", 1.0)])
+def test_multistep_samplers_beat_ddim(name: str, share: float) -> None:
+    assert error_of(name, 25) < share * error_of("ddim", 25)
+
+
+@pytest.mark.parametrize(("name", "eta"), [*((name, 0.0) for name in SAMPLERS), ("ddim", 0.5), ("ddim", 1.0)])
+def test_every_sampler_reaches_the_distribution_of_the_data(name: str, eta: float) -> None:
+    x = walk(name, start(Schedule.from_alphas_cumprod(TABLE, 250), 10_000), 250, eta=eta)[-1].x
+    last = float(TABLE[0])
+    assert abs(float(x.mean()) - math.sqrt(last) * MEAN) < 0.02
+    assert abs(float(x.std()) - spread(last)) < 0.03  # fresh noise in every step leaves a bias of the step's size
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_predicted_picture_becomes_the_picture(name: str) -> None:
+    steps = walk(name, start(Schedule.from_alphas_cumprod(TABLE, 50), 400), 50)
+    assert (steps[-1].pred_x0 - steps[-1].x).abs().mean() < 0.05
+    assert (steps[0].pred_x0 - steps[-1].x).abs().mean() > 0.3
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_shape_dtype_and_input_are_kept(name: str, dtype: torch.dtype) -> None:
+    x = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(3)).to(dtype)
+    before = x.clone()
+    for step in walk(name, x, 4):
+        assert step.x.shape == step.pred_x0.shape == x.shape
+        assert step.x.dtype == step.pred_x0.dtype == dtype
+        assert bool(step.x.isfinite().all())
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_same_numbers_give_the_same_latent(name: str) -> None:
+    x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(3))
+    first, second = walk(name, x, 7), walk(name, x, 7)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 6, 25])
+def test_steps_model_calls_and_draws_are_counted(name: str, steps: int) -> None:
+    seen: list[int] = []
+    draws: list[int] = []
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        seen.append(t)
+        return exact_eps(x, t)
+
+    def noise() -> Tensor:
+        draws.append(1)
+        return torch.zeros(1, 1, 2, 2)
+
+    schedule = Schedule.from_alphas_cumprod(TABLE, steps)
+    taken = list(SAMPLERS[name](eps, torch.ones(1, 1, 2, 2), schedule, noise=noise))
+    n = step_count(steps)
+    assert [step.index for step in taken] == list(range(n))
+    assert {step.total for step in taken} == {n}
+    assert [step.t for step in taken] == schedule.timesteps.tolist()
+    assert len(seen) == n + (name == "plms")
+    assert len(draws) == {"ddim": n, "plms": n + 1, "dpmpp_2m": 0, "euler_ancestral": n}[name]
+    if name == "plms":
+        assert seen[1] == schedule.timesteps[min(1, n - 1)]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_walk_is_lazy(name: str) -> None:
+    calls: list[int] = []
+
+    def eps(x: Tensor, t: int) -> Tensor:
+        calls.append(t)
+        return x
+
+    steps = SAMPLERS[name](eps, torch.ones(1, 1, 2, 2), Schedule.from_alphas_cumprod(TABLE, 50), noise=lambda: torch.zeros(1))
+    assert calls == []
+    next(iter(steps))
+    assert len(calls) <= 2
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "ddim"])
+def test_eta_is_refused_where_it_has_no_meaning(name: str) -> None:
+    with pytest.raises(ValueError, match="eta must be 0"):
+        walk(name, torch.ones(1, 1, 2, 2), 2, eta=0.5)
+
+
+def model_of_the_test(x: Array, t: int) -> Array:
+    """A smooth prediction that depends on everything."""
+    return np.tanh(0.7 * x + 0.001 * t) + 0.2 * np.roll(x, 1, axis=-1)
+
+
+def flagai_tables(steps: int) -> tuple[list[int], Array, Array]:
+    table = TABLE.numpy().astype(np.float64)
+    grid = [t + 1 for t in range(0, 1000, 1000 // steps) if t + 1 < 1000]
+    return grid, table[grid], np.array([table[0], *table[grid[:-1]]])
+
+
+def flagai_update(x: Array, e: Array, a: float, a_prev: float, sigma: float, noise: Array) -> Array:
+    pred_x0 = (x - np.sqrt(1 - a) * e) / np.sqrt(a)
+    direction = np.sqrt(1 - a_prev - sigma**2) * e
+    return np.sqrt(a_prev) * pred_x0 + direction + sigma * noise
+
+
+def flagai_ddim(x: Array, steps: int, eta: float, noises: list[Array]) -> list[Array]:
+    grid, alphas, previous = flagai_tables(steps)
+    sigmas = eta * np.sqrt((1 - previous) / (1 - alphas) * (1 - alphas / previous))
+    out = []
+    for k, i in enumerate(reversed(range(len(grid)))):
+        x = flagai_update(x, model_of_the_test(x, grid[i]), alphas[i], previous[i], sigmas[i], noises[k])
+        out.append(x)
+    return out
+
+
+def flagai_plms(x: Array, steps: int) -> list[Array]:
+    grid, alphas, previous = flagai_tables(steps)
+    old: list[Array] = []
+    out = []
+    for i in reversed(range(len(grid))):
+        e = model_of_the_test(x, grid[i])
+        if not old:
+            trial = flagai_update(x, e, alphas[i], previous[i], 0.0, x)
+            prime = (e + model_of_the_test(trial, grid[max(i - 1, 0)])) / 2
+        elif len(old) == 1:
+            prime = (3 * e - old[-1]) / 2
+        elif len(old) == 2:
+            prime = (23 * e - 16 * old[-1] + 5 * old[-2]) / 12
+        else:
+            prime = (55 * e - 59 * old[-1] + 37 * old[-2] - 9 * old[-3]) / 24
+        x = flagai_update(x, prime, alphas[i], previous[i], 0.0, x)
+        old = [*old, e][-3:]
+        out.append(x)
+    return out
+
+
+def in_torch(x: Tensor, t: int) -> Tensor:
+    return torch.from_numpy(model_of_the_test(x.double().numpy(), t)).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("steps", "dtype"), [*((steps, torch.float64) for steps in (1, 2, 3, 6, 9, 27, 501, 1000)), (6, torch.float32)]
+)
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 0.7), ("ddim", 1.0), ("plms", 0.0)])
+def test_trajectories_are_flagais(name: str, eta: float, steps: int, dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(steps)
+    x = rng.standard_normal((1, 2, 3, 3))
+    noises = [rng.standard_normal(x.shape) for _ in range(step_count(steps))]
+    expected = flagai_ddim(x, steps, eta, noises) if name == "ddim" else flagai_plms(x, steps)
+    draws = iter(torch.from_numpy(n).to(dtype) for n in noises)
+    noise = (lambda: next(draws)) if name == "ddim" else (lambda: torch.full((1,), math.nan))
+    schedule = Schedule.from_alphas_cumprod(TABLE, steps)
+    taken = list(SAMPLERS[name](in_torch, torch.from_numpy(x).to(dtype), schedule, noise=noise, eta=eta))
+    assert len(taken) == len(expected)
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-4
+    for step, want in zip(taken, expected, strict=True):
+        np.testing.assert_allclose(step.x.double().numpy(), want, rtol=tolerance, atol=tolerance * max(1, np.abs(want).max()))
