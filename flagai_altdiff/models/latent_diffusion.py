@@ -1,0 +1,236 @@
+"""LatentDiffusion: text encoder, UNet, autoencoder and noise schedule under LDM's names.
+
+**Source**: Rombach et al. 2022 (arXiv 2112.10752). Samplers written against CompVis' ``LatentDiffusion`` (k-diffusion's
+wrapper, for one) drive this class unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from flagai_altdiff.config import LatentDiffusionConfig
+from flagai_altdiff.models.autoencoder import AutoencoderKL, DiagonalGaussianDistribution
+from flagai_altdiff.models.ema import LitEma
+from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
+from flagai_altdiff.models.unet import UNetModel
+from flagai_altdiff.registry import UNREGISTERED
+from flagai_altdiff.sampling.schedule import add_noise, make_betas, schedule_buffers, v_target
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TOKENS = 77
+"""Length of every text: longer prompts are cut, shorter ones padded."""
+
+
+class ImageChecker(Protocol):
+    """Judges finished pictures."""
+
+    def check(self, images: Sequence[Image.Image], device: torch.device) -> list[bool]:
+        """For each picture, whether it must not be shown."""
+        ...
+
+
+class DiffusionWrapper(nn.Module):
+    """The UNet under the name that checkpoints give it (``model.diffusion_model``)."""
+
+    conditioning_key = "crossattn"
+
+    def __init__(self, unet: UNetModel) -> None:
+        super().__init__()
+        self.diffusion_model = unet
+
+    def forward(self, x: Tensor, t: Tensor, c_crossattn: Sequence[Tensor]) -> Tensor:
+        """(B, C, h, w), (B,), list of (B, L_i, D) to be joined along L -> (B, C, h, w)."""
+        context = c_crossattn[0] if len(c_crossattn) == 1 else torch.cat(list(c_crossattn), dim=1)
+        return self.diffusion_model(x, t, context)
+
+
+class LatentDiffusion(LightningModule):
+    """A text-to-image model.
+
+    Args:
+        config: Sizes, schedule and parameterization.
+
+    Attributes:
+        tokenizer: The model's tokenizer; it and the next three are set by the loader and not part of the state dict.
+        spec: Defaults of its pictures.
+        safety_checker: Judges its pictures, where it has one.
+        autocast_dtype: Precision of the UNet and the decoder on a GPU; ``None`` is float32.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+
+    def __init__(self, config: LatentDiffusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.parameterization = config.parameterization
+        self.scale_factor = config.scale_factor
+        self.cond_stage_key = "caption"
+        self.first_stage_key = "image"
+        self.channels = config.unet.in_channels
+        self.num_timesteps = config.timesteps
+        self.model = DiffusionWrapper(UNetModel(config.unet))
+        self.first_stage_model = AutoencoderKL(config.first_stage)
+        self.cond_stage_model = RobertaSeriesModelWithTransformation(config.cond_stage)
+        self.first_stage_model.requires_grad_(False)
+        self.cond_stage_model.requires_grad_(config.cond_stage_trainable)
+        for name, values in schedule_buffers(
+            make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end, config.cosine_s)
+        ).items():
+            self.register_buffer(name, values)
+        self.model_ema: LitEma | None = LitEma(self.model) if config.use_ema else None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.spec = UNREGISTERED
+        self.safety_checker: ImageChecker | None = None
+        self.autocast_dtype: torch.dtype | None = None
+
+    # Conditioning
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, (B, 77) int64, cut and padded to 77, on the model's device.
+
+        Args:
+            texts: Prompts.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("this model has no tokenizer; set model.tokenizer, or load the model from its folder")
+        ids = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        return ids["input_ids"].to(self.device)
+
+    def get_learned_conditioning(self, c: Sequence[str]) -> Tensor:
+        """Text states for the UNet.
+
+        Args:
+            c: B prompts.
+
+        Returns:
+            (B, 77, context_dim). Padding rows are part of it: the UNet gets no mask.
+        """
+        return self.cond_stage_model(self.tokenize(c))
+
+    # Denoising
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | Sequence[Tensor] | dict[str, Any]) -> Tensor:
+        """The UNet's output: eps, v or x0, as ``parameterization`` says.
+
+        Args:
+            x_noisy: (B, C, h, w).
+            t: (B,) timesteps in [0, T).
+            cond: (B, L, D), a list of such tensors, or ``{"c_crossattn": [...]}``.
+        """
+        if isinstance(cond, dict):
+            cond = cond["c_crossattn"]
+        return self.model(x_noisy, t, [cond] if isinstance(cond, Tensor) else cond)
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A draw of the latent at timestep t: sqrt(alpha_t) x_start + sqrt(1 - alpha_t) noise.
+
+        Args:
+            x_start: (B, C, h, w).
+            t: (B,).
+            noise: (B, C, h, w), standard normal; drawn when left out.
+        """
+        noise = torch.randn_like(x_start) if noise is None else noise
+        return add_noise(x_start, noise, self.alphas_cumprod[t][:, None, None, None])
+
+    # Latents
+
+    def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution:
+        """(B, 3, H, W) in [-1, 1] -> posterior of the unscaled latent (B, C, H/f, W/f)."""
+        return self.first_stage_model.encode(x)
+
+    def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
+        """A draw of the posterior (or the given latent), scaled for the UNet, (B, C, h, w)."""
+        if isinstance(encoder_posterior, DiagonalGaussianDistribution):
+            encoder_posterior = encoder_posterior.sample()
+        return self.scale_factor * encoder_posterior
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) as the UNet sees it -> (B, 3, h*f, w*f), about [-1, 1], not clamped."""
+        return self.first_stage_model.decode(z / self.scale_factor)
+
+    # Training
+
+    def get_input(self, batch: dict[str, Any], k: str) -> tuple[Tensor, Any]:
+        """Latents and conditioning of a batch.
+
+        Args:
+            batch: ``batch[k]`` (B, 3, H, W) in [-1, 1] and ``batch[cond_stage_key]``, B captions or (B, L, D) states.
+            k: Key of the pictures.
+
+        Returns:
+            (B, C, h, w) scaled latents, and what ``batch`` holds under ``cond_stage_key``.
+        """
+        with torch.no_grad():
+            z = self.get_first_stage_encoding(self.encode_first_stage(batch[k]))
+        return z, batch[self.cond_stage_key]
+
+    def forward(self, x: Tensor, c: Tensor | Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training loss of latents at uniformly drawn timesteps.
+
+        Args:
+            x: (B, C, h, w), scaled latents.
+            c: B captions, or their states (B, L, D).
+
+        Returns:
+            Scalar loss, and the values to log.
+        """
+        t = torch.randint(0, self.num_timesteps, (x.shape[0],), device=x.device)
+        return self.p_losses(x, c if isinstance(c, Tensor) else self.get_learned_conditioning(c), t)
+
+    def p_losses(
+        self, x_start: Tensor, cond: Tensor, t: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the prediction at given timesteps (Ho et al. 2020, eq. 14; v: Salimans and Ho 2022).
+
+        Args:
+            x_start: (B, C, h, w).
+            cond: (B, L, D).
+            t: (B,).
+            noise: (B, C, h, w); drawn when left out.
+        """
+        noise = torch.randn_like(x_start) if noise is None else noise
+        output = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
+        alpha = self.alphas_cumprod[t][:, None, None, None]
+        target = {"eps": lambda: noise, "x0": lambda: x_start, "v": lambda: v_target(x_start, noise, alpha)}
+        loss = F.mse_loss(output, target[self.parameterization]())
+        return loss, {"loss_simple": loss.detach()}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Lightning's hook: loss of one batch."""
+        loss, values = self(*self.get_input(batch, self.first_stage_key))
+        self.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Lightning's hook: let the averaged weights follow."""
+        if self.model_ema is not None:
+            self.model_ema(self.model)
+
+    @contextmanager
+    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+        """Run the block with the averaged weights in place of the trained ones; without an average, change nothing.
+
+        Args:
+            context: Ignored; LDM's callers pass a label.
+        """
+        if self.model_ema is None:
+            yield
+            return
+        self.model_ema.swap(self.model)
+        try:
+            yield
+        finally:
+            self.model_ema.swap(self.model)
