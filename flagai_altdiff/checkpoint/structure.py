@@ -1,0 +1,150 @@
+"""Sizes of a model from its keys and shapes: what config.yaml leaves out, and what a lone file cannot say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
+from flagai_altdiff.errors import CheckpointError, ConfigError
+
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
+"""Prefixes of the three parts."""
+
+_RELEASED_HEAD_WIDTH = 64
+
+
+def complete_text_encoder(config: TextEncoderConfig, state: Mapping[str, Tensor], where: str) -> TextEncoderConfig:
+    """The text encoder's config with the sizes that the weights have.
+
+    Args:
+        config: From config.yaml. Released files say nothing of its sizes; where the width is right, its heads stand.
+        state: LDM key -> tensor.
+        where: The file, for errors.
+
+    Raises:
+        ConfigError: Config and weights disagree on the variant (m9's or m18's read-out).
+    """
+    has_pre = f"{TEXT}transformation_pre.weight" in state
+    if has_pre != config.has_pre_transformation:
+        found, said = ("m18", "m9 or AltDiffusion") if has_pre else ("m9 or AltDiffusion", "m18")
+        raise ConfigError(
+            f"{where}: the weights have the text encoder of {found} ({'with' if has_pre else 'without'} transformation_pre), "
+            f"but the config says {said}. Put the weights and the config of one model together."
+        )
+    found_config = text_encoder_config(state, where)
+    if config.hidden_size == found_config.hidden_size:
+        found_config = replace(
+            found_config, num_attention_heads=config.num_attention_heads, layer_norm_eps=config.layer_norm_eps
+        )
+    return found_config
+
+
+def text_encoder_config(state: Mapping[str, Tensor], where: str) -> TextEncoderConfig:
+    """Sizes of an XLM-R text encoder; heads are 64 wide, as in every released one."""
+    has_pre = f"{TEXT}transformation_pre.weight" in state
+    vocab_size, hidden = _shape(state, f"{TEXT}roberta.embeddings.word_embeddings.weight", where)
+    return TextEncoderConfig(
+        hidden_size=hidden,
+        num_hidden_layers=_count(state, TEXT + r"roberta\.encoder\.layer\.(\d+)\."),
+        num_attention_heads=max(hidden // _RELEASED_HEAD_WIDTH, 1),
+        intermediate_size=_shape(state, f"{TEXT}roberta.encoder.layer.0.intermediate.dense.weight", where)[0],
+        vocab_size=vocab_size,
+        max_position_embeddings=_shape(state, f"{TEXT}roberta.embeddings.position_embeddings.weight", where)[0],
+        project_dim=_shape(state, f"{TEXT}transformation.weight", where)[0],
+        has_pre_transformation=has_pre,
+        has_pooler=f"{TEXT}roberta.pooler.dense.weight" in state and not has_pre,
+    )
+
+
+def infer_config(state: Mapping[str, Tensor], where: str) -> LatentDiffusionConfig:
+    """The config of a file that comes without one; schedule, scale factor and head sizes are the released models'.
+
+    Args:
+        state: LDM key -> tensor.
+        where: The file, for errors.
+
+    Raises:
+        CheckpointError: Not a model of this family.
+    """
+    refuse_other_models(state, where)
+    return LatentDiffusionConfig(
+        unet=_unet_config(state, where),
+        first_stage=_autoencoder_config(state, where),
+        cond_stage=text_encoder_config(state, where),
+    )
+
+
+def refuse_other_models(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise CheckpointError, with the name of what it is, for weights of another well-known kind."""
+    if any(k.startswith(f"{TEXT}roberta.") for k in state):
+        return
+    known = {
+        f"{TEXT}transformer.": "Stable Diffusion 1.x (its text encoder is CLIP)",
+        f"{TEXT}model.": "Stable Diffusion 2.x (its text encoder is OpenCLIP)",
+        "conditioner.embedders.": "Stable Diffusion XL",
+        "text_model.": "AltCLIP or CLIP, which matches text and pictures but draws none",
+        "lora_unet_": "a LoRA, an addition to a model",
+    }
+    for prefix, name in known.items():
+        if any(k.startswith(prefix) for k in state):
+            raise CheckpointError(f"{where} is {name}, not AltDiffusion, whose text encoder is XLM-RoBERTa.")
+    first = ", ".join(sorted(state)[:3])
+    raise CheckpointError(f"{where} has no AltDiffusion text encoder ({TEXT}roberta.*); its first keys are {first}.")
+
+
+def _unet_config(state: Mapping[str, Tensor], where: str) -> UNetConfig:
+    width, in_channels = _shape(state, f"{UNET}input_blocks.0.0.weight", where)[:2]
+    levels: list[list[int]] = [[]]
+    for i in range(1, _count(state, UNET + r"input_blocks\.(\d+)\.")):
+        if f"{UNET}input_blocks.{i}.0.op.weight" in state:  # a downsampling step opens the next level
+            levels.append([])
+        else:
+            levels[-1].append(i)
+    if not all(levels):
+        raise CheckpointError(f"{where}: the UNet's input blocks are not a whole AltDiffusion UNet.")
+    first = [f"{UNET}input_blocks.{blocks[0]}" for blocks in levels]
+    middle = f"{UNET}middle_block.1"
+    use_linear = len(_shape(state, f"{middle}.proj_in.weight", where)) == 2
+    return UNetConfig(
+        in_channels=in_channels,
+        out_channels=_shape(state, f"{UNET}out.2.weight", where)[0],
+        model_channels=width,
+        attention_resolutions=tuple(2**i for i, name in enumerate(first) if f"{name}.1.norm.weight" in state),
+        num_res_blocks=len(levels[0]),
+        channel_mult=tuple(_shape(state, f"{name}.0.out_layers.3.weight", where)[0] // width for name in first),
+        num_heads=None if use_linear else 8,
+        num_head_channels=_RELEASED_HEAD_WIDTH if use_linear else None,
+        use_linear_in_transformer=use_linear,
+        context_dim=_shape(state, f"{middle}.transformer_blocks.0.attn2.to_k.weight", where)[1],
+        transformer_depth=_count(state, re.escape(middle) + r"\.transformer_blocks\.(\d+)\."),
+    )
+
+
+def _autoencoder_config(state: Mapping[str, Tensor], where: str) -> AutoencoderConfig:
+    base = _shape(state, f"{VAE}encoder.conv_in.weight", where)[0]
+    levels = _count(state, VAE + r"encoder\.down\.(\d+)\.")
+    blocks = _count(state, VAE + r"encoder\.down\.0\.block\.(\d+)\.")
+    widths = [_shape(state, f"{VAE}encoder.down.{i}.block.{blocks - 1}.conv2.weight", where)[0] for i in range(levels)]
+    return AutoencoderConfig(
+        embed_dim=_shape(state, f"{VAE}post_quant_conv.weight", where)[1],
+        z_channels=_shape(state, f"{VAE}post_quant_conv.weight", where)[0],
+        ch=base,
+        ch_mult=tuple(w // base for w in widths),
+        num_res_blocks=blocks,
+    )
+
+
+def _shape(state: Mapping[str, Tensor], key: str, where: str) -> tuple[int, ...]:
+    if key not in state:
+        raise CheckpointError(f"{where} is not a whole AltDiffusion model: {key} is missing.")
+    return tuple(state[key].shape)
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """How many numbered modules there are; numbers that leave gaps are the key check's to report."""
+    found = re.compile("^" + pattern)
+    return len({m[1] for m in map(found.match, state) if m})
