@@ -1,0 +1,73 @@
+"""File names that a server sent: refused unless they stay inside one folder on every file system."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+
+from flagai_altdiff.errors import HubError
+
+MAX_NAME_BYTES = 255
+STAGING_PREFIX = ".incoming-"
+PART_SUFFIX = ".part"
+STATE_SUFFIX = ".part.json"
+
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³"}
+_FORBIDDEN = set('<>:"|?*\\')
+
+
+def safe_name(text: str) -> PurePosixPath:
+    """The relative path that ``text`` names.
+
+    Args:
+        text: Path with forward slashes, as a server sent it.
+
+    Returns:
+        The same path.
+
+    Raises:
+        HubError: It could leave the folder, is not portable between file systems, or is a name that downloads use themselves.
+    """
+    for part in text.split("/"):
+        if problem := _problem(part):
+            raise HubError(f"refused the file name {text[:300]!a}: {problem}.")
+    return PurePosixPath(text)
+
+
+def safe_names(texts: Iterable[str]) -> list[PurePosixPath]:
+    """:func:`safe_name` of each, refusing also two names that some file system would take for one."""
+    paths, seen = [safe_name(text) for text in texts], dict[str, str]()
+    for path in paths:
+        other = seen.setdefault(_folded(path), str(path))
+        if other != str(path):
+            raise HubError(f"refused the file names {other!a} and {str(path)!a}: they differ in case only.")
+    for path in paths:
+        for parent in path.parents:
+            if _folded(parent) in seen:
+                raise HubError(f"refused the file name {str(path)!a}: {str(parent)!a} is a file.")
+    return paths
+
+
+def _folded(path: PurePosixPath) -> str:
+    return unicodedata.normalize("NFKC", str(path)).casefold()
+
+
+def _problem(part: str) -> str | None:
+    if part in ("", ".", ".."):
+        return "it is absolute, empty, or has '.' or '..' in it"
+    if any(unicodedata.category(char)[0] == "C" or char in "\u2028\u2029" for char in part):
+        return "it has control or invisible characters"
+    if _FORBIDDEN & set(part):
+        return "it has a drive letter, a backslash or another character that Windows forbids"
+    if unicodedata.normalize("NFKC", part) != part:
+        return "it has characters that look like others"
+    if part != part.strip() or part.endswith("."):
+        return "it begins or ends with a space, or ends with a dot"
+    if part.split(".")[0].rstrip().casefold() in _DEVICES:
+        return "it is a device on Windows"
+    if len(part.encode()) > MAX_NAME_BYTES - len(STATE_SUFFIX):
+        return f"it is longer than {MAX_NAME_BYTES - len(STATE_SUFFIX)} bytes"
+    if part.startswith(STAGING_PREFIX) or part.endswith((PART_SUFFIX, STATE_SUFFIX)):
+        return "unfinished downloads have such names"
+    return None

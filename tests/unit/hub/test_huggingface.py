@@ -1,0 +1,163 @@
+"""Hugging Face: which files of a repository are wanted, and where the token goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flagai_altdiff.errors import HubError, ModelNotFoundError
+from flagai_altdiff.hub import download, huggingface
+from tests.servers import Fault, HubServer, serve
+
+NAME = "BAAI/AltDiffusion-m18"
+TREE = f"/api/models/{NAME}/tree/main"
+TOKEN = "hf_secret"
+WANTED = {
+    "model_index.json": b"{}",
+    "feature_extractor/preprocessor_config.json": b"{}",
+    "safety_checker/config.json": b"{}",
+    "safety_checker/pytorch_model.bin": b"checker",
+    "scheduler/scheduler_config.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "text_encoder/pytorch_model.bin": b"text",
+    "tokenizer/sentencepiece.bpe.model": b"pieces",
+    "unet/config.json": b"{}",
+    "unet/diffusion_pytorch_model.safetensors": b"unet",
+    "vae/config.json": b"{}",
+    "vae/diffusion_pytorch_model.bin": b"vae",
+}
+UNWANTED = {
+    ".gitattributes": b"",
+    "README.md": b"",
+    "m18.ckpt": b"all",
+    "m18.safetensors": b"all",
+    "safety_checker/pytorch_model.fp16.bin": b"half",
+    "text_encoder/model.fp16-00001-of-00002.safetensors": b"half",
+    "unet/diffusion_pytorch_model.bin": b"twice",
+    "unet/diffusion_pytorch_model.non_ema.bin": b"other",
+    "unet/model.onnx": b"onnx",
+    "vae/diffusion_flax_model.msgpack": b"flax",
+    "vae/deeper/config.json": b"{}",
+    "vae/diffusion_pytorch_model.safetensors.index.fp16.json": b"{}",
+    "vae_decoder/config.json": b"{}",
+}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with serve(repositories={NAME: {**WANTED, **UNWANTED}}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
+
+
+def test_one_set_of_weights_per_part_is_wanted(server: HubServer) -> None:
+    files = {file.name: file for file in huggingface.list_files(NAME)}
+    assert set(files) == set(WANTED)
+    assert {name: file.size_bytes for name, file in files.items()} == {name: len(data) for name, data in WANTED.items()}
+    assert files["unet/diffusion_pytorch_model.safetensors"].sha256 == hashlib.sha256(b"unet").hexdigest()
+    assert files["unet/config.json"].sha256 is None
+    assert files["unet/config.json"].locate().url == f"{server.url}/{NAME}/resolve/main/unet/config.json"
+
+
+def test_names_are_quoted_in_addresses(server: HubServer, tmp_path: Path) -> None:
+    server.repositories[NAME]["unet/a ?#%2e.json"] = b"odd"
+    (odd,) = (file for file in huggingface.list_files(NAME) if "odd" in file.name or "a " in file.name)
+    download(odd.locate().url, tmp_path / "odd")
+    assert (tmp_path / "odd").read_bytes() == b"odd"
+
+
+def test_long_lists_come_in_pages(server: HubServer) -> None:
+    first, second = ([{"type": "file", "path": path, "size": 2}] for path in ("model_index.json", "unet/config.json"))
+    server.faults[TREE] = [
+        Fault(body=json.dumps(first).encode(), headers={"Link": f'<{server.url}{TREE}?cursor=2>; rel="next"'}),
+        Fault(body=json.dumps(second).encode()),
+    ]
+    assert [file.name for file in huggingface.list_files(NAME)] == ["model_index.json", "unet/config.json"]
+    assert server.requests[1].query == {"cursor": "2"}
+
+
+def test_the_next_page_is_not_asked_from_another_host(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serve() as other:
+        server.always[TREE] = Fault(body=b"[]", headers={"Link": f'<{other.url}/next>; rel="next"'})
+        with pytest.raises(HubError, match="another host"):
+            huggingface.list_files(NAME)
+        assert other.requests == []
+
+
+def test_an_endless_list_ends(server: HubServer) -> None:
+    server.always[TREE] = Fault(body=b"[]", headers={"Link": f'<{TREE}>; rel="next"'})
+    with pytest.raises(ModelNotFoundError):
+        huggingface.list_files(NAME)
+    assert len(server.requests) == huggingface.MAX_PAGES
+
+
+def test_the_token_goes_to_the_endpoint_only(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HF_TOKEN", f" {TOKEN}\n")
+    with serve(files={"/cdn": b"unet"}) as cdn:
+        (unet,) = (file for file in huggingface.list_files(NAME) if file.name.endswith(".safetensors"))
+        location = unet.locate()
+        path = location.url.removeprefix(server.url)
+        server.always[path] = Fault(status=302, body=b"", headers={"Location": cdn.url + "/cdn"})
+        download(location.url, tmp_path / "file", sha256=unet.sha256, headers=location.headers)
+        assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {TOKEN}"] * 2
+        assert ["authorization" in request.headers for request in cdn.requests] == [False]
+    assert TOKEN not in caplog.text + repr(location) + repr(unet)
+
+
+def test_without_a_token_none_is_sent(server: HubServer) -> None:
+    huggingface.list_files(NAME)
+    assert "authorization" not in server.requests[0].headers
+
+
+@pytest.mark.parametrize("token", ["hf_a\nX-Header: b", "hf_a b", "hf_é"])
+def test_a_malformed_token_is_refused_and_not_shown(server: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError) as caught:
+        huggingface.list_files(NAME)
+    assert "hf_" not in str(caught.value).replace("HF_TOKEN", "")
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=404), Fault(status=401, headers={"X-Error-Code": "RepoNotFound"}), Fault(body=b"[]")],
+    ids=["404", "hidden", "empty"],
+)
+def test_a_repository_that_is_not_there(server: HubServer, fault: Fault) -> None:
+    server.always[TREE] = fault
+    with pytest.raises(ModelNotFoundError):
+        huggingface.list_files(NAME)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html>",
+        "{}",
+        "[1]",
+        '[{"type": "file"}]',
+        '[{"path": 1, "size": 1}]',
+        '[{"path": "a", "size": "1"}]',
+        '[{"path": "a", "size": true}]',
+        '[{"path": "a", "size": -1}]',
+        '[{"path": "a", "size": 1, "lfs": {"oid": "../x"}}]',
+        '[{"path": "a", "size": 1, "lfs": {"oid": 7}}]',
+        '[{"path": "a", "size": ' + "9" * 5000 + "}]",
+        "[" * 100_000,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_list_of_another_shape_is_refused(server: HubServer, text: str) -> None:
+    server.always[TREE] = Fault(body=text.encode())
+    with pytest.raises(HubError) as caught:
+        huggingface.list_files(NAME)
+    assert type(caught.value) is HubError

@@ -1,0 +1,453 @@
+"""One URL to one file, against a real server with faults."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from flagai_altdiff.errors import HubError, IntegrityError, ModelNotFoundError
+from flagai_altdiff.hub import client
+from flagai_altdiff.hub.transfer import download
+from tests.servers import Fault, HubServer, serve
+
+DATA = bytes(i * i % 251 for i in range(300_000))
+OTHER = DATA[::-1]
+SHA256 = hashlib.sha256(DATA).hexdigest()
+PATH = "/model.ckpt"
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with serve(files={PATH: DATA}) as running:
+        yield running
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "model.ckpt"
+
+
+def leave_partial(server: HubServer, target: Path, at: int = 200_000) -> int:
+    """Let a first call fail part-way; the number of bytes that it left."""
+    server.always[PATH] = Fault(status=503)
+    server.faults[PATH] = [Fault(cut_at=at)]
+    with pytest.raises(HubError):
+        download(server.url + PATH, target, size_bytes=len(DATA))
+    server.always.clear()
+    server.requests.clear()
+    return part_of(target).stat().st_size
+
+
+def part_of(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
+
+
+def leftovers(target: Path) -> list[str]:
+    return sorted(path.name for path in target.parent.iterdir())
+
+
+def test_a_file_arrives_whole_and_nothing_else_stays(server: HubServer, target: Path) -> None:
+    download(server.url + PATH, target, size_bytes=len(DATA), sha256=SHA256.upper())
+    assert target.read_bytes() == DATA
+    assert leftovers(target) == ["model.ckpt"]
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+    assert server.ranges(PATH) == [None]
+
+
+def test_an_existing_file_stays_until_the_new_one_is_whole(server: HubServer, target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    leave_partial(server, target)
+    assert target.read_bytes() == b"old"
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+
+
+def test_a_cut_connection_is_resumed_within_the_call(server: HubServer, target: Path) -> None:
+    server.faults[PATH] = [Fault(cut_at=150_000), Fault(cut_at=100_000)]
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    first, *others = server.ranges(PATH)
+    assert first is None and len(others) == 2 and all(others) and others[0] != others[1]
+
+
+def test_a_later_call_resumes_and_names_the_version(server: HubServer, target: Path) -> None:
+    have = leave_partial(server, target)
+    assert 0 < have < len(DATA) and not target.exists()
+    download(server.url + PATH, target, size_bytes=len(DATA), sha256=None)
+    assert target.read_bytes() == DATA
+    assert [request.headers.get("range") for request in server.requests] == [f"bytes={have}-"]
+    assert server.requests[0].headers["if-range"].startswith('"')
+
+
+def test_a_resumed_file_is_hashed_from_its_first_byte(server: HubServer, target: Path) -> None:
+    server.faults[PATH] = [Fault(cut_at=200_000)]
+    download(server.url + PATH, target, size_bytes=len(DATA), sha256=SHA256)
+    assert target.read_bytes() == DATA
+    assert len(server.requests) == 2
+
+
+def test_progress_resets_the_count_of_failures(server: HubServer, target: Path) -> None:
+    server.faults[PATH] = [f for at in (70_000, 140_000) for f in (Fault(cut_at=at), *[Fault(status=503)] * 4)]
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert len(server.requests) == 11
+
+
+def test_a_server_that_ignores_range_starts_the_file_over(server: HubServer, target: Path) -> None:
+    leave_partial(server, target)
+    server.always[PATH] = Fault(ignore_range=True)
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_ignores_range_and_always_cuts_ends(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(ignore_range=True, cut_at=150_000)
+    with pytest.raises(HubError, match=r"model\.ckpt.*cut.*tried 5 times"):
+        download(server.url + PATH, target, size_bytes=len(DATA))
+    assert len(server.requests) <= 6
+    assert not target.exists()
+
+
+def test_a_changed_file_is_not_joined_to_an_old_partial(server: HubServer, target: Path) -> None:
+    leave_partial(server, target)
+    server.files[PATH] = OTHER
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == OTHER
+
+
+def test_a_changed_file_behind_a_server_without_if_range_is_noticed(server: HubServer, target: Path) -> None:
+    have = leave_partial(server, target)
+    server.files[PATH] = OTHER
+    tail = Fault(status=206, body=OTHER[have:], headers={"Content-Range": f"bytes {have}-{len(OTHER) - 1}/{len(OTHER)}"})
+    server.faults[PATH] = [tail]
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == OTHER
+
+
+@pytest.mark.parametrize("recorded", ["url", "size_bytes", "sha256"])
+def test_a_partial_of_something_else_is_not_resumed(server: HubServer, target: Path, recorded: str) -> None:
+    leave_partial(server, target)
+    state = target.with_name("model.ckpt.part.json")
+    values = json.loads(state.read_text())
+    state.write_text(json.dumps(values | {recorded: "another"}))
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert server.ranges(PATH) == [None]
+
+
+@pytest.mark.parametrize("state", ["", "[]", "{}", '{"url": 1}', "\0", "[" * 100_000])
+def test_an_unreadable_record_means_starting_over(server: HubServer, target: Path, state: str) -> None:
+    leave_partial(server, target)
+    target.with_name("model.ckpt.part.json").write_text(state)
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert server.ranges(PATH) == [None]
+
+
+@pytest.mark.parametrize(
+    "content_range", ["bytes 5-299999/300000", "bytes 0-9/10", "bytes x", "", "bytes 196608-399999/400000"]
+)
+def test_a_wrong_content_range_discards_the_partial(server: HubServer, target: Path, content_range: str) -> None:
+    leave_partial(server, target)
+    server.faults[PATH] = [Fault(status=206, body=b"x" * 50, headers={"Content-Range": content_range})]
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert server.ranges(PATH)[1] is None
+
+
+def test_a_server_that_sends_less_than_asked_is_asked_again(server: HubServer, target: Path) -> None:
+    have = leave_partial(server, target)
+    piece = Fault(status=206, body=DATA[have:250_000], headers={"Content-Range": f"bytes {have}-249999/{len(DATA)}"})
+    server.faults[PATH] = [piece]
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert server.ranges(PATH) == [f"bytes={have}-", "bytes=250000-"]
+
+
+def test_what_cannot_be_checked_is_not_resumed(server: HubServer, target: Path) -> None:
+    server.faults[PATH] = [Fault(cut_at=200_000, headers={"ETag": None}), Fault(cut_at=200_000, headers={"ETag": 'W/"weak"'})]
+    download(server.url + PATH, target)
+    assert target.read_bytes() == DATA
+    assert server.ranges(PATH) == [None, None, None]
+
+
+def test_a_partial_that_is_complete_needs_no_request(server: HubServer, target: Path) -> None:
+    leave_partial(server, target)
+    part_of(target).write_bytes(DATA)
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert server.requests == []
+
+
+def test_a_complete_partial_of_unknown_size_is_accepted_on_416(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(status=503)
+    server.faults[PATH] = [Fault(cut_at=200_000)]
+    with pytest.raises(HubError):
+        download(server.url + PATH, target, sha256=SHA256)
+    server.always.clear()
+    part_of(target).write_bytes(DATA)
+    download(server.url + PATH, target, sha256=SHA256)
+    assert target.read_bytes() == DATA
+    assert server.ranges(PATH)[-1] == "bytes=300000-"
+
+
+@pytest.mark.parametrize("size_bytes", [None, len(DATA)])
+def test_a_partial_that_is_too_long_is_discarded(server: HubServer, target: Path, size_bytes: int | None) -> None:
+    server.always[PATH] = Fault(status=503)
+    server.faults[PATH] = [Fault(cut_at=200_000)]
+    with pytest.raises(HubError):
+        download(server.url + PATH, target, size_bytes=size_bytes)
+    server.always.clear()
+    part_of(target).write_bytes(DATA + b"tail")
+    download(server.url + PATH, target, size_bytes=size_bytes)
+    assert target.read_bytes() == DATA
+
+
+def test_a_wrong_hash_removes_the_file(server: HubServer, target: Path) -> None:
+    server.files[PATH] = OTHER
+    with pytest.raises(IntegrityError, match=SHA256):
+        download(server.url + PATH, target, size_bytes=len(DATA), sha256=SHA256)
+    assert leftovers(target) == []
+
+
+def test_a_damaged_partial_is_fetched_again_before_the_server_is_blamed(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(status=503)
+    server.faults[PATH] = [Fault(cut_at=200_000)]
+    with pytest.raises(HubError):
+        download(server.url + PATH, target, sha256=SHA256)
+    server.always.clear()
+    part_of(target).write_bytes(b"x" * part_of(target).stat().st_size)
+    download(server.url + PATH, target, sha256=SHA256)
+    assert target.read_bytes() == DATA
+
+
+def test_another_size_than_announced_is_refused(server: HubServer, target: Path) -> None:
+    with pytest.raises(IntegrityError, match="expected 300001 bytes, the server has 300000"):
+        download(server.url + PATH, target, size_bytes=len(DATA) + 1)
+    assert not target.exists() and len(server.requests) == 1
+
+
+def test_more_bytes_than_announced_are_refused(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(headers={"Content-Length": None})
+    with pytest.raises(IntegrityError, match="more came"):
+        download(server.url + PATH, target, size_bytes=1000)
+    assert leftovers(target) == []
+
+
+def test_fewer_bytes_than_announced_are_not_taken_for_the_file(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(headers={"Content-Length": None}, cut_at=1000, ignore_range=True)
+    with pytest.raises(HubError, match="expected 300000 bytes, the connection ended after 1000"):
+        download(server.url + PATH, target, size_bytes=len(DATA))
+    assert not target.exists()
+
+
+def test_without_size_and_hash_the_end_cannot_be_told(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(headers={"Content-Length": None})
+    with pytest.raises(HubError, match="neither size nor hash"):
+        download(server.url + PATH, target, size_bytes=0)
+    download(server.url + PATH, target, size_bytes=0, sha256=SHA256)
+    assert target.read_bytes() == DATA
+
+
+def test_a_web_page_is_not_taken_for_weights(server: HubServer, target: Path) -> None:
+    page = Fault(body=b"\n<html>Log in\x1b[31m</html>\nmore", headers={"Content-Type": "text/html; charset=utf-8"})
+    server.always[PATH] = page
+    with pytest.raises(HubError, match=r"a web page came instead of model\.ckpt: '<html>Log in\\x1b\[31m</html>'"):
+        download(server.url + PATH, target)
+    assert leftovers(target) == []
+
+
+def test_compressed_files_are_refused(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(headers={"Content-Encoding": "gzip"})
+    with pytest.raises(HubError, match="compresses"):
+        download(server.url + PATH, target)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_passing_failures_are_tried_again(server: HubServer, target: Path, status: int) -> None:
+    server.faults[PATH] = [Fault(status=status), Fault(status=status)]
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert len(server.requests) == 3
+
+
+def test_failures_that_stay_end(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(status=503)
+    with pytest.raises(HubError, match=r"HTTP 503 \(tried 5 times\)"):
+        download(server.url + PATH, target)
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "text"),
+    [(404, ModelNotFoundError, "no such"), (401, HubError, "HF_TOKEN"), (403, HubError, "refused"), (400, HubError, "400")],
+)
+def test_lasting_refusals_are_not_tried_again(
+    server: HubServer, target: Path, status: int, kind: type[HubError], text: str
+) -> None:
+    server.always[PATH] = Fault(status=status, body=b"error text")
+    with pytest.raises(HubError, match=text) as caught:
+        download(server.url + PATH, target)
+    assert type(caught.value) is kind
+    assert len(server.requests) == 1 and leftovers(target) == []
+
+
+class RetryAfter(NamedTuple):
+    text: str
+    waits_s: float
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        RetryAfter("0.2", 0.0),
+        RetryAfter("30", 0.3),
+        RetryAfter("Fri, 31 Dec 2999 23:59:59 GMT", 0.3),
+        RetryAfter("9" * 5000, 0.3),
+        RetryAfter("-5", 0.0),
+        RetryAfter("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        RetryAfter("soon", 0.0),
+    ],
+    ids=lambda header: header.text[:10],
+)
+def test_retry_after_is_kept_within_bounds(
+    server: HubServer, target: Path, header: RetryAfter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "LONGEST_WAIT_S", 0.3)
+    server.faults[PATH] = [Fault(status=429, headers={"Retry-After": header.text})]
+    began = time.monotonic()
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert header.waits_s <= time.monotonic() - began < header.waits_s + 5.0
+
+
+def test_a_silent_server_is_given_up(server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.1)
+    server.always[PATH] = Fault(stall_s=0.5)
+    with pytest.raises(HubError, match="no data for"):
+        download(server.url + PATH, target)
+    assert len(server.requests) == 5
+
+
+def test_a_slow_transfer_is_not_cut(server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 1.0)
+    server.always[PATH] = Fault(pause_s=0.06)
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert len(server.requests) == 1
+
+
+def test_a_body_that_stops_is_given_up(server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.1)
+    server.always[PATH] = Fault(pause_s=0.5)
+    with pytest.raises(HubError, match=r"no data for 0 s \(tried 5 times\)"):
+        download(server.url + PATH, target)
+
+
+def test_a_connection_lost_on_the_way_is_tried_longer(target: Path) -> None:
+    with serve(files={PATH: DATA}) as server:
+        leave_partial(server, target)
+    with pytest.raises(HubError, match=r"Connection refused \(tried 5 times\)"):
+        download(server.url + PATH, target, size_bytes=len(DATA))
+
+
+def test_a_closed_port_is_tried_twice(target: Path) -> None:
+    with pytest.raises(HubError, match=r"Connection refused \(tried 2 times\)"):
+        download("http://127.0.0.1:9/model.ckpt", target)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "//host/x", "http://", "http://[", "javascript:1", ""])
+def test_only_http_is_fetched(url: str, target: Path) -> None:
+    with pytest.raises(HubError, match="only http"):
+        download(url, target)
+
+
+def test_redirects_are_followed_without_the_token(server: HubServer, target: Path) -> None:
+    with serve(files={"/cdn": DATA}) as other:
+        elsewhere = other.url.replace("127.0.0.1", "localhost")
+        server.always[PATH] = Fault(status=302, body=b"", headers={"Location": f"{elsewhere}/cdn?signature=secret"})
+        download(server.url + PATH, target, size_bytes=len(DATA), headers={"Authorization": "Bearer hf_secret"})
+        assert server.requests[0].headers["authorization"] == "Bearer hf_secret"
+        assert "authorization" not in other.requests[0].headers
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x"])
+def test_redirects_to_other_schemes_are_refused(server: HubServer, target: Path, location: str) -> None:
+    server.always[PATH] = Fault(status=302, body=b"", headers={"Location": location})
+    with pytest.raises(HubError, match="InvalidSchema"):
+        download(server.url + PATH, target)
+
+
+def test_a_redirect_loop_ends(server: HubServer, target: Path) -> None:
+    server.always[PATH] = Fault(status=302, body=b"", headers={"Location": PATH})
+    with pytest.raises(HubError, match="more than 10 redirects"):
+        download(server.url + PATH, target)
+    assert len(server.requests) == 11
+
+
+def test_secrets_in_an_address_are_not_shown(server: HubServer, target: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "flagai_altdiff")
+    server.always[PATH] = Fault(status=503)
+    url = server.url.replace("://", "://me:secret@") + PATH + "?signature=secret"
+    with pytest.raises(HubError) as caught:
+        download(url, target, headers={"Authorization": "Bearer secret"})
+    assert "secret" not in str(caught.value) + caplog.text
+    server.always.clear()
+    server.faults[PATH] = [Fault(cut_at=200_000), *[Fault(status=503)] * 5]
+    with pytest.raises(HubError):
+        download(url, target, headers={"Authorization": "Bearer secret"})
+    assert "secret" not in target.with_name("model.ckpt.part.json").read_text()
+
+
+def test_too_little_space_is_said_before_the_first_byte(
+    server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
+    with pytest.raises(HubError, match="needs 300,000 bytes, 1,000 are free") as caught:
+        download(server.url + PATH, target, size_bytes=len(DATA))
+    assert caught.value.errno == errno.ENOSPC
+    assert leftovers(target) == []
+
+
+def test_a_disk_that_fills_up_keeps_what_has_arrived(server: HubServer, target: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(HubError, match=r"Bytes needed: 300,000, free: [\d,]+\. What has arrived is kept") as caught:
+            download(server.url + PATH, target, size_bytes=len(DATA))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+    have = part_of(target).stat().st_size
+    assert 0 < have <= 100_000
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA
+    assert server.ranges(PATH) == [None, f"bytes={have}-"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_disk(server: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(HubError) as caught:
+        download(server.url + PATH, tmp_path / "file" / "model.ckpt")
+    assert caught.value.errno in (errno.EEXIST, errno.ENOTDIR)
+
+
+def test_a_planted_link_is_not_written_through(server: HubServer, target: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    target.parent.mkdir()
+    part_of(target).symlink_to(outside)
+    with pytest.raises(HubError) as caught:
+        download(server.url + PATH, target, size_bytes=len(DATA))
+    assert caught.value.errno == errno.ELOOP
+    assert outside.read_text() == "mine"
