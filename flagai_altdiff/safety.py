@@ -1,0 +1,141 @@
+"""The image safety checker of the released models.
+
+A CLIP picture tower compares each picture with fixed concept vectors; one over its threshold flags the picture.
+
+**Source**: Radford et al. 2021 (arXiv 2103.00020) for CLIP; Rando et al. 2022 (arXiv 2210.04610) describe the checker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from flagai_altdiff.checkpoint import assign
+from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.errors import CheckpointError
+
+_CONCEPTS, _SPECIAL = 17, 3
+_MARGIN = 0.01
+"""How much stricter the concepts are judged when a special-care concept is close."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipImageTransform:
+    """CLIP's preparation of a picture: shorter side to ``size``, centre crop, normalised.
+
+    Args:
+        size: Side of the result, in pixels.
+        mean: Mean of each channel, of values in 0..1.
+        std: Standard deviation of each channel.
+    """
+
+    size: int = 224
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Any PIL picture -> (3, size, size), float32."""
+        image = image.convert("RGB")
+        scale = self.size / min(image.size)
+        width, height = (max(self.size, int(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        pixels = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32) / 255.0
+        return torch.from_numpy((pixels - self.mean) / np.asarray(self.std)).permute(2, 0, 1).float()
+
+
+class CheckerNetwork(nn.Module):
+    """Picture tower, projection and concept vectors, under the names of the released file.
+
+    Args:
+        config: Sizes of the picture tower.
+        projection_dim: Width of the concept vectors.
+    """
+
+    def __init__(self, config: CLIPVisionConfig, projection_dim: int) -> None:
+        super().__init__()
+        self.vision_model = CLIPVisionModel(config)
+        self.visual_projection = nn.Linear(config.hidden_size, projection_dim, bias=False)
+        self.concept_embeds = nn.Parameter(torch.ones(_CONCEPTS, projection_dim), requires_grad=False)
+        self.special_care_embeds = nn.Parameter(torch.ones(_SPECIAL, projection_dim), requires_grad=False)
+        self.concept_embeds_weights = nn.Parameter(torch.ones(_CONCEPTS), requires_grad=False)
+        self.special_care_embeds_weights = nn.Parameter(torch.ones(_SPECIAL), requires_grad=False)
+
+    @torch.inference_mode()
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, size, size) -> (B,) bool: whether each picture is flagged."""
+        pooled = self.vision_model(pixel_values).pooler_output
+        embeds = F.normalize(self.visual_projection(pooled))
+        special = embeds @ F.normalize(self.special_care_embeds).T - self.special_care_embeds_weights
+        concepts = embeds @ F.normalize(self.concept_embeds).T - self.concept_embeds_weights
+        margin = _MARGIN * (special.round(decimals=3) > 0).any(dim=1, keepdim=True)
+        return ((concepts + margin).round(decimals=3) > 0).any(dim=1)
+
+
+class SafetyChecker:
+    """Judges finished pictures.
+
+    Args:
+        network: The picture tower with its concepts; moved to the device of each check.
+        image_size: Side of the pictures that it looks at, in pixels.
+    """
+
+    def __init__(self, network: CheckerNetwork, image_size: int) -> None:
+        self.network = network
+        self.transform = ClipImageTransform(size=image_size)
+
+    def check(self, images: Sequence[Image.Image], device: torch.device) -> list[bool]:
+        """Judge pictures on ``device``.
+
+        Args:
+            images: PIL pictures.
+            device: Where to compute.
+
+        Returns:
+            For each picture, whether it is flagged.
+        """
+        pixel_values = torch.stack([self.transform(image) for image in images]).to(device)
+        return [bool(flag) for flag in self.network.to(device)(pixel_values)]
+
+
+def load_safety_checker(folder: Path) -> SafetyChecker:
+    """Load FlagAI's ``SafetyChecker`` or a diffusers ``safety_checker`` folder.
+
+    Args:
+        folder: ``config.json`` and the weights.
+
+    Raises:
+        CheckpointError: Files are missing or of another kind.
+    """
+    weights = next((p for n in ("model.safetensors", "pytorch_model.bin") if (p := folder / n).is_file()), None)
+    if weights is None:
+        raise CheckpointError(f"{folder} has no model.safetensors and no pytorch_model.bin. Download the safety checker again.")
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+        vision = data["vision_config"]
+        # Older files leave out what equals the defaults of their time: ViT-L/14 wrote all, the rest is ViT-B/32.
+        config = CLIPVisionConfig(
+            **{f: int(vision[f]) for f in fields if f in vision},
+            hidden_act=str(vision.get("hidden_act", "quick_gelu")),
+            layer_norm_eps=float(vision.get("layer_norm_eps", 1e-5)),
+        )
+        projection_dim = int(data.get("projection_dim", 512))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a safety checker's config: {error!r}.") from error
+    state = {}
+    for key, value in read_tensors(weights).items():
+        if not key.endswith("position_ids"):  # a constant that old files carry
+            state[key.replace("vision_model.vision_model.", "vision_model.")] = value
+    network = CheckerNetwork(config, projection_dim)
+    assign(network, state, str(weights))
+    return SafetyChecker(network.eval(), config.image_size)
