@@ -1,0 +1,127 @@
+"""AutoLoader: FlagAI's loader. A task and a model name -> files -> model, tokenizer, transform."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from flagai_altdiff import checkpoint, hub
+from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.loading import load_model, locate
+from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.registry import check_task
+from flagai_altdiff.safety import ClipImageTransform
+from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class AutoLoader:
+    """Loads a model by name, fetching its files into ``model_dir`` if they are not there.
+
+    Args:
+        task_name: ``"text2img"``.
+        model_name: A registered name in any case, or the path of a folder or file with weights.
+        model_dir: Folder of the model folders.
+        only_download_config: Fetch and read config and tokenizer only; ``get_model()`` then raises.
+        device: Where the script will move the model; the loader itself leaves it on the CPU, as FlagAI's does.
+        torch_dtype: Accepted for FlagAI's sake; ``fp16`` decides.
+        fp16: Draw in half precision when the model is on a GPU; ``use_fp16`` is the same.
+        safety_checker: ``"auto"``, ``True`` or ``False``; see ``load_model``.
+        kwargs: ``use_fp16``; anything else is named in one warning and has no effect.
+
+    Raises:
+        UnknownTaskError: No such task.
+        UnknownModelError: No such model, with the nearest name.
+        HubError: Files are missing and could not be fetched.
+        CheckpointError: The files are not such a model.
+    """
+
+    def __init__(
+        self,
+        task_name: str = "text2img",
+        model_name: str = "AltDiffusion-m18",
+        model_dir: str | Path = "./checkpoints/",
+        only_download_config: bool = False,
+        device: str | torch.device | None = None,
+        torch_dtype: torch.dtype = torch.float16,
+        low_cpu_mem_usage: bool = True,
+        lora_dir: str | None = None,
+        qlora_dir: str | None = None,
+        inference_mode: bool = True,
+        model_max_length: int | None = None,
+        all_devices: bool = False,
+        *,
+        fp16: bool | None = None,
+        safety_checker: bool | str = "auto",
+        **kwargs: object,
+    ) -> None:
+        check_task(task_name)
+        half = bool(kwargs.pop("use_fp16", False)) if fp16 is None else fp16
+        meaningless = {
+            "torch_dtype": torch_dtype != torch.float16,
+            "low_cpu_mem_usage": not low_cpu_mem_usage,
+            "lora_dir": lora_dir is not None,
+            "qlora_dir": qlora_dir is not None,
+            "inference_mode": not inference_mode,
+            "model_max_length": model_max_length is not None,
+            "all_devices": all_devices,
+        }
+        ignored = [name for name, changed in meaningless.items() if changed] + list(kwargs)
+        if ignored:
+            logger.warning("AutoLoader: %s has no effect here", ", ".join(sorted(ignored)))
+        self.task_name = task_name
+        self.model_name = str(model_name)
+        self.model_dir = Path(model_dir)
+        self.device = device
+        self.process = self.transform = ClipImageTransform()
+        self.model: LatentDiffusion | None = None
+        self.tokenizer: PreTrainedTokenizerBase
+        if only_download_config:
+            self.tokenizer = self._config_only()
+        else:
+            self.model = load_model(model_name, self.model_dir, safety_checker=safety_checker)
+            assert self.model.tokenizer is not None
+            self.tokenizer = self.model.tokenizer
+            self.model.autocast_dtype = torch.float16 if half else None
+
+    def get_model(self) -> LatentDiffusion:
+        """The model, in evaluation mode on the CPU."""
+        if self.model is None:
+            raise CheckpointError(
+                f"only_download_config=True: {self.model_name} was not loaded. Call AutoLoader again without it."
+            )
+        return self.model
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return self.tokenizer
+
+    def get_transform(self) -> ClipImageTransform:
+        """CLIP's preparation of a picture, as a tensor."""
+        return self.transform
+
+    def get_task_name(self, brief_name: str) -> str:
+        """The full name of a task; they are the same here."""
+        return brief_name
+
+    def load_pretrain_params(self, model_path: str | Path) -> None:
+        """Give the model the weights of another file of the same shape.
+
+        Args:
+            model_path: ``.ckpt`` or ``.safetensors`` with LDM names.
+        """
+        checkpoint.assign(self.get_model(), read_tensors(Path(model_path)), str(model_path))
+
+    def _config_only(self) -> PreTrainedTokenizerBase:
+        spec, path = locate(self.model_name, self.model_dir)
+        found = own_tokenizer(path)
+        if found is None and spec and spec.sources:
+            found = own_tokenizer(hub.fetch(spec, path, config_only=True))
+        if found is None:
+            raise CheckpointError(f"{path} has no tokenizer (sentencepiece.bpe.model or tokenizer.json).")
+        return load_tokenizer(found)
