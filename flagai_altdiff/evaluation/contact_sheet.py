@@ -1,0 +1,38 @@
+"""One picture of what a model draws in all languages."""
+
+from __future__ import annotations
+
+from PIL import Image, ImageDraw
+
+from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.pipeline import generate
+from flagai_altdiff.request import GenerationRequest
+from flagai_altdiff.scenes.captions import caption
+from flagai_altdiff.scenes.vocabulary import LANGUAGES
+from flagai_altdiff.scenes.world import Scene
+
+LABEL_WIDTH, GAP = 22, 2
+
+
+def contact_sheet(model: LatentDiffusion, scenes: list[Scene], *, side: int = 64, seed: int = 1) -> Image.Image:
+    """A row for each language, a column for each scene.
+
+    Args:
+        model: From ``load_model``.
+        scenes: What to draw; every language describes the same ones.
+        side: Height and width of a picture on the sheet, in px.
+        seed: Seed of the noise; each column starts from the same noise in every language.
+
+    Returns:
+        The sheet, with language codes at the left.
+    """
+    step = side + GAP
+    sheet = Image.new("RGB", (LABEL_WIDTH + step * len(scenes), step * len(LANGUAGES)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, language in enumerate(LANGUAGES):
+        prompts = tuple(caption(scene, language) for scene in scenes)
+        request = GenerationRequest(prompts=prompts, images_per_prompt=1, batch_size=len(prompts), seed=seed)
+        pen.text((5, row * step + side // 2 - 6), language, fill="black")
+        for column, image in enumerate(generate(model, request).images):
+            sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), (LABEL_WIDTH + column * step, row * step))
+    return sheet

@@ -1,0 +1,96 @@
+"""The drawn world: what a scene is, which scenes exist and which of them are never trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from itertools import product
+
+from .vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
+
+HELD_OUT_ONE_IN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One object on a plain ground.
+
+    Attributes:
+        shape: One of ``SHAPES``.
+        colour: One of ``COLOURS``.
+        background: One of ``COLOURS``, other than ``colour``.
+        size: One of ``SIZES``; "medium" is what an unnamed size means.
+        position: One of ``POSITIONS``; "centre" is what an unnamed position means.
+    """
+
+    shape: str
+    colour: str
+    background: str
+    size: str = "medium"
+    position: str = "centre"
+
+    @property
+    def labels(self) -> tuple[int, int, int, int, int]:
+        """Class numbers of shape, colour, background, size and position, in the order of ``ATTRIBUTES``."""
+        return (
+            SHAPES.index(self.shape),
+            COLOURS.index(self.colour),
+            COLOURS.index(self.background),
+            SIZES.index(self.size),
+            POSITIONS.index(self.position),
+        )
+
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "background": COLOURS,
+    "size": SIZES,
+    "position": POSITIONS,
+}
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether the scene's shape, colour and background belong to the triples that training never sees.
+
+    The choice is a function of the words alone (their MD5), so it is the same on every machine and in every version.
+    """
+    triple = f"{scene.shape}-{scene.colour}-{scene.background}".encode()
+    return int(hashlib.md5(triple, usedforsecurity=False).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
+
+
+def all_scenes() -> list[Scene]:
+    """Every scene of the world, in a fixed order."""
+    return [
+        Scene(shape=shape, colour=colour, background=background, size=size, position=position)
+        for shape, colour, background, size, position in product(SHAPES, COLOURS, COLOURS, SIZES, POSITIONS)
+        if colour != background
+    ]
+
+
+def training_scenes() -> list[Scene]:
+    """The scenes that training may see."""
+    return [scene for scene in all_scenes() if not is_held_out(scene)]
+
+
+def held_out_scenes() -> list[Scene]:
+    """The scenes that only measurements see."""
+    return [scene for scene in all_scenes() if is_held_out(scene)]
+
+
+def draw_scenes(scenes: list[Scene], count: int, rng: random.Random) -> list[Scene]:
+    """Draw scenes so that every one comes up equally often (within one).
+
+    Args:
+        scenes: What to draw from.
+        count: How many.
+        rng: Source of the order.
+
+    Returns:
+        ``count`` scenes in random order.
+    """
+    drawn: list[Scene] = []
+    while len(drawn) < count:
+        drawn += rng.sample(scenes, min(len(scenes), count - len(drawn)))
+    return drawn

@@ -1,0 +1,67 @@
+"""The renderer and the judge: what is drawn is what is seen."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from flagai_altdiff.scenes.drawing import RGB, draw, draw_batch
+from flagai_altdiff.scenes.judge import load_judge, see
+from flagai_altdiff.scenes.vocabulary import POSITIONS, SHAPES, SIZES
+from flagai_altdiff.scenes.world import Scene, all_scenes
+
+
+def object_columns(scene: Scene, side: int = 128) -> tuple[int, int]:
+    picture = draw(scene, random.Random(0), side=side).astype(int)
+    different = np.abs(picture - picture[0, 0]).sum(axis=2).max(axis=0) > 100
+    columns = np.flatnonzero(different)
+    return int(columns[0]), int(columns[-1])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_objects_lie_inside_the_picture_at_their_place(shape: str, size: str) -> None:
+    centres = []
+    for position in POSITIONS:
+        left, right = object_columns(Scene(shape=shape, colour="black", background="white", size=size, position=position))
+        assert 0 < left < right < 127
+        centres.append((left + right) / 2)
+    assert centres == sorted(centres)
+    assert centres[2] - centres[0] > 25
+
+
+def test_sizes_differ() -> None:
+    spans = [object_columns(Scene(shape="square", colour="red", background="white", size=size)) for size in SIZES]
+    widths = [right - left for left, right in spans]
+    assert widths[0] + 8 < widths[1] < widths[2] - 8
+
+
+def test_colours_are_near_their_names() -> None:
+    scene = Scene(shape="circle", colour="orange", background="blue", size="large")
+    picture = draw(scene, random.Random(1)).astype(int)
+    assert np.abs(picture[64, 64] - RGB["orange"]).max() <= 9
+    assert np.abs(picture[1, 1] - RGB["blue"]).max() <= 9
+
+
+def test_a_seed_gives_one_picture() -> None:
+    scene = all_scenes()[1234]
+    assert (draw(scene, random.Random(3)) == draw(scene, random.Random(3))).all()
+    assert (draw(scene, random.Random(3)) != draw(scene, random.Random(4))).any()
+
+
+def test_batches_are_scaled_for_the_model() -> None:
+    batch = draw_batch(all_scenes()[:3], random.Random(0), side=64)
+    assert batch.shape == (3, 3, 64, 64)
+    assert batch.dtype == torch.float32
+    picture = draw(all_scenes()[0], random.Random(0), side=64)
+    assert np.allclose((batch[0].permute(1, 2, 0).numpy() + 1) * 127.5, picture, atol=1e-3)
+
+
+def test_the_judge_sees_what_was_drawn() -> None:
+    rng = random.Random(7)
+    scenes = rng.sample(all_scenes(), 200)
+    seen = see(load_judge(), draw_batch(scenes, rng))
+    assert sum(a == b for a, b in zip(seen, scenes, strict=True)) >= 198
