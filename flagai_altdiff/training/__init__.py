@@ -1,0 +1,1 @@
+"""Trains AltDiffusion-mini from nothing, on pictures that the package draws itself."""

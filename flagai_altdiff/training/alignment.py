@@ -1,0 +1,67 @@
+"""Brings the text states of a scene together: one state per scene, in whatever language and words.
+
+The UNet is trained before this and stays as it is. It follows the mean of a scene's states better than most single ones,
+so the text encoder is taught to give that mean, which costs minutes.
+
+**Source**: the teacher learning of Chen et al. 2023 (arXiv 2211.06679), with the encoder's own mean as teacher.
+"""
+
+from __future__ import annotations
+
+import random
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagai_altdiff.models.text_encoder import PAD_ID, RobertaSeriesModelWithTransformation
+from flagai_altdiff.scenes.captions import caption
+from flagai_altdiff.scenes.vocabulary import LANGUAGES
+from flagai_altdiff.scenes.world import Scene
+from flagai_altdiff.training.loop import StepLoss
+from flagai_altdiff.training.stages import Stage
+from flagai_altdiff.training.text import CaptionTokenizer, draw_caption
+
+
+def states_of(encoder: RobertaSeriesModelWithTransformation, input_ids: Tensor) -> Tensor:
+    """States of the tokens and of one padding row, (B, 77) -> (B, L + 1, D)."""
+    longest = int((input_ids != PAD_ID).sum(dim=1).max())
+    return encoder(input_ids[:, : longest + 1])
+
+
+@torch.no_grad()
+def mean_states(
+    encoder: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, scenes: list[Scene]
+) -> dict[Scene, Tensor]:
+    """The mean over all languages of each scene's padding state, (D,): most of what the UNet attends to is padding."""
+    means = {}
+    for i, scene in enumerate(scenes):
+        captions = [caption(scene, code, pattern=i) for code in LANGUAGES]
+        means[scene] = states_of(encoder, tokenize(captions))[:, -1].mean(dim=0)
+    return means
+
+
+def alignment_loss(
+    encoder: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, stage: Stage, scenes: list[Scene]
+) -> StepLoss:
+    """Distance of every state of a caption from its scene's mean.
+
+    Captions that leave the background open, and the empty one, keep the states that they had.
+    """
+    teacher = deepcopy(encoder).eval().requires_grad_(False)
+    means = mean_states(teacher, tokenize, scenes)
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"alignment:{step}")
+        drawn = rng.choices(scenes, k=stage.batch)
+        captions = [("", False) if rng.random() < stage.text_drop else draw_caption(scene, rng) for scene in drawn]
+        input_ids = tokenize([text for text, _ in captions])
+        named = torch.tensor([named for _, named in captions])
+        with torch.no_grad():
+            before = states_of(teacher, input_ids)
+        target = torch.where(named[:, None, None], torch.stack([means[scene] for scene in drawn])[:, None], before)
+        loss = F.mse_loss(states_of(encoder, input_ids), target)
+        return loss, {"before": F.mse_loss(before[named], target[named]).item()}
+
+    return step_loss

@@ -1,0 +1,140 @@
+"""Training of the UNet on cached latents with the text encoder and the autoencoder frozen."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flagai_altdiff.models.attention import SpatialTransformer
+from flagai_altdiff.models.autoencoder import AutoencoderKL
+from flagai_altdiff.models.latent_diffusion import LatentDiffusion
+from flagai_altdiff.models.unet import ResBlock, UNetModel
+from flagai_altdiff.sampling.ddim import ddim
+from flagai_altdiff.sampling.guidance import guided
+from flagai_altdiff.sampling.schedule import Schedule
+from flagai_altdiff.scenes.captions import caption
+from flagai_altdiff.scenes.drawing import draw_batch
+from flagai_altdiff.scenes.judge import Judge, see
+from flagai_altdiff.scenes.vocabulary import LANGUAGES
+from flagai_altdiff.scenes.world import ATTRIBUTES, Scene, draw_scenes, held_out_scenes, training_scenes
+from flagai_altdiff.training.loop import StepLoss, save_atomically
+from flagai_altdiff.training.stages import Stage
+from flagai_altdiff.training.text import CaptionTokenizer, draw_caption
+
+logger = logging.getLogger(__name__)
+
+BANK_SIZE = 16_000
+BANK_CHUNK = 100
+LOOK_PROMPTS, LOOK_STEPS, LOOK_GUIDANCE = 100, 20, 1.5
+
+
+def bank_scenes() -> list[Scene]:
+    """The scene of each cached latent."""
+    return draw_scenes(training_scenes(), BANK_SIZE, random.Random("bank"))
+
+
+@torch.no_grad()
+def fill_bank(autoencoder: AutoencoderKL, path: Path) -> dict[str, Tensor]:
+    """Draw and encode the training pictures, or read what an earlier run encoded.
+
+    Args:
+        autoencoder: With normalised latents.
+        path: The cache.
+
+    Returns:
+        ``mean`` and ``std`` of the posteriors, (N, C, h, w) float16.
+    """
+    if not path.exists():
+        parts: dict[str, list[Tensor]] = {"mean": [], "std": []}
+        scenes = bank_scenes()
+        for start in range(0, BANK_SIZE, BANK_CHUNK):
+            pictures = draw_batch(scenes[start : start + BANK_CHUNK], random.Random(f"bank:{start}"))
+            posterior = autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last))
+            parts["mean"].append(posterior.mean.half().contiguous())
+            parts["std"].append(posterior.std.half().contiguous())
+            if start % 2000 == 0:
+                logger.info("latents: %d of %d", start, BANK_SIZE)
+        save_atomically({name: torch.cat(chunks) for name, chunks in parts.items()}, path)
+    return load_file(path)
+
+
+@torch.no_grad()
+def silence_residuals(unet: UNetModel) -> None:
+    """Start every residual branch, and the output, at zero, so that the fresh UNet is nearly the identity.
+
+    **Source**: Dhariwal and Nichol 2021; the original starts its UNet in the same way.
+    """
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            last = module.out_layers[-1]
+        elif isinstance(module, SpatialTransformer):
+            last = module.proj_out
+        else:
+            continue
+        for parameter in last.parameters():
+            parameter.zero_()
+    for parameter in unet.out[-1].parameters():
+        parameter.zero_()
+
+
+def denoiser_loss(
+    model: LatentDiffusion, tokenize: CaptionTokenizer, bank: dict[str, Tensor], scenes: list[Scene], stage: Stage
+) -> StepLoss:
+    """The diffusion loss on cached latents and fresh captions; one timestep from each part of the range in a batch."""
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng, generator = random.Random(f"unet:{step}"), torch.Generator().manual_seed(step)
+        chosen = rng.choices(range(len(scenes)), k=stage.batch)
+        captions = ["" if rng.random() < stage.text_drop else draw_caption(scenes[i], rng)[0] for i in chosen]
+        with torch.no_grad():
+            cond = model.cond_stage_model(tokenize(captions))
+        mean, std = bank["mean"][chosen].float(), bank["std"][chosen].float()
+        latents = model.scale_factor * (mean + std * torch.randn(mean.shape, generator=generator))
+        places = (torch.arange(stage.batch) + torch.rand(stage.batch, generator=generator)) / stage.batch
+        t = (places * model.num_timesteps).long()
+        noise = torch.randn(latents.shape, generator=generator)
+        return model.p_losses(latents.to(memory_format=torch.channels_last), cond, t, noise)[0], {}
+
+    return step_loss
+
+
+@torch.no_grad()
+def sample(model: LatentDiffusion, input_ids: Tensor, empty_ids: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures of tokenised prompts, (B, 3, H, W); DDIM with ``LOOK_STEPS`` steps."""
+    cond, uncond = model.cond_stage_model(input_ids), model.cond_stage_model(empty_ids).expand(len(input_ids), -1, -1)
+    side = model.config.first_stage.resolution // model.config.first_stage.downsampling
+    x = torch.randn(len(input_ids), model.channels, side, side, generator=generator)
+    eps = guided(model.apply_model, cond, uncond, LOOK_GUIDANCE, model.alphas_cumprod, model.parameterization)
+    schedule = Schedule.from_alphas_cumprod(model.alphas_cumprod, LOOK_STEPS)
+    for step in ddim(eps, x, schedule, noise=lambda: torch.zeros(())):
+        x = step.x
+    return model.decode_first_stage(x)
+
+
+def make_look(model: LatentDiffusion, tokenize: CaptionTokenizer, judge: Judge) -> Callable[[], dict[str, float]]:
+    """A measurement during training: held-out prompts in all languages, judged.
+
+    Returns:
+        () -> share of pictures in which an attribute is right.
+    """
+    rng = random.Random("look")
+    scenes = draw_scenes(held_out_scenes(), LOOK_PROMPTS, rng)
+    prompts = [caption(scene, rng.choice(list(LANGUAGES))) for scene in scenes]
+    ids, empty = tokenize(prompts), tokenize([""])
+
+    def look() -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        chunks = ids.split(20)  # type: ignore[no-untyped-call]
+        pictures = torch.cat([sample(model, chunk, empty, generator) for chunk in chunks])
+        labels = torch.tensor([scene.labels for scene in scenes])
+        seen = torch.tensor([scene.labels for scene in see(judge, pictures)])
+        right = (labels == seen).float().mean(dim=0).tolist()
+        return {f"right_{name}": share for name, share in zip(ATTRIBUTES, right, strict=True)}
+
+    return look

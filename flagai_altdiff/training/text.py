@@ -1,0 +1,115 @@
+"""Captions as training data, and the training of the text encoder from the captions' own labels."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagai_altdiff.config import TextEncoderConfig
+from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
+from flagai_altdiff.models.text_encoder import PAD_ID, RobertaSeriesModelWithTransformation
+from flagai_altdiff.scenes.captions import random_caption
+from flagai_altdiff.scenes.vocabulary import LANGUAGES
+from flagai_altdiff.scenes.world import ATTRIBUTES, Scene
+from flagai_altdiff.tokenizer import load_tokenizer
+from flagai_altdiff.training.loop import StepLoss
+from flagai_altdiff.training.stages import Stage
+
+UNNAMED = -100
+WITHOUT_BACKGROUND = 0.15
+WITH_STRANGE_WORD = 0.15
+STRANGE_LETTERS = "abcdefghijklmnoprstuvwyz", "абвгдежзиклмнопрсту", "أبتجدرسعفقكلمنهوي", "कखगचजतदनपबमयरलसह"
+
+
+class CaptionTokenizer:
+    """The model's tokenizer, before there is a model.
+
+    Args:
+        path: ``sentencepiece.bpe.model``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = load_tokenizer(path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return len(self._tokenizer)
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Ids of texts, (B, 77) int64."""
+        ids = self._tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        return ids["input_ids"]
+
+
+def draw_caption(scene: Scene, rng: random.Random) -> tuple[str, bool]:
+    """A caption in a random language, and whether it names the background.
+
+    Some have a word in them that means nothing, so that strange words do no harm later.
+    """
+    named = rng.random() >= WITHOUT_BACKGROUND
+    text = random_caption(scene, rng.choice(list(LANGUAGES)), rng, with_background=named)
+    if rng.random() < WITH_STRANGE_WORD:
+        words = text.split(" ")
+        letters = rng.choice(STRANGE_LETTERS)
+        words.insert(rng.randint(0, len(words)), "".join(rng.choices(letters, k=rng.randint(1, 7))))
+        text = " ".join(words)
+    return text, named
+
+
+class TextWithHeads(nn.Module):
+    """The text encoder and the linear read-outs that teach it; the read-outs are thrown away.
+
+    Args:
+        config: Sizes of the text encoder.
+    """
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.encoder = RobertaSeriesModelWithTransformation(config)
+        self.heads = nn.ModuleDict({name: nn.Linear(config.project_dim, len(classes)) for name, classes in ATTRIBUTES.items()})
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """(B, L) -> for each attribute the logits of every token and of one padding row, (B, L', classes)."""
+        longest = int((input_ids != PAD_ID).sum(dim=1).max())
+        states = self.encoder(input_ids[:, : longest + 1])
+        return {name: head(states) for name, head in self.heads.items()}
+
+
+def text_loss(model: TextWithHeads, tokenizer: CaptionTokenizer, stage: Stage, scenes: list[Scene]) -> StepLoss:
+    """Every token of a caption, in any language, must tell the whole scene."""
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = random.Random(f"text:{step}")
+        drawn = rng.choices(scenes, k=stage.batch)
+        captions = [draw_caption(scene, rng) for scene in drawn]
+        labels = torch.tensor([scene.labels for scene in drawn])
+        labels[[not named for _, named in captions], list(ATTRIBUTES).index("background")] = UNNAMED
+        losses, right = [], torch.ones(stage.batch, dtype=torch.bool)
+        for (_, logits), wanted in zip(model(tokenizer([text for text, _ in captions])).items(), labels.T, strict=True):
+            everywhere = wanted[:, None].expand(logits.shape[:2])
+            losses.append(F.cross_entropy(logits.flatten(0, 1), everywhere.flatten(), ignore_index=UNNAMED))
+            right &= (logits.mean(dim=1).argmax(dim=-1) == wanted) | (wanted == UNNAMED)
+        return torch.stack(losses).sum(), {"all_right": right.float().mean().item()}
+
+    return step_loss
+
+
+@torch.no_grad()
+def normalise_states(encoder: RobertaSeriesModelWithTransformation, input_ids: Tensor) -> None:
+    """Give each of the text states' dimensions mean 0 and variance 1, by folding an affine map into ``transformation``.
+
+    Args:
+        encoder: Changed in place.
+        input_ids: (B, L) captions that the statistics are taken over, padding included once.
+    """
+    longest = int((input_ids != PAD_ID).sum(dim=1).max())
+    states = encoder(input_ids[:, : longest + 1]).flatten(0, 1)
+    mean, std = states.mean(dim=0), states.std(dim=0)
+    layer = encoder.transformation
+    layer.weight /= std[:, None]
+    layer.bias.copy_((layer.bias - mean) / std)

@@ -1,0 +1,66 @@
+"""The written tokenizer: words stay whole, nothing is unknown, every reader gives the same ids."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
+from flagai_altdiff.models.text_encoder import PAD_ID
+from flagai_altdiff.scenes.captions import random_caption
+from flagai_altdiff.scenes.vocabulary import LANGUAGES
+from flagai_altdiff.scenes.world import all_scenes
+from flagai_altdiff.tokenizer import load_tokenizer
+from flagai_altdiff.training.text import CaptionTokenizer
+from flagai_altdiff.training.tokenizer import LETTER_SCORE, build_tokenizer
+
+UNKNOWN_ID = 3
+ODD_TEXTS = ["", "   ", "A photo of a 猫, please!", "star,star", "double  space", "𓀀 ½ ١٢ ſ", "x" * 300]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "sentencepiece.bpe.model"
+    build_tokenizer(path)
+    return path
+
+
+def captions(count: int) -> dict[str, list[str]]:
+    rng = random.Random(0)
+    return {code: [random_caption(rng.choice(all_scenes()), code, rng) for _ in range(count)] for code in LANGUAGES}
+
+
+def sentencepiece_ids(tokenizer_file: Path, texts: list[str]) -> list[list[int]]:
+    """XLM-R's ids by the SentencePiece library: its own numbers shifted by one, between <s> and </s>, padded to 77."""
+    pieces = SentencePieceProcessor(model_file=str(tokenizer_file))
+    rows = [[0, *(p + 1 if p else UNKNOWN_ID for p in pieces.encode(text)[: MAX_TOKENS - 2]), 2] for text in texts]
+    return [row + [PAD_ID] * (MAX_TOKENS - len(row)) for row in rows]
+
+
+def test_captions_have_no_unknown_or_spelled_words(tokenizer_file: Path) -> None:
+    tokenize = CaptionTokenizer(tokenizer_file)
+    pieces = SentencePieceProcessor(model_file=str(tokenizer_file))
+    letters = {pieces.id_to_piece(i) for i in range(len(pieces)) if pieces.get_score(i) <= LETTER_SCORE}
+    names = load_tokenizer(tokenizer_file).convert_ids_to_tokens(range(tokenize.vocab_size))
+    for code, texts in captions(30).items():
+        ids = tokenize(texts)
+        assert not (ids == UNKNOWN_ID).any(), code
+        assert int((ids != PAD_ID).sum(dim=1).max()) <= 20, code
+        assert not {names[i] for i in ids.flatten().tolist()} & letters, code
+
+
+def test_all_readers_give_the_same_ids(tokenizer_file: Path, tmp_path: Path) -> None:
+    load_tokenizer(tokenizer_file).save_pretrained(tmp_path)
+    texts = [text for group in captions(10).values() for text in group] + ODD_TEXTS
+    expected = sentencepiece_ids(tokenizer_file, texts)
+    for path in (tokenizer_file, tmp_path / "tokenizer.json"):
+        assert CaptionTokenizer(path)(texts).tolist() == expected
+
+
+def test_the_number_of_ids_is_told(tokenizer_file: Path, tmp_path: Path) -> None:
+    count = build_tokenizer(tmp_path / "again.model")
+    assert count == CaptionTokenizer(tokenizer_file).vocab_size == len(load_tokenizer(tokenizer_file))
+    assert (tmp_path / "again.model").read_bytes() == tokenizer_file.read_bytes()
