@@ -1,0 +1,272 @@
+"""The command ``altdiff``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from flagai_altdiff import __version__
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
+from flagai_altdiff.registry import MODELS
+from flagai_altdiff.request import SAMPLER_NAMES, SEED_MODES, option_of
+
+_EPILOG = """\
+examples:
+  altdiff generate "a large red heart on a white background" "蓝色背景上的黄色的大星星"
+  altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
+  altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures
+  altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
+  altdiff doctor
+
+exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if left out.
+
+    Returns:
+        Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
+    """
+    args = _parser().parse_args(argv)
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    try:
+        status: int = args.run(args)
+        return status
+    except (InvalidRequestError, RegistryError) as error:
+        return _fail(error, 2)
+    except FlagAIAltDiffError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished pictures are kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _fail(error: Exception, status: int) -> int:
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(("\033[31merror:\033[0m " if colour else "error: ") + str(error), file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="altdiff",
+        description="Draw pictures from prompts in 18 languages with AltDiffusion.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"flagai_altdiff {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_generate(commands.add_parser("generate", help="draw pictures", description="Draw pictures from prompts."))
+    _add_models(commands.add_parser("models", help="list the models", description="List the models that have a name."))
+    _add_convert(
+        commands.add_parser(
+            "convert", help="change a model's layout on disk", description="Write a model in another layout; nothing is lost."
+        )
+    )
+    _add_doctor(
+        commands.add_parser("doctor", help="look at this machine", description="Say what this machine has and what is wrong.")
+    )
+    _add_train_mini(
+        commands.add_parser(
+            "train-mini",
+            help="train the embedded model",
+            description="Train AltDiffusion-mini from nothing; started again, it goes on where it was.",
+        )
+    )
+    for command in commands.choices.values():
+        command.add_argument("-v", "--verbose", action="store_true", help="say more")
+    return parser
+
+
+def _flags(*names: str) -> list[str]:
+    """Every spelling of a flag: with hyphens and with underscores."""
+    spelled = [n for name in names for n in (name, "--" + name[2:].replace("-", "_") if name.startswith("--") else name)]
+    return list(dict.fromkeys(spelled))
+
+
+def _help(option: str, default: str = "") -> str:
+    known = option_of(option)
+    unit = f" [{known.unit}]" if known.unit else ""
+    return known.help + unit + (f" (default: {default})" if default else "")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", nargs="*", help="what the pictures show, in any language of the model; several prompts are drawn in turn")
+    add("-m", "--model", default="AltDiffusion-mini", help="name of a model, or path of its weights (default: %(default)s)")
+    add(*_flags("--model-dir"), default="./checkpoints", metavar="DIR", help="folder of the models (default: %(default)s)")
+    add(*_flags("-n", "--n-samples"), type=int, default=4, metavar="N", help=_help("images_per_prompt", "4"))
+    add(*_flags("--n-iter"), type=int, default=1, metavar="N", help=_help("iterations", "1"))
+    add(*_flags("--n-rows"), type=int, default=0, metavar="N", help="pictures per row of the grid (default: --n-samples)")
+    add(*_flags("--negative-prompt"), default="", metavar="TEXT", help=_help("negative_prompt"))
+    add("-s", *_flags("--steps", "--ddim-steps"), type=int, metavar="N", help=_help("steps", "the model's"))
+    add(
+        *_flags("--scale", "--guidance-scale", "--cfg-scale"),
+        type=float,
+        metavar="X",
+        help=_help("guidance_scale", "the model's"),
+    )
+    add("-H", "--H", "--height", dest="height", type=int, metavar="PX", help=_help("height", "the model's"))
+    add("-W", "--W", "--width", dest="width", type=int, metavar="PX", help=_help("width", "the model's"))
+    add("--seed", type=int, default=34234, metavar="N", help=_help("seed", "34234"))
+    add(*_flags("--seed-mode"), choices=SEED_MODES, default="batch", help=_help("seed_mode", "batch"))
+    add("--sampler", choices=SAMPLER_NAMES, help=_help("sampler", "ddim"))
+    add("--plms", action="store_true", help="same as --sampler plms")
+    add(*_flags("--eta", "--ddim-eta"), type=float, default=0.0, metavar="X", help=_help("eta", "0"))
+    add(*_flags("--fixed-code"), action="store_true", help=_help("fixed_code"))
+    add(*_flags("--from-file", "--prompt-file"), metavar="FILE", help="read the prompts from a UTF-8 file, one per line")
+    add("-o", *_flags("--outdir", "--outpath", "--out-path", "--output"), default="AltDiffusionOutputs", metavar="DIR")
+    add(*_flags("--skip-grid"), action="store_true", help="make no grid")
+    add(*_flags("--skip-save"), action="store_true", help="save no single pictures")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
+    add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
+    checker = parser.add_mutually_exclusive_group()
+    checker.add_argument(*_flags("--no-safety-checker"), action="store_true", help="do not check the pictures")
+    checker.add_argument(*_flags("--require-safety-checker"), action="store_true", help="fail where the model has no checker")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    if bool(args.prompt) == bool(args.from_file):
+        raise InvalidRequestError("prompt", args.prompt, "expected a prompt, or --from-file FILE, and not both")
+    import torch
+
+    from flagai_altdiff.loading import load_model
+    from flagai_altdiff.predictor import Predictor
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    safety = False if args.no_safety_checker else True if args.require_safety_checker else "auto"
+    model = load_model(args.model, args.model_dir, safety_checker=safety)
+    try:
+        model.to(torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidRequestError("device", device, f"cannot be used here ({error})") from error
+    model.autocast_dtype = torch.float16 if args.fp16 else None
+    result = Predictor(model).predict_generate_images(
+        args.prompt or None,
+        args.outdir,
+        n_samples=args.n_samples,
+        n_rows=args.n_rows,
+        skip_grid=args.skip_grid,
+        skip_save=args.skip_save,
+        ddim_steps=args.steps,
+        n_iter=args.n_iter,
+        plms=args.plms,
+        fixed_code=args.fixed_code,
+        ddim_eta=args.eta,
+        H=args.height,
+        W=args.width,
+        scale=args.scale,
+        from_file=args.from_file,
+        seed=args.seed,
+        negative_prompt=args.negative_prompt,
+        sampler=args.sampler,
+        seed_mode=args.seed_mode,
+    )
+    for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
+        print(path)
+    print(f"{len(result.pictures)} pictures in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
+    return 0
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
+    parser.set_defaults(run=_models)
+
+
+def _models(args: argparse.Namespace) -> int:
+    if args.json:
+        print(json.dumps([asdict(spec) for spec in MODELS.values()], ensure_ascii=False, indent=2))
+        return 0
+    for spec in MODELS.values():
+        origin = (
+            "comes with the package" if spec.embedded else "from " + ", ".join(f"{k} ({v})" for k, v in spec.sources.items())
+        )
+        print(f"{spec.name}\n  task       {spec.task}\n  languages  {' '.join(spec.languages)} ({len(spec.languages)})")
+        print(f"  size       {_megabytes(spec.size_bytes)}, {origin}\n  licence    {spec.licence}")
+        print(f"  files      {', '.join(f.name for f in spec.files)}")
+        print(f"  draws      {spec.width}x{spec.height} px in {spec.steps} steps, scale {spec.guidance_scale:g}\n")
+    return 0
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="folder or file with weights, in any layout")
+    parser.add_argument("target", type=Path, help="folder to make; for --to single a .safetensors file")
+    parser.add_argument("--to", required=True, choices=("flagai", "diffusers", "single"), help="layout of the target")
+    parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from flagai_altdiff.convert import convert
+
+    convert(args.source, args.target, args.to, half=args.half)
+    print(args.target)
+    return 0
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(*_flags("--model-dir"), type=Path, default=Path("./checkpoints"), metavar="DIR")
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from flagai_altdiff.doctor import examine
+
+    troubles = 0
+    for finding in examine(args.model_dir):
+        print(f"{'!' if finding.advice else ' '} {finding.topic:20} {finding.state}")
+        if finding.advice:
+            print(f"  {'':20} -> {finding.advice}")
+            troubles += 1
+    return 1 if troubles else 0
+
+
+def _add_train_mini(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--out", type=Path, default=Path("runs/AltDiffusion-mini/model"), metavar="DIR", help="the model (default: %(default)s)"
+    )
+    add(
+        "--work",
+        type=Path,
+        default=Path("runs/AltDiffusion-mini"),
+        metavar="DIR",
+        help="state of the run (default: %(default)s)",
+    )
+    add("--stage", nargs="*", default=(), metavar="NAME", help="do these stages only")
+    add("--minutes", type=float, default=150.0, metavar="N", help="length of this sitting (default: %(default)s)")
+    add("--resume", action="store_true", help="go on with the run in --work")
+    parser.set_defaults(run=_train_mini)
+
+
+def _train_mini(args: argparse.Namespace) -> int:
+    from flagai_altdiff.training.loop import Interrupted
+    from flagai_altdiff.training.run import train_mini
+
+    logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
+    try:
+        train_mini(out=args.out, work=args.work, parts=args.stage, minutes=args.minutes, resume=args.resume)
+    except Interrupted:
+        print("the time of this sitting is used up; go on with --resume", file=sys.stderr)
+        return 0
+    print(args.out)
+    return 0

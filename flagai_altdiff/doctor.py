@@ -1,0 +1,106 @@
+"""What a machine has to offer, and what on it stands in the way."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flagai_altdiff import __version__, hub
+from flagai_altdiff.registry import MODELS, embedded_dir
+
+_PACKAGES = ("torch", "transformers", "pytorch-lightning", "safetensors", "tokenizers", "omegaconf", "einops", "pillow")
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Args:
+        topic: What was looked at.
+        state: What was found.
+        advice: What to do about it; empty where all is well.
+    """
+
+    topic: str
+    state: str
+    advice: str = ""
+
+
+def examine(model_dir: Path) -> Iterator[Finding]:
+    """Look at this machine.
+
+    Args:
+        model_dir: Folder of the model folders.
+    """
+    yield Finding("flagai_altdiff", f"{__version__} in {Path(__file__).parent}")
+    yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    for package in _PACKAGES:
+        yield _package(package)
+    yield _shim()
+    yield from _devices()
+    yield Finding(
+        "memory", f"{_free_memory() / _GIB:.1f} GiB free; a released model takes about 7 GiB to load and draw on a CPU"
+    )
+    existing = next(p for p in (model_dir.resolve(), *model_dir.resolve().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    small = free < MODELS["AltDiffusion-m18"].size_bytes
+    yield Finding("disk", f"{free / _GIB:.1f} GiB free at {existing}", "a released model needs 9 GiB" if small else "")
+    offline = hub.offline_switch()
+    yield Finding("network", f"not used: {offline} is set" if offline else "used for missing files only")
+    for name, spec in MODELS.items():
+        folder = (embedded_dir() if spec.embedded else model_dir) / name
+        missing = hub.missing_files(spec, folder)
+        yield Finding(name, f"complete in {folder}" if not missing else f"not in {folder} (missing {', '.join(missing)})")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "not installed", f"pip install {name}")
+
+
+def _shim() -> Finding:
+    """Whether the name ``flagai`` is ours; next to the real package, the one installed last wins."""
+    try:
+        version = importlib.metadata.version("flagai")
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    import flagai
+
+    place = Path(str(flagai.__file__)).parent
+    real = (place / "data").exists() or (place / "trainer.py").exists()
+    advice = "pip uninstall flagai flagai-altdiff && pip install flagai-altdiff" if version or real else ""
+    return Finding("import flagai", f"{place}" + (f" (FlagAI {version} is installed too)" if version else ""), advice)
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    threads = torch.get_num_threads()
+    yield Finding("cpu", f"{os.cpu_count()} cores, {threads} threads")
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(i)
+            yield Finding(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free")
+    else:
+        yield Finding("cuda", "none")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", "available (float32)")
+
+
+def _free_memory() -> float:
+    if sys.platform == "linux":
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return float("nan")

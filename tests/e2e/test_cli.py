@@ -1,0 +1,152 @@
+"""The command ``altdiff`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flagai_altdiff import __version__
+from flagai_altdiff.cli import main
+from flagai_altdiff.registry import MODELS
+
+SMALL = ["-H", "64", "-W", "64", "--steps", "2", "-n", "1", "--no-safety-checker"]
+
+
+def run(*words: str, status: int = 0) -> None:
+    assert main(list(words)) == status
+
+
+def usage_error(*words: str) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(words))
+    assert exit_.value.code == 2
+
+
+def test_generate_draws_and_names_its_files(m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("generate", "a cat", "一只猫", "-m", str(m9_folder), "-o", str(tmp_path / "out"), *SMALL)
+    named = capsys.readouterr().out.split()
+    assert named == [str(tmp_path / "out" / name) for name in ("samples/00000.png", "samples/00001.png", "grid-0000.png")]
+    assert Image.open(named[0]).size == (64, 64)
+
+
+@pytest.mark.parametrize("spelling", ["--negative-prompt", "--negative_prompt"])
+@pytest.mark.parametrize("steps", ["--steps", "--ddim_steps", "--ddim-steps"])
+def test_flags_have_every_spelling(spelling: str, steps: str, m9_folder: Path, tmp_path: Path) -> None:
+    words = ["-m", str(m9_folder), "--outdir", str(tmp_path), "--H", "64", "--W", "64", steps, "2", "--n_samples", "1"]
+    run("generate", "a cat", spelling, "blurry", "--skip_grid", "--scale", "3", *words)
+    record = json.loads(Image.open(tmp_path / "samples" / "00000.png").info["flagai_altdiff"])
+    assert (record["negative_prompt"], record["steps"], record["guidance_scale"]) == ("blurry", 2, 3.0)
+
+
+def test_prompts_from_a_file(m18_folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("\ufeffa cat\r\n\r\nقطة\r\n一只猫".encode())
+    run("generate", "--from-file", str(prompts), "-m", str(m18_folder), "-o", str(tmp_path), *SMALL)
+    records = [json.loads(Image.open(p).info["flagai_altdiff"]) for p in sorted((tmp_path / "samples").iterdir())]
+    assert [r["prompt"] for r in records] == ["a cat", "قطة", "一只猫"]
+
+
+def test_wrong_words_are_usage_errors(m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usage_error()
+    usage_error("draw")
+    usage_error("generate", "a cat", "--sampler", "ddimm")
+    usage_error("train")
+    run("generate", status=2)
+    run("generate", "a cat", "-m", "AltDiffusion-m81", status=2)
+    assert "Did you mean 'AltDiffusion-m18'?" in capsys.readouterr().err
+    run("generate", "a cat", "-m", str(m9_folder), "-o", str(tmp_path / "out"), "-H", "70", "-W", "72", status=2)
+    error = capsys.readouterr().err
+    assert "W=72" in error
+    assert "multiples of 16 px; the nearest is 64 or 80" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_checkpoint_is_a_failure(m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes((m9_folder / "model.ckpt").read_bytes()[:10_000])
+    (tmp_path / "sentencepiece.bpe.model").write_bytes((m9_folder / "sentencepiece.bpe.model").read_bytes())
+    run("generate", "a cat", "-m", str(broken), "-o", str(tmp_path / "out"), status=1)
+    assert str(broken) in capsys.readouterr().err
+
+
+def test_models_lists_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    run("models")
+    text = capsys.readouterr().out
+    assert all(name in text for name in MODELS)
+    assert "en zh es fr ru ja ko ar it (9)" in text
+    run("models", "--json")
+    assert {m["name"] for m in json.loads(capsys.readouterr().out)} == set(MODELS)
+
+
+def test_doctor_sees_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--model-dir", str(tmp_path)])
+    text = capsys.readouterr().out
+    assert __version__ in text
+    for topic in ("torch", "import flagai", "cpu", "memory", "disk", "AltDiffusion-m18"):
+        assert topic in text
+
+
+def test_doctor_finds_the_real_flagai(tmp_path: Path) -> None:
+    place = tmp_path / "flagai"
+    place.mkdir()
+    for name in ("__init__.py", "trainer.py"):
+        (place / name).touch()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-m", "flagai_altdiff", "doctor"], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pip uninstall flagai" in done.stdout
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "altdiff generate" in text
+    assert "exit status" in text
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    assert "34234" in capsys.readouterr().out
+
+
+def test_no_colour_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    run("generate", "a cat", "-m", "nothing", status=2)
+    assert "\033" not in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_finished(m9_folder: Path, tmp_path: Path) -> None:
+    words = ["generate", "a cat", "-m", str(m9_folder), "-o", str(tmp_path), *SMALL, "--n-iter", "300"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flagai_altdiff", *words],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a test run is in the background
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "samples" / "00001.png").exists():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    names = sorted(p.name for p in (tmp_path / "samples").iterdir())
+    assert names == [f"{i:05d}.png" for i in range(len(names))]
+    for name in names:
+        Image.open(tmp_path / "samples" / name).load()
+    assert [p.name for p in tmp_path.iterdir()] == ["samples"]
