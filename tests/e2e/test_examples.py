@@ -1,0 +1,21 @@
+"""Every script in examples/ does what it says, with the embedded model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+PICTURES = {"languages.py": 19, "preview.py": 5, "quickstart.py": 12}
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda p: p.name)
+def test_the_example_runs(script: Path, tmp_path: Path, script_environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=script_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("*.png"))) == PICTURES[script.name]
