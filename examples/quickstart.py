@@ -24,3 +24,4 @@ for prompt in (
     "большой фиолетовый цветок на жёлтом фоне",
 ):
     predictor.predict_generate_images(prompt, n_samples=2)
+print("Your pictures are in ./AltDiffusionOutputs")
