@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from flagai_altdiff import __version__
-from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError, TrainingInterrupted
 from flagai_altdiff.registry import MODELS
 from flagai_altdiff.request import SAMPLER_NAMES, SEED_MODES, option_of
 
@@ -259,13 +259,12 @@ def _add_train_mini(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_mini(args: argparse.Namespace) -> int:
-    from flagai_altdiff.training.loop import Interrupted
     from flagai_altdiff.training.run import train_mini
 
     logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
     try:
         train_mini(out=args.out, work=args.work, parts=args.stage, minutes=args.minutes, resume=args.resume)
-    except Interrupted:
+    except TrainingInterrupted:
         print("the time of this sitting is used up; go on with --resume", file=sys.stderr)
         return 0
     print(args.out)

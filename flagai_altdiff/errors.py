@@ -134,6 +134,10 @@ class MissingDependencyError(FlagAIAltDiffError, ImportError):
     """An optional package is needed; the message is the command that installs it."""
 
 
+class TrainingInterrupted(FlagAIAltDiffError):
+    """A training stage was stopped before its last step; its state is saved."""
+
+
 def _first(names: Sequence[str], count: int = 3) -> str:
     rest = len(names) - count
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")

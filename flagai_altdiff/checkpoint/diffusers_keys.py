@@ -26,13 +26,6 @@ DROPPABLE = ("logit_scale",)
 POOLER = "roberta.pooler."
 """Weights of the text encoder that nothing reads; droppable where the config has none."""
 
-SCHEDULE_BUFFERS = (
-    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod "
-    "log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance "
-    "posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2"
-).split()
-"""Buffers of an LDM checkpoint that a diffusers folder expresses by its scheduler's config."""
-
 Modules = Iterator[tuple[str, str]]
 """(LDM name, diffusers name) of modules, without the part's prefix."""
 
@@ -77,7 +70,7 @@ def to_diffusers(state: Mapping[str, Tensor], config: LatentDiffusionConfig) -> 
     heads = {ours: f"{part}/{theirs}" for ours, (part, theirs) in names.items()}
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
     for key, tensor in state.items():
-        if key in SCHEDULE_BUFFERS:
+        if "." not in key:  # the schedule's buffers, which a diffusers folder expresses by its scheduler's config
             continue
         part, _, name = (_rename(key, heads) or f"{UNKNOWN}/{key}").partition("/")
         is_map = _is_pixel_linear(key) and tensor.shape[2:] == (1, 1)

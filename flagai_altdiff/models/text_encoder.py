@@ -24,6 +24,11 @@ def text_lengths(input_ids: Tensor) -> Tensor:
     return ((input_ids != PAD_ID) * positions).amax(dim=1)
 
 
+def trim_padding(input_ids: Tensor) -> Tensor:
+    """(B, L) -> (B, L'): without the padding behind the longest text, but for one row, as all rows of padding are equal."""
+    return input_ids[:, : int(text_lengths(input_ids).max()) + 1]
+
+
 class Embeddings(nn.Module):
     """Sum of word, position and (single) token-type embeddings, normalised."""
 
@@ -142,11 +147,9 @@ class RobertaSeriesModelWithTransformation(nn.Module):
         Returns:
             (B, L, project_dim).
         """
-        longest = int(text_lengths(input_ids).max())
-        length = input_ids.shape[1]
-        # All padding rows of a text are equal: compute one, repeat it.
-        states = self._states(input_ids[:, : longest + 1])
-        return torch.cat([states, states[:, -1:].expand(-1, length - states.shape[1], -1)], dim=1)
+        states = self._states(trim_padding(input_ids))
+        repeats = input_ids.shape[1] - states.shape[1]
+        return torch.cat([states, states[:, -1:].expand(-1, repeats, -1)], dim=1)
 
     def _states(self, input_ids: Tensor) -> Tensor:
         layers = self.config.num_hidden_layers

@@ -15,19 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flagai_altdiff.models.text_encoder import PAD_ID, RobertaSeriesModelWithTransformation
+from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
 from flagai_altdiff.scenes.captions import caption
 from flagai_altdiff.scenes.vocabulary import LANGUAGES
 from flagai_altdiff.scenes.world import Scene
 from flagai_altdiff.training.loop import StepLoss
 from flagai_altdiff.training.stages import Stage
 from flagai_altdiff.training.text import CaptionTokenizer, draw_caption
-
-
-def states_of(encoder: RobertaSeriesModelWithTransformation, input_ids: Tensor) -> Tensor:
-    """States of the tokens and of one padding row, (B, 77) -> (B, L + 1, D)."""
-    longest = int((input_ids != PAD_ID).sum(dim=1).max())
-    return encoder(input_ids[:, : longest + 1])
 
 
 @torch.no_grad()
@@ -38,7 +32,7 @@ def mean_states(
     means = {}
     for i, scene in enumerate(scenes):
         captions = [caption(scene, code, pattern=i) for code in LANGUAGES]
-        means[scene] = states_of(encoder, tokenize(captions))[:, -1].mean(dim=0)
+        means[scene] = encoder(trim_padding(tokenize(captions)))[:, -1].mean(dim=0)
     return means
 
 
@@ -56,12 +50,12 @@ def alignment_loss(
         rng = random.Random(f"alignment:{step}")
         drawn = rng.choices(scenes, k=stage.batch)
         captions = [("", False) if rng.random() < stage.text_drop else draw_caption(scene, rng) for scene in drawn]
-        input_ids = tokenize([text for text, _ in captions])
+        input_ids = trim_padding(tokenize([text for text, _ in captions]))
         named = torch.tensor([named for _, named in captions])
         with torch.no_grad():
-            before = states_of(teacher, input_ids)
+            before = teacher(input_ids)
         target = torch.where(named[:, None, None], torch.stack([means[scene] for scene in drawn])[:, None], before)
-        loss = F.mse_loss(states_of(encoder, input_ids), target)
+        loss = F.mse_loss(encoder(input_ids), target)
         return loss, {"before": F.mse_loss(before[named], target[named]).item()}
 
     return step_loss

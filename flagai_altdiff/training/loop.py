@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
-from flagai_altdiff.errors import FlagAIAltDiffError
+from flagai_altdiff.errors import TrainingInterrupted
 from flagai_altdiff.training.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -27,10 +27,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 StepLoss = Callable[[int], tuple[Tensor, dict[str, float]]]
 """Number of a batch -> loss to minimise and further numbers for the log. Draws its data from the number alone."""
-
-
-class Interrupted(FlagAIAltDiffError):
-    """The stage was stopped before its last step; its state is saved."""
 
 
 def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -195,7 +191,7 @@ def train(
         look_every: Steps between looks; 0 for none.
 
     Raises:
-        Interrupted: The deadline came first.
+        TrainingInterrupted: The deadline came first.
     """
     run.resume()
     sums: dict[str, float] = {}
@@ -220,5 +216,5 @@ def train(
                 since = time.time()
             if run.step < run.stage.steps and run.must_stop(deadline):
                 run.save()
-                raise Interrupted(f"{run.name}: stopped at step {run.step} of {run.stage.steps}; run again to go on")
+                raise TrainingInterrupted(f"{run.name}: stopped at step {run.step} of {run.stage.steps}; run again to go on")
     run.use_average()

@@ -21,7 +21,7 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from flagai_altdiff.config import dump_config
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import InvalidRequestError, TrainingInterrupted
 from flagai_altdiff.evaluation.contact_sheet import contact_sheet
 from flagai_altdiff.evaluation.held_out import as_table, measure
 from flagai_altdiff.loading import load_path
@@ -77,7 +77,7 @@ def train_mini(
 
     Raises:
         InvalidRequestError: Unknown part, or a run that would be mixed up with another.
-        loop.Interrupted: The time was used up.
+        TrainingInterrupted: The time was used up.
     """
     unknown = sorted(set(parts) - set(PARTS))
     if unknown:
@@ -223,7 +223,7 @@ def unet(place: Place) -> LatentDiffusion:
 
 def unet_helper(index: int, place: Place, meeting_point: Path) -> None:
     """A further process of the UNet's training."""
-    with suppress(loop.Interrupted):
+    with suppress(TrainingInterrupted):
         unet_shard(index + 1, place, meeting_point)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.config import TextEncoderConfig
 from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
-from flagai_altdiff.models.text_encoder import PAD_ID, RobertaSeriesModelWithTransformation
+from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
 from flagai_altdiff.scenes.captions import random_caption
 from flagai_altdiff.scenes.vocabulary import LANGUAGES
 from flagai_altdiff.scenes.world import ATTRIBUTES, Scene
@@ -75,8 +75,7 @@ class TextWithHeads(nn.Module):
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """(B, L) -> for each attribute the logits of every token and of one padding row, (B, L', classes)."""
-        longest = int((input_ids != PAD_ID).sum(dim=1).max())
-        states = self.encoder(input_ids[:, : longest + 1])
+        states = self.encoder(trim_padding(input_ids))
         return {name: head(states) for name, head in self.heads.items()}
 
 
@@ -107,8 +106,7 @@ def normalise_states(encoder: RobertaSeriesModelWithTransformation, input_ids: T
         encoder: Changed in place.
         input_ids: (B, L) captions that the statistics are taken over, padding included once.
     """
-    longest = int((input_ids != PAD_ID).sum(dim=1).max())
-    states = encoder(input_ids[:, : longest + 1]).flatten(0, 1)
+    states = encoder(trim_padding(input_ids)).flatten(0, 1)
     mean, std = states.mean(dim=0), states.std(dim=0)
     layer = encoder.transformation
     layer.weight /= std[:, None]

@@ -10,10 +10,11 @@ import math
 import os
 import random
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
 from flagai_altdiff.scenes.captions import caption
 from flagai_altdiff.scenes.vocabulary import LANGUAGES, Language
@@ -37,10 +38,6 @@ LETTER_RANGES = (
     (0x3041, 0x3096),  # hiragana
     (0x30A1, 0x30FC),  # katakana
 )
-# Numbers of SentencePiece's file format (sentencepiece_model.proto).
-UNIGRAM = 1
-NORMAL, UNKNOWN, CONTROL = 1, 2, 3
-
 LETTER_SCORE, WORD_START_SCORE = -18.0, -14.0
 
 
@@ -53,42 +50,22 @@ def build_tokenizer(path: Path) -> int:
     Returns:
         Number of token ids of an XLM-R tokenizer with this file: the pieces, ``<pad>`` and ``<mask>``.
     """
-    special = (("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL))
-    pieces = [encode_piece(piece, 0.0, kind) for piece, kind in special]
-    pieces += [encode_piece(piece, score, NORMAL) for piece, score in scored_pieces()]
-    trainer_spec = encode_number(3, UNIGRAM) + encode_number(4, len(pieces))
-    normalizer_spec = encode_bytes(1, b"identity")
-    data = b"".join((*pieces, encode_bytes(2, trainer_spec), encode_bytes(3, normalizer_spec)))
+    kinds = ModelProto.SentencePiece
+    special = (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL))
+    model = ModelProto(
+        pieces=[
+            *(kinds(piece=piece, score=0.0, type=kind) for piece, kind in special),
+            *(kinds(piece=piece, score=score, type=kinds.NORMAL) for piece, score in scored_pieces()),
+        ]
+    )
+    model.trainer_spec.model_type = TrainerSpec.UNIGRAM
+    model.trainer_spec.vocab_size = len(model.pieces)
+    model.normalizer_spec.name = "identity"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data)
+    temporary.write_bytes(model.SerializeToString(deterministic=True))
     os.replace(temporary, path)
-    return len(pieces) + 2
-
-
-def encode_piece(piece: str, score: float, kind: int) -> bytes:
-    """One entry of the list: text, log-probability and kind."""
-    body = encode_bytes(1, piece.encode()) + b"\x15" + struct.pack("<f", score) + encode_number(3, kind)
-    return encode_bytes(1, body)
-
-
-def encode_bytes(field: int, data: bytes) -> bytes:
-    """A length-delimited field of a protocol buffer."""
-    return bytes([field << 3 | 2]) + encode_varint(len(data)) + data
-
-
-def encode_number(field: int, value: int) -> bytes:
-    """An integer field of a protocol buffer."""
-    return bytes([field << 3]) + encode_varint(value)
-
-
-def encode_varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; all but the last have their top bit set."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    return len(model.pieces) + 2
 
 
 def scored_pieces() -> list[tuple[str, float]]:

@@ -13,8 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
+from diffusers.pipelines.deprecated.alt_diffusion import AltDiffusionPipeline
+from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import RobertaSeriesModelWithTransformation
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,9 +29,6 @@ from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.sampling import SAMPLERS
 from flagai_altdiff.sampling.guidance import guided
 from flagai_altdiff.sampling.schedule import Schedule
-
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-4
 GUIDANCE_SCALE = 7.5
@@ -144,8 +145,7 @@ def test_the_weights_read_back_unchanged(pair: Pair) -> None:
 
 
 def test_text_states_of_the_deprecated_class(pair: Pair) -> None:
-    module = pytest.importorskip("diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series")
-    text_encoder = module.RobertaSeriesModelWithTransformation.from_pretrained(pair.folder, subfolder="text_encoder").eval()
+    text_encoder = RobertaSeriesModelWithTransformation.from_pretrained(pair.folder, subfolder="text_encoder").eval()
     ids = token_ids(pair.model.config.cond_stage.vocab_size)
     theirs = text_encoder(ids, attention_mask=(ids != 1).long(), return_dict=True).projection_state
     assert_close(pair.model.cond_stage_model(ids), theirs)
@@ -229,10 +229,9 @@ def test_plms_is_pndm_without_runge_kutta(pair: Pair, steps: int) -> None:
 
 def test_the_deprecated_pipeline(pair: Pair) -> None:
     """Put together from the folder by hand, because its text encoder's entry no longer resolves in ``from_pretrained``."""
-    module = pytest.importorskip("diffusers.pipelines.deprecated.alt_diffusion")
-    pipeline = module.AltDiffusionPipeline(
+    pipeline = AltDiffusionPipeline(
         vae=pair.vae,
-        text_encoder=module.RobertaSeriesModelWithTransformation.from_pretrained(pair.folder, subfolder="text_encoder"),
+        text_encoder=RobertaSeriesModelWithTransformation.from_pretrained(pair.folder, subfolder="text_encoder"),
         tokenizer=None,
         unet=pair.unet,
         scheduler=pair.scheduler(diffusers.PNDMScheduler),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import InvalidRequestError, TrainingInterrupted
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
@@ -114,7 +114,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(name: str, tokenize:
     run = loop.Run(name, stage, interrupted, tmp_path / "two")
     run.log_path.parent.mkdir()
     for _ in range(3):
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(TrainingInterrupted):
             loop.train(run, step_loss, deadline=time.time())
     assert run.step == 3
     resumed, step_loss, _ = task(name, tokenize)
