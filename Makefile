@@ -33,10 +33,12 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/.installed: setup.py constraints.txt
+	@echo "Setting up $(VENV): pip fetches torch and what it needs; this takes minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e .
+	$(BIN)/pip install -c constraints.txt -e .
 	touch $@
 
 $(VENV)/.tested-with: $(VENV)/.installed
+	@echo "Adding what the tests need."
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
 	touch $@

@@ -10,11 +10,28 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flagai_altdiff import __version__
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError, TrainingInterrupted
 from flagai_altdiff.registry import MODELS
 from flagai_altdiff.request import SAMPLER_NAMES, SEED_MODES, option_of
+
+if TYPE_CHECKING:
+    from flagai_altdiff.pipeline import GenerationResult
+    from flagai_altdiff.predictor import Predictor
+
+_FLAGS = {
+    "n_samples": "--n-samples",
+    "n_iter": "--n-iter",
+    "n_rows": "--n-rows",
+    "negative_prompt": "--negative-prompt",
+    "ddim_steps": "--steps",
+    "ddim_eta": "--eta",
+    "from_file": "--from-file",
+    **{name: f"--{name}" for name in ("scale", "H", "W", "seed", "sampler")},
+}
+"""Argument of FlagAI's call -> the flag that sets it."""
 
 _EPILOG = """\
 examples:
@@ -37,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
     """
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args([_hyphened(word) for word in (sys.argv[1:] if argv is None else argv)])
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
@@ -55,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: Exception | str, status: int) -> int:
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(("\033[31merror:\033[0m " if colour else "error: ") + str(error), file=sys.stderr)
     return status
@@ -92,30 +109,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _flags(*names: str) -> list[str]:
-    """Every spelling of a flag: with hyphens and with underscores."""
-    spelled = [n for name in names for n in (name, "--" + name[2:].replace("-", "_") if name.startswith("--") else name)]
-    return list(dict.fromkeys(spelled))
+def _hyphened(word: str) -> str:
+    """A flag spelled with underscores, as FlagAI's users know them, with hyphens."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 def _help(option: str, default: str = "") -> str:
     known = option_of(option)
-    unit = f" [{known.unit}]" if known.unit else ""
-    return known.help + unit + (f" (default: {default})" if default else "")
+    limits = "" if known.minimum is None else f"{known.minimum:,} to {known.maximum:,} {known.unit}".rstrip()
+    notes = [limits] * bool(limits) + [f"default: {default}"] * bool(default)
+    return known.help[0].lower() + known.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", nargs="*", help="what the pictures show, in any language of the model; several prompts are drawn in turn")
     add("-m", "--model", default="AltDiffusion-mini", help="name of a model, or path of its weights (default: %(default)s)")
-    add(*_flags("--model-dir"), default="./checkpoints", metavar="DIR", help="folder of the models (default: %(default)s)")
-    add(*_flags("-n", "--n-samples"), type=int, default=4, metavar="N", help=_help("images_per_prompt", "4"))
-    add(*_flags("--n-iter"), type=int, default=1, metavar="N", help=_help("iterations", "1"))
-    add(*_flags("--n-rows"), type=int, default=0, metavar="N", help="pictures per row of the grid (default: --n-samples)")
-    add(*_flags("--negative-prompt"), default="", metavar="TEXT", help=_help("negative_prompt"))
-    add("-s", *_flags("--steps", "--ddim-steps"), type=int, metavar="N", help=_help("steps", "the model's"))
+    add("--model-dir", default="./checkpoints", metavar="DIR", help="folder of the models (default: %(default)s)")
+    add("-n", "--n-samples", type=int, default=4, metavar="N", help=_help("images_per_prompt", "4"))
+    add("--n-iter", type=int, default=1, metavar="N", help=_help("iterations", "1"))
+    add("--n-rows", type=int, default=0, metavar="N", help="pictures per row of the grid (default: --n-samples)")
+    add("--negative-prompt", default="", metavar="TEXT", help=_help("negative_prompt"))
+    add("-s", "--steps", "--ddim-steps", type=int, metavar="N", help=_help("steps", "the model's"))
     add(
-        *_flags("--scale", "--guidance-scale", "--cfg-scale"),
+        "--scale",
+        "--guidance-scale",
+        "--cfg-scale",
         type=float,
         metavar="X",
         help=_help("guidance_scale", "the model's"),
@@ -123,26 +143,35 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("-H", "--H", "--height", dest="height", type=int, metavar="PX", help=_help("height", "the model's"))
     add("-W", "--W", "--width", dest="width", type=int, metavar="PX", help=_help("width", "the model's"))
     add("--seed", type=int, default=34234, metavar="N", help=_help("seed", "34234"))
-    add(*_flags("--seed-mode"), choices=SEED_MODES, default="batch", help=_help("seed_mode", "batch"))
+    add("--seed-mode", choices=SEED_MODES, default="batch", help=_help("seed_mode", "batch"))
     add("--sampler", choices=SAMPLER_NAMES, help=_help("sampler", "ddim"))
     add("--plms", action="store_true", help="same as --sampler plms")
-    add(*_flags("--eta", "--ddim-eta"), type=float, default=0.0, metavar="X", help=_help("eta", "0"))
-    add(*_flags("--fixed-code"), action="store_true", help=_help("fixed_code"))
-    add(*_flags("--from-file", "--prompt-file"), metavar="FILE", help="read the prompts from a UTF-8 file, one per line")
-    add("-o", *_flags("--outdir", "--outpath", "--out-path", "--output"), default="AltDiffusionOutputs", metavar="DIR")
-    add(*_flags("--skip-grid"), action="store_true", help="make no grid")
-    add(*_flags("--skip-save"), action="store_true", help="save no single pictures")
+    add("--eta", "--ddim-eta", type=float, default=0.0, metavar="X", help=_help("eta", "0"))
+    add("--fixed-code", action="store_true", help=_help("fixed_code"))
+    add("--from-file", "--prompt-file", metavar="FILE", help="read the prompts from a UTF-8 file, one per line")
+    add(
+        "-o",
+        "--outdir",
+        "--outpath",
+        "--out-path",
+        "--output",
+        default="AltDiffusionOutputs",
+        metavar="DIR",
+        help="folder of the pictures: samples/00000.png …, grid-0000.png … (default: %(default)s)",
+    )
+    add("--skip-grid", action="store_true", help="make no grid")
+    add("--skip-save", action="store_true", help="save no single pictures")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
     checker = parser.add_mutually_exclusive_group()
-    checker.add_argument(*_flags("--no-safety-checker"), action="store_true", help="do not check the pictures")
-    checker.add_argument(*_flags("--require-safety-checker"), action="store_true", help="fail where the model has no checker")
+    checker.add_argument("--no-safety-checker", action="store_true", help="do not check the pictures")
+    checker.add_argument("--require-safety-checker", action="store_true", help="fail where the model has no checker")
     parser.set_defaults(run=_generate)
 
 
 def _generate(args: argparse.Namespace) -> int:
     if bool(args.prompt) == bool(args.from_file):
-        raise InvalidRequestError("prompt", args.prompt, "expected a prompt, or --from-file FILE, and not both")
+        return _fail(f"{'two sources of' if args.prompt else 'no'} prompts: type them, or name a file with --from-file", 2)
     import torch
 
     from flagai_altdiff.loading import load_model
@@ -154,9 +183,20 @@ def _generate(args: argparse.Namespace) -> int:
     try:
         model.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
-        raise InvalidRequestError("device", device, f"cannot be used here ({error})") from error
+        raise InvalidRequestError("--device", device, f"cannot be used here ({error}); --device cpu always works") from error
     model.autocast_dtype = torch.float16 if args.fp16 else None
-    result = Predictor(model).predict_generate_images(
+    try:
+        result = _draw(Predictor(model), args)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(_FLAGS.get(error.field, error.field), error.value, error.expected) from None
+    for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
+        print(path)
+    print(f"{len(result.pictures)} pictures in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
+    return 0
+
+
+def _draw(predictor: Predictor, args: argparse.Namespace) -> GenerationResult:
+    return predictor.predict_generate_images(
         args.prompt or None,
         args.outdir,
         n_samples=args.n_samples,
@@ -177,10 +217,6 @@ def _generate(args: argparse.Namespace) -> int:
         sampler=args.sampler,
         seed_mode=args.seed_mode,
     )
-    for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
-        print(path)
-    print(f"{len(result.pictures)} pictures in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
-    return 0
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
@@ -224,7 +260,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(*_flags("--model-dir"), type=Path, default=Path("./checkpoints"), metavar="DIR")
+    parser.add_argument("--model-dir", type=Path, default=Path("./checkpoints"), metavar="DIR")
     parser.set_defaults(run=_doctor)
 
 

@@ -76,7 +76,7 @@ class GenerationResult:
 
     @property
     def seeds(self) -> list[int]:
-        """Seed of each picture."""
+        """Seed of each picture; with ``seed_mode="batch"`` all have the request's."""
         return [p.seed for p in self.pictures]
 
     @property

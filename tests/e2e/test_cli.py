@@ -64,7 +64,7 @@ def test_wrong_words_are_usage_errors(m9_folder: Path, tmp_path: Path, capsys: p
     assert "Did you mean 'AltDiffusion-m18'?" in capsys.readouterr().err
     run("generate", "a cat", "-m", str(m9_folder), "-o", str(tmp_path / "out"), "-H", "70", "-W", "72", status=2)
     error = capsys.readouterr().err
-    assert "W=72" in error
+    assert "--W=72" in error
     assert "multiples of 16 px; the nearest is 64 or 80" in error
     assert not (tmp_path / "out").exists()
 
