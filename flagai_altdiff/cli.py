@@ -6,8 +6,11 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +32,7 @@ _FLAGS = {
     "ddim_steps": "--steps",
     "ddim_eta": "--eta",
     "from_file": "--from-file",
+    "skip_save": "--skip-save",
     **{name: f"--{name}" for name in ("scale", "H", "W", "seed", "sampler")},
 }
 """Argument of FlagAI's call -> the flag that sets it."""
@@ -38,10 +42,11 @@ examples:
   altdiff generate "a large red heart on a white background" "蓝色背景上的黄色的大星星"
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures
+  altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures --resume     # after an interruption
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
   altdiff doctor
 
-exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted
+exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated
 """
 
 
@@ -52,24 +57,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process if left out.
 
     Returns:
-        Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted.
+        Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated.
     """
     args = _parser().parse_args([_hyphened(word) for word in (sys.argv[1:] if argv is None else argv)])
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
-        status: int = args.run(args)
+        with _termination():
+            status: int = args.run(args)
         return status
     except (InvalidRequestError, RegistryError) as error:
         return _fail(error, 2)
     except FlagAIAltDiffError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished pictures are kept", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, _Terminated)
+        print(f"\n{'terminated' if terminated else 'interrupted'}{args.kept}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came; it ends the work as Ctrl-C does."""
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Let SIGTERM unwind the block, so that nothing stays half-written."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(error: Exception | str, status: int) -> int:
@@ -105,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     for command in commands.choices.values():
+        command.set_defaults(kept=command.get_default("kept") or "")
         command.add_argument("-v", "--verbose", action="store_true", help="say more")
     return parser
 
@@ -159,6 +188,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the pictures: samples/00000.png …, grid-0000.png … (default: %(default)s)",
     )
+    add("--resume", action="store_true", help="go on with the latest run of this very request in --outdir")
     add("--skip-grid", action="store_true", help="make no grid")
     add("--skip-save", action="store_true", help="save no single pictures")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
@@ -166,7 +196,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     checker = parser.add_mutually_exclusive_group()
     checker.add_argument("--no-safety-checker", action="store_true", help="do not check the pictures")
     checker.add_argument("--require-safety-checker", action="store_true", help="fail where the model has no checker")
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=_generate, kept="; finished pictures are kept, --resume draws the rest")
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -216,6 +246,7 @@ def _draw(predictor: Predictor, args: argparse.Namespace) -> GenerationResult:
         negative_prompt=args.negative_prompt,
         sampler=args.sampler,
         seed_mode=args.seed_mode,
+        resume=args.resume,
     )
 
 
@@ -291,7 +322,7 @@ def _add_train_mini(parser: argparse.ArgumentParser) -> None:
     add("--stage", nargs="*", default=(), metavar="NAME", help="do these stages only")
     add("--minutes", type=float, default=150.0, metavar="N", help="length of this sitting (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the run in --work")
-    parser.set_defaults(run=_train_mini)
+    parser.set_defaults(run=_train_mini, kept="; --resume goes on from the last saved step")
 
 
 def _train_mini(args: argparse.Namespace) -> int:

@@ -6,12 +6,14 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from flagai_altdiff import __version__, hub
+from flagai_altdiff.memory import free_memory
 from flagai_altdiff.registry import MODELS, embedded_dir
 
 _PACKAGES = ("torch", "transformers", "pytorch-lightning", "safetensors", "tokenizers", "omegaconf", "einops", "pillow")
@@ -45,9 +47,8 @@ def examine(model_dir: Path) -> Iterator[Finding]:
         yield _package(package)
     yield _shim()
     yield from _devices()
-    yield Finding(
-        "memory", f"{_free_memory() / _GIB:.1f} GiB free; a released model takes about 7 GiB to load and draw on a CPU"
-    )
+    free = free_memory(torch.device("cpu"))
+    yield Finding("memory", f"{free / _GIB:.1f} GiB free; a released model takes about 7 GiB to load and draw on a CPU")
     existing = next(p for p in (model_dir.resolve(), *model_dir.resolve().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     small = free < MODELS["AltDiffusion-m18"].size_bytes
@@ -82,8 +83,6 @@ def _shim() -> Finding:
 
 
 def _devices() -> Iterator[Finding]:
-    import torch
-
     threads = torch.get_num_threads()
     yield Finding("cpu", f"{os.cpu_count()} cores, {threads} threads")
     if torch.cuda.is_available():
@@ -94,13 +93,3 @@ def _devices() -> Iterator[Finding]:
         yield Finding("cuda", "none")
     if torch.backends.mps.is_available():
         yield Finding("mps", "available (float32)")
-
-
-def _free_memory() -> float:
-    if sys.platform == "linux":
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return float("nan")

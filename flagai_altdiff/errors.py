@@ -134,6 +134,18 @@ class MissingDependencyError(FlagAIAltDiffError, ImportError):
     """An optional package is needed; the message is the command that installs it."""
 
 
+class InsufficientMemoryError(FlagAIAltDiffError, MemoryError):
+    """A batch does not fit into memory; the message has one that does."""
+
+
+class NotFiniteError(FlagAIAltDiffError, ArithmeticError):
+    """Sampling gave values that are no numbers, so there is no picture."""
+
+
+class OutputError(FlagAIAltDiffError, OSError):
+    """A picture cannot be saved; those saved before stay."""
+
+
 class TrainingInterrupted(FlagAIAltDiffError):
     """A training stage was stopped before its last step; its state is saved."""
 

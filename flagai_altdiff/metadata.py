@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from flagai_altdiff import __version__
 from flagai_altdiff.pipeline import Picture
@@ -17,20 +21,42 @@ _MAX_CHARACTERS = 20_000
 _SAMPLER_TITLES = {"ddim": "DDIM", "plms": "PLMS", "dpmpp_2m": "DPM++ 2M", "euler_ancestral": "Euler a"}
 
 
-def png_texts(picture: Picture, request: GenerationRequest, model_name: str) -> dict[str, str]:
+def png_texts(picture: Picture, request: GenerationRequest, model_name: str, run: str) -> dict[str, str]:
     """Texts to keep in a picture's PNG.
 
     Args:
         picture: The picture.
         request: The request it answers, as it was carried out.
         model_name: Name of the model.
+        run: Id of the run that it belongs to.
 
     Returns:
         Key -> text. A prompt may contain anything, so programs should read the record, not ``parameters``.
     """
     picture = replace(picture, prompt=_shortened(picture.prompt))
     request = replace(request, negative_prompt=_shortened(request.negative_prompt))
-    return {"parameters": _parameters(picture, request, model_name), RECORD_KEY: _record(picture, request, model_name)}
+    return {"parameters": _parameters(picture, request, model_name), RECORD_KEY: _record(picture, request, model_name, run)}
+
+
+def grid_texts(first: Picture, request: GenerationRequest, model_name: str, run: str) -> dict[str, str]:
+    """Texts to keep in a grid's PNG: those of its first picture, as A1111 does, with a record that says it is a grid."""
+    texts = png_texts(first, request, model_name, run)
+    record = {k: v for k, v in json.loads(texts[RECORD_KEY]).items() if k not in ("index", "safety")}
+    return {**texts, RECORD_KEY: json.dumps({"grid": True, **record}, ensure_ascii=False)}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON record of a picture; empty where there is none that can be read.
+
+    Args:
+        path: Any file. Texts of more than a mebibyte and pictures of absurd size are not looked at.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            record = json.loads(image.info.get(RECORD_KEY, "{}"))
+    except (OSError, ValueError, SyntaxError, TypeError, RecursionError, Image.DecompressionBombError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _shortened(text: str) -> str:
@@ -54,7 +80,7 @@ def _parameters(picture: Picture, request: GenerationRequest, model_name: str) -
     return f"{picture.prompt}{negative}\n" + ", ".join(f"{k}: {v}" for k, v in pairs.items())
 
 
-def _record(picture: Picture, request: GenerationRequest, model_name: str) -> str:
+def _record(picture: Picture, request: GenerationRequest, model_name: str, run: str) -> str:
     settings = asdict(request)
     settings.pop("prompts")
     return json.dumps(
@@ -65,6 +91,7 @@ def _record(picture: Picture, request: GenerationRequest, model_name: str) -> st
             **settings,
             "seed": picture.seed,
             "request_seed": request.seed,
+            "run": run,
             "index": picture.index,
             "safety": picture.safety,
         },

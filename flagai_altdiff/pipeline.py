@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -15,7 +15,9 @@ from PIL import Image
 from pytorch_lightning import seed_everything
 from torch import Tensor
 
+from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.images import to_pil
+from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
 from flagai_altdiff.request import GenerationRequest
@@ -94,6 +96,7 @@ def prepare(model: LatentDiffusion, request: GenerationRequest) -> GenerationReq
 
     Raises:
         InvalidRequestError: The model cannot draw this size.
+        InsufficientMemoryError: A batch of this size cannot fit into memory.
     """
     spec, config = model.spec, model.config
     full = request.with_defaults(
@@ -107,6 +110,7 @@ def prepare(model: LatentDiffusion, request: GenerationRequest) -> GenerationReq
             full.width,
             full.height,
         )
+    check_memory(full, config, model.device)
     return full
 
 
@@ -125,6 +129,8 @@ def generate(
 
     Raises:
         InvalidRequestError: The model cannot draw this size.
+        InsufficientMemoryError: A batch does not fit into memory.
+        NotFiniteError: Sampling gave no picture.
     """
     start = time.perf_counter()
     result = GenerationResult(request=prepare(model, request))
@@ -139,15 +145,21 @@ def generate(
 
 
 @torch.no_grad()
-def stream(model: LatentDiffusion, request: GenerationRequest) -> Iterator[Step | list[Picture]]:
+def stream(model: LatentDiffusion, request: GenerationRequest, done: Set[int] = frozenset()) -> Iterator[Step | list[Picture]]:
     """Draw a prepared request bit by bit; stop iterating to cancel.
 
     Args:
         model: The model.
         request: From :func:`prepare`.
+        done: Indices of pictures that are not needed again. A batch is left out if it has no others; all others are what
+            they would be without this.
 
     Yields:
         A Step after each sampler step, and the list of its pictures after each batch.
+
+    Raises:
+        InsufficientMemoryError: A batch does not fit into memory.
+        NotFiniteError: Sampling gave no picture.
     """
     assert request.seed is not None and request.height is not None and request.width is not None
     assert request.steps is not None and request.guidance_scale is not None
@@ -158,44 +170,67 @@ def stream(model: LatentDiffusion, request: GenerationRequest) -> Iterator[Step 
     schedule = Schedule.from_alphas_cumprod(model.alphas_cumprod, request.steps)
     if len(schedule) != request.steps:
         _warn_once(f"{request.steps} steps asked for: FlagAI's timestep grid makes them {len(schedule)}")
-    sampler = SAMPLERS[request.sampler]
-    batch_size = request.batch_size or request.images_per_prompt
-    fixed = torch.randn(batch_size, *latent_shape, device=model.device) if request.fixed_code else None
+    fixed = torch.randn(request.pictures_at_once, *latent_shape, device=model.device) if request.fixed_code else None
     uncond: Tensor | None = None
     count = 0
     for prompts in request.batches():
-        if uncond is None and request.guidance_scale != 1.0:
-            uncond = model.get_learned_conditioning([request.negative_prompt])
-        eps = guided(
-            partial(_denoise, model),
-            model.get_learned_conditioning(prompts),
-            None if uncond is None else uncond.expand(len(prompts), -1, -1),
-            request.guidance_scale,
-            model.alphas_cumprod,
-            model.parameterization,
-        )
-        noise = _noise(request, count, (len(prompts), *latent_shape), model.device)
-        x = noise() if fixed is None else fixed[: len(prompts)]
-        for step in sampler(eps, x, schedule, noise=noise, eta=request.eta):
-            x = step.x
-            yield step
-        with _autocast(model):
-            pictures = to_pil(model.decode_first_stage(x))
-        flags = model.safety_checker.check(pictures, model.device) if model.safety_checker else None
-        batch = []
-        for i, (image, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-            flagged = flags is not None and flags[i]
-            batch.append(
-                Picture(
-                    image=Image.new("RGB", image.size) if flagged else image,
-                    prompt=prompt,
-                    index=count + i,
-                    seed=_picture_seed(request, count + i),
-                    safety="unchecked" if flags is None else "flagged" if flagged else "safe",
-                )
+        first, count = count, count + len(prompts)
+        noise = _noise(request, first, (len(prompts), *latent_shape), model.device)
+        walk = partial(SAMPLERS[request.sampler], schedule=schedule, noise=noise, eta=request.eta)
+        start = noise if fixed is None else partial(fixed.__getitem__, slice(len(prompts)))
+        if done >= set(range(first, count)):
+            if request.seed_mode == "batch":  # later pictures depend on how often was drawn before them
+                for _ in walk(lambda x, t: torch.zeros_like(x), start()):
+                    pass
+            continue
+        with memory_advice(request):
+            if uncond is None and request.guidance_scale != 1.0:
+                uncond = model.get_learned_conditioning([request.negative_prompt])
+            eps = guided(
+                partial(_denoise, model),
+                model.get_learned_conditioning(prompts),
+                None if uncond is None else uncond.expand(len(prompts), -1, -1),
+                request.guidance_scale,
+                model.alphas_cumprod,
+                model.parameterization,
             )
-        count += len(batch)
-        yield batch
+            x = start()
+            for step in walk(eps, x):
+                x = step.x
+                yield step
+            pictures = to_pil(_decode(model, x))
+            flags = model.safety_checker.check(pictures, model.device) if model.safety_checker else None
+        yield [
+            _picture(request, first + i, prompt, image, None if flags is None else flags[i])
+            for i, (image, prompt) in enumerate(zip(pictures, prompts, strict=True))
+        ]
+
+
+def _picture(request: GenerationRequest, index: int, prompt: str, image: Image.Image, flagged: bool | None) -> Picture:
+    return Picture(
+        image=Image.new("RGB", image.size) if flagged else image,
+        prompt=prompt,
+        index=index,
+        seed=_picture_seed(request, index),
+        safety="unchecked" if flagged is None else "flagged" if flagged else "safe",
+    )
+
+
+def _decode(model: LatentDiffusion, x: Tensor) -> Tensor:
+    """Decoded latents, (B, 3, H, W); in full precision where half precision overflows."""
+    if not x.isfinite().all():
+        raise NotFiniteError(
+            "sampling gave values that are no numbers. Try a lower guidance scale, another sampler, or full precision."
+        )
+    with _autocast(model):
+        images = model.decode_first_stage(x)
+    if not images.isfinite().all():
+        logger.warning("half precision overflowed in decoding: decoding again in float32")
+        with torch.autocast(model.device.type, enabled=False):
+            images = model.decode_first_stage(x.float())
+    if not images.isfinite().all():
+        raise NotFiniteError("decoding gave values that are no numbers. Are the autoencoder's weights whole?")
+    return images
 
 
 def _picture_seed(request: GenerationRequest, index: int) -> int:
@@ -231,7 +266,10 @@ def _report_lost_text(model: LatentDiffusion, request: GenerationRequest) -> Non
     for prompt in dict.fromkeys((*request.prompts, request.negative_prompt)):
         lost = lost_text(model.tokenizer, prompt, MAX_TOKENS)
         if lost:
-            logger.warning("the prompt is cut at %d tokens; this part has no effect: %r", MAX_TOKENS, lost)
+            shown = repr(lost) if len(lost) <= 500 else f"{lost[:200]!r} … {lost[-200:]!r}"
+            logger.warning(
+                "the prompt is cut at %d tokens; its last %d characters have no effect: %s", MAX_TOKENS, len(lost), shown
+            )
 
 
 @cache

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import InvalidRequestError, OutputError
 from flagai_altdiff.images import make_grid, save_numbered
-from flagai_altdiff.metadata import png_texts
+from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import GenerationResult, prepare, stream
 from flagai_altdiff.request import GenerationRequest, parse_prompt_file
+from flagai_altdiff.runs import Run, check_resumable, find_run, new_run
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import step_count
 
@@ -63,6 +67,7 @@ class Predictor:
         sampler: str | None = None,
         seed_mode: str = "batch",
         callback: Callable[[Step], object] | None = None,
+        resume: bool = False,
         out_path: str | Path | None = None,
         ddim_step: int | None = None,
     ) -> GenerationResult:
@@ -93,6 +98,7 @@ class Predictor:
             sampler: ``"ddim"``, ``"plms"``, ``"dpmpp_2m"`` or ``"euler_ancestral"``.
             seed_mode: ``"batch"`` for FlagAI's random numbers, ``"per_image"`` for pictures independent of their batch.
             callback: Called with each sampler step.
+            resume: Go on with the latest run of this very request in ``outpath``: draw what it lacks.
 
         Returns:
             The pictures with their paths, seeds and safety verdicts.
@@ -100,10 +106,15 @@ class Predictor:
         Raises:
             InvalidRequestError: An argument outside its range; nothing was drawn or written.
             UnknownSamplerError: No such sampler.
+            InsufficientMemoryError: A batch does not fit into memory; the message has one that does.
+            NotFiniteError: Sampling gave no picture.
+            OutputError: A picture cannot be saved; those saved before stay.
         """
         outpath = outpath if out_path is None else out_path
         if isinstance(n_rows, bool) or not isinstance(n_rows, int) or n_rows < 0:
             raise InvalidRequestError("n_rows", n_rows, "expected 0 (as many as n_samples) or a whole number above it")
+        if resume:
+            check_resumable(seed, skip_save)
         self._check_latents("C", C, self.model.channels)
         self._check_latents("f", f, self.model.config.first_stage.downsampling)
         try:
@@ -128,7 +139,9 @@ class Predictor:
             )
         except InvalidRequestError as error:
             raise _as_typed(error, {} if ddim_step is None else {"steps": "ddim_step"}) from None
-        return self._run(request, Path(outpath), n_rows or n_samples, skip_grid, skip_save, callback)
+        name = self.model.spec.name
+        run = find_run(Path(outpath), request, name) if resume else new_run(request, name)
+        return self._run(request, run, Path(outpath), n_rows or n_samples, skip_grid, skip_save, callback)
 
     def _check_latents(self, name: str, value: int | None, own: int) -> None:
         if value is not None and value != own:
@@ -137,6 +150,7 @@ class Predictor:
     def _run(
         self,
         request: GenerationRequest,
+        run: Run,
         outpath: Path,
         columns: int,
         skip_grid: bool,
@@ -144,34 +158,62 @@ class Predictor:
         callback: Callable[[Step], object] | None,
     ) -> GenerationResult:
         start = time.perf_counter()
-        result = GenerationResult(request=request)
         batches = [len(prompts) for prompts in request.batches()]
         assert request.steps is not None
         steps = len(batches) * step_count(request.steps, self.model.num_timesteps)
+        name = self.model.spec.name
         if not (skip_save and skip_grid):
-            outpath.mkdir(parents=True, exist_ok=True)
+            _check_folder(outpath)
+        pictures = dict(run.finished)
         with (  # one bar for the pictures, one below it for the steps towards them; none unless a person looks on
-            tqdm(total=sum(batches), desc="pictures", unit="picture", disable=None) as picture_bar,
+            tqdm(total=sum(batches), initial=len(pictures), desc="pictures", unit="picture", disable=None) as picture_bar,
             tqdm(total=steps, desc=request.sampler, unit="step", disable=None, leave=False) as step_bar,
         ):
-            for event in stream(self.model, request):
+            for event in stream(self.model, request, run.finished.keys()):
                 if isinstance(event, Step):
                     step_bar.update()
                     if callback is not None:
                         callback(event)
                     continue
                 for picture in event:
+                    if picture.index in run.finished:
+                        continue
                     if not skip_save:
-                        texts = png_texts(picture, request, self.model.spec.name)
-                        picture.path = save_numbered(picture.image, outpath / "samples", "%05d.png", texts, scratch=outpath)
+                        texts = png_texts(picture, request, name, run.id)
+                        with _saving(outpath / "samples"):
+                            picture.path = save_numbered(picture.image, outpath / "samples", "%05d.png", texts, scratch=outpath)
                     if picture.safety == "flagged":
                         logger.warning("picture %d was flagged by the safety checker and is black", picture.index)
+                    pictures[picture.index] = picture
                     picture_bar.update()
-                result.pictures.extend(event)
-        if not skip_grid:
-            result.grid_path = save_numbered(make_grid(result.images, columns), outpath, "grid-%04d.png")
+        result = GenerationResult(request=request, pictures=[pictures[i] for i in sorted(pictures)], grid_path=run.grid_path)
+        if not skip_grid and run.grid_path is None:
+            grid = make_grid(result.images, columns)
+            with _saving(outpath):
+                texts = grid_texts(result.pictures[0], request, name, run.id)
+                result.grid_path = save_numbered(grid, outpath, "grid-%04d.png", texts)
         result.seconds = time.perf_counter() - start
         return result
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    """Say what to do where a disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "make room and go on with resume=True" if full else "choose another folder with outpath"
+        text = f"{folder}: {error.strerror}. What was saved before stays; {advice}."
+        raise OutputError(error.errno, text) from error
+
+
+def _check_folder(outpath: Path) -> None:
+    """Make the folder and a file in it, before hours of drawing."""
+    with _saving(outpath):
+        outpath.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=outpath):
+            pass
 
 
 def _prompts(prompt: str | Sequence[str] | None, from_file: str | Path | None) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import secrets
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -157,10 +159,15 @@ class GenerationRequest:
         near = " or ".join(str(s) for s in (below, below + unit * downsampling) if s)
         raise self._invalid(name, size, f"this model draws multiples of {unit * downsampling} px; the nearest is {near}")
 
+    @property
+    def pictures_at_once(self) -> int:
+        """Size of a full batch."""
+        return self.batch_size or self.images_per_prompt
+
     def batches(self) -> Iterator[tuple[str, ...]]:
         """Prompts of each batch, in order, over all iterations; the last of an iteration may be short."""
         rows = [prompt for prompt in self.prompts for _ in range(self.images_per_prompt)]
-        size = self.batch_size or self.images_per_prompt
+        size = self.pictures_at_once
         for _ in range(self.iterations):
             for start in range(0, len(rows), size):
                 yield tuple(rows[start : start + size])
@@ -175,21 +182,37 @@ def parse_prompt_file(data: bytes, name: str) -> list[str]:
     """The prompts of a text file: one per line, blank lines skipped.
 
     Args:
-        data: UTF-8 (with or without a byte order mark), LF or CRLF.
+        data: UTF-8 (with or without a byte order mark) or UTF-16 with one, LF or CRLF.
         name: The file, for errors.
 
     Raises:
-        InvalidRequestError: Not UTF-8 (with the line), or no prompt in it.
+        InvalidRequestError: Another encoding (with the line), or no prompt in it.
     """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; save the file as UTF-8") from error
+        raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; {_reencoding(data, name)}") from error
+    if "\0" in text:
+        raise InvalidRequestError("from_file", name, f"it has NUL characters; {_reencoding(data, name)}")
     prompts = [line.strip("\r\n") for line in text.split("\n") if line.strip()]
     if not prompts:
         raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
     return prompts
+
+
+def _reencoding(data: bytes, name: str) -> str:
+    """The command that makes a prompt file UTF-8, with a guess at what it is now."""
+    if b"\0" in data:
+        guess = "UTF-16LE" if data.find(b"\0") % 2 else "UTF-16BE"
+    else:
+        guess = "GB18030"
+        try:
+            data.decode("gb18030")
+        except UnicodeDecodeError:
+            guess = "ISO-8859-1"
+    return f"save it as UTF-8: iconv -f {guess} -t UTF-8 {shlex.quote(name)} > prompts.txt"
 
 
 def _clamp(value: float, option: Option) -> float:

@@ -60,6 +60,7 @@ def test_every_picture_is_in_the_grid_once(n: int, columns: int) -> None:
     assert grid.shape[1] == 2 + 6 * min(columns, n)
 
 
+@pytest.mark.fault(54)
 def test_numbers_go_on_behind_the_highest(tmp_path: Path) -> None:
     samples = tmp_path / "samples"
     assert save_numbered(plain(1), samples, "%05d.png").name == "00000.png"
@@ -144,6 +145,7 @@ os.link = link
 """
 
 
+@pytest.mark.fault(54)
 @pytest.mark.parametrize("hard_links", [True, False])
 def test_two_processes_lose_no_picture(hard_links: bool, tmp_path: Path, script_environment: dict[str, str]) -> None:
     script = WRITER if hard_links else NO_LINKS + WRITER

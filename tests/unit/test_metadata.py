@@ -34,6 +34,7 @@ def record(path: Path) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("prompt", [tiny.CAT, tiny.SENTENCES[5], tiny.SENTENCES[6], IMITATION, "👩‍👩‍👧", "a\x00b", "\u202eabc"])
 def test_any_prompt_survives(prompt: str, m9: LatentDiffusion, tmp_path: Path) -> None:
     path = saved(m9, tmp_path, prompt, negative_prompt=prompt, seed=41)
@@ -51,6 +52,7 @@ def test_texts_are_international_chunks(m9: LatentDiffusion, tmp_path: Path) -> 
     assert all(isinstance(v, PngImagePlugin.iTXt) for v in texts(path).values())
 
 
+@pytest.mark.fault(50)
 def test_the_record_has_all_that_draws_the_picture_again(m9: LatentDiffusion, tmp_path: Path) -> None:
     settings = {"seed": 5, "scale": 3.0, "ddim_eta": 0.5, "ddim_steps": 2, "seed_mode": "per_image"}
     path = saved(m9, tmp_path, tiny.CAT, negative_prompt="bad", **settings)

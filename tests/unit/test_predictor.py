@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from flagai_altdiff import GenerationRequest, Predictor, generate
-from flagai_altdiff.errors import InvalidRequestError, UnknownSamplerError
+from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, UnknownSamplerError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import GenerationResult
 from flagai_altdiff.sampling import SAMPLERS, Step
@@ -128,6 +129,7 @@ def test_a_list_draws_n_samples_of_each(predictor: Predictor) -> None:
     assert pixels(draw(predictor))[0].tolist() == pixels(result)[0].tolist()
 
 
+@pytest.mark.fault(49)
 def test_a_prompt_file_is_cut_into_batches_and_the_last_may_be_short(predictor: Predictor) -> None:
     Path("p.txt").write_bytes("\ufeffa cat\r\n\r\n一只狗\r\na house\r\n".encode())
     result = draw(predictor, "ignored", from_file="p.txt")
@@ -195,6 +197,7 @@ def test_every_sampler_draws(sampler: str, predictor: Predictor) -> None:
     assert (by_flag.images[0].tobytes() == result.images[0].tobytes()) == (sampler == "plms")
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize(("size", "drawn"), [({"H": 70}, (64, 64)), ({"W": 71}, (64, 64)), ({"H": 85, "W": 64}, (64, 80))])
 def test_sizes_are_floored_with_a_warning(
     size: dict[str, int], drawn: tuple[int, int], predictor: Predictor, caplog: pytest.LogCaptureFixture
@@ -249,6 +252,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.fault(46)
+@pytest.mark.fault(47)
 @pytest.mark.parametrize(("changes", "name"), BAD, ids=[f"{n}-{i}" for i, (_, n) in enumerate(BAD)])
 def test_bad_arguments_are_named_before_any_folder_exists(changes: dict[str, Any], name: str, predictor: Predictor) -> None:
     state = torch.get_rng_state()
@@ -258,6 +263,41 @@ def test_bad_arguments_are_named_before_any_folder_exists(changes: dict[str, Any
     assert str(caught.value).startswith(f"{name}=")
     assert os.listdir() == []
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.fixture
+def overflowing(m9: LatentDiffusion) -> LatentDiffusion:
+    """A model whose decoder leaves the range of half precision, and nothing else does."""
+    model = copy.deepcopy(m9)
+    with torch.no_grad():
+        model.first_stage_model.decoder.conv_in.weight.mul_(1e5)
+    return model
+
+
+@pytest.mark.fault(51)
+def test_a_picture_that_half_precision_cannot_hold_is_decoded_again(
+    overflowing: LatentDiffusion, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = draw(Predictor(overflowing))
+    assert "float32" not in caplog.text
+    with torch.autocast("cpu", torch.float16):
+        result = draw(Predictor(overflowing))
+    assert "decoding again in float32" in caplog.text
+    assert all(np.abs(a - b).mean() < 4 for a, b in zip(pixels(result), pixels(wanted), strict=True))
+
+
+@pytest.mark.fault(51)
+def test_what_is_no_picture_in_any_precision_is_an_error(m9: LatentDiffusion) -> None:
+    model = copy.deepcopy(m9)
+    with torch.no_grad():
+        model.first_stage_model.decoder.conv_out.bias.fill_(math.nan)
+    with pytest.raises(NotFiniteError, match="weights"):
+        draw(Predictor(model))
+    with torch.no_grad():
+        model.model.diffusion_model.out[2].bias.fill_(math.inf)
+    with pytest.raises(NotFiniteError, match="guidance scale"):
+        draw(Predictor(model))
+    assert files() == []
 
 
 def test_an_unknown_sampler_is_named(predictor: Predictor) -> None:
@@ -273,6 +313,7 @@ def test_a_prompt_file_of_another_encoding_is_named_with_its_line(predictor: Pre
     assert os.listdir() == ["p.txt"]
 
 
+@pytest.mark.fault(54)
 def test_an_outpath_that_is_a_file(predictor: Predictor, m9: LatentDiffusion) -> None:
     Path("taken").write_text("mine")
     with pytest.raises(OSError, match="taken"):
@@ -289,6 +330,7 @@ def test_a_random_seed_is_recorded_and_draws_the_same_again(seed: int | None, pr
     assert again.images[0].tobytes() == first.images[0].tobytes()
 
 
+@pytest.mark.fault(50)
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
 def test_seeds_per_image_do_not_depend_on_the_batch(sampler: str, predictor: Predictor) -> None:
     eta = 0.8 if sampler == "ddim" else 0.0
@@ -303,6 +345,7 @@ def test_seeds_per_image_do_not_depend_on_the_batch(sampler: str, predictor: Pre
     assert draw(predictor, n_samples=2, seed=2**32 - 1, seed_mode="per_image").seeds == [2**32 - 1, 0]
 
 
+@pytest.mark.fault(53)
 def test_ctrl_c_keeps_finished_pictures_and_leaves_no_partial_file(predictor: Predictor) -> None:
     seen: list[Step] = []
 
@@ -338,15 +381,21 @@ def test_a_callback_sees_every_step_and_may_use_gradients(predictor: Predictor) 
     assert {s.total for s in steps} == {7}
 
 
+@pytest.mark.fault(48)
 def test_a_long_prompt_is_reported_with_what_is_lost(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
     draw(predictor, "a cat on a hill " * 30 + "THE END", n_samples=1)
     lines = [r.getMessage() for r in caplog.records if "77 tokens" in r.getMessage()]
     assert len(lines) == 1 and "THE END" in lines[0]
+    caplog.clear()
+    draw(predictor, "a cat on a hill " * 60_000, n_samples=1, ddim_steps=1)
+    (line,) = [r.getMessage() for r in caplog.records if "77 tokens" in r.getMessage()]
+    assert "characters have no effect" in line and len(line) < 1000
 
 
 ODD = ("", "   ", "a\x00b", "line\nline", "((cat:1.5", "👩‍👩‍👧 🐈", "<pad>", "</s> <s> <mask>", "%05d {x}")
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("prompt", ODD)
 def test_odd_prompts_are_drawn(prompt: str, predictor: Predictor) -> None:
     result = draw(predictor, prompt, n_samples=1, ddim_steps=1)

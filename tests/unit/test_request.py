@@ -98,6 +98,7 @@ def test_prompts_become_a_tuple() -> None:
     assert hash(made) != hash(request())
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("name", ["prompts", "negative_prompt"])
 def test_half_an_emoji_is_refused(name: str) -> None:
     text = "a cat \ud83d"
@@ -188,6 +189,7 @@ def test_batches_lose_no_picture(n: int, per_prompt: int, size: int | None, iter
     assert all(0 < len(batch) <= (size or per_prompt) for batch in batches)
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize(
     ("data", "prompts"),
     [
@@ -197,28 +199,34 @@ def test_batches_lose_no_picture(n: int, per_prompt: int, size: int | None, iter
         (b"\n\na cat\n  \n\t\na dog\n\n", ["a cat", "a dog"]),
         ("一只猫\nقطة\n".encode(), ["一只猫", "قطة"]),
         ("a\u2028b\x0bc\x85d\n".encode(), ["a\u2028b\x0bc\x85d"]),
+        ("a cat\r\n一只猫\r\n".encode("utf-16"), ["a cat", "一只猫"]),
+        (b"\xfe\xff" + "قطة".encode("utf-16-be"), ["قطة"]),
     ],
 )
 def test_prompt_files(data: bytes, prompts: list[str]) -> None:
     assert parse_prompt_file(data, "p.txt") == prompts
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize(
-    ("data", "line"),
+    ("data", "line", "encoding"),
     [
-        ("a cat\n一只戴着帽子的猫\n".encode("gbk"), "line 2 "),
-        ("a\nb\n\n帽子\n".encode("gbk"), "line 4 "),
-        ("a cat\n".encode("utf-16"), "line 1 "),
-        (b"a\xff", "line 1 "),
+        ("a cat\n一只戴着帽子的猫\n".encode("gbk"), "line 2 ", "GB18030"),
+        ("a\nb\n\n帽子\n".encode("gbk"), "line 4 ", "GB18030"),
+        ("a cat\n".encode("utf-16-le"), "NUL ", "UTF-16LE"),
+        ("a cat\n".encode("utf-16-be"), "NUL ", "UTF-16BE"),
+        (b"a\xff", "line 1 ", "ISO-8859-1"),
+        (b"\xff\xfea\0b", "line 1 ", "UTF-16LE"),
     ],
 )
-def test_a_prompt_file_of_another_encoding_is_refused_with_its_line(data: bytes, line: str) -> None:
-    with pytest.raises(InvalidRequestError, match=line) as caught:
+def test_a_prompt_file_of_another_encoding_is_refused_with_its_line(data: bytes, line: str, encoding: str) -> None:
+    with pytest.raises(InvalidRequestError, match=rf"{line}.*iconv -f {encoding} -t UTF-8 p\.txt") as caught:
         parse_prompt_file(data, "p.txt")
     assert caught.value.field == "from_file"
     assert "p.txt" in str(caught.value)
 
 
+@pytest.mark.fault(49)
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"  \r\n"])
 def test_a_prompt_file_without_prompts_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequestError, match="no prompt"):

@@ -86,6 +86,7 @@ def model_dir(m9_folder: Path, tmp_path: Path) -> Path:
 PLACES = ("SafetyChecker", "AltDiffusion-m9/SafetyChecker", "AltDiffusion-m9/safety_checker")
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("wanted", ["auto", True])
 def test_a_flagged_picture_is_black_and_said_to_be(
@@ -116,6 +117,7 @@ def test_a_safe_picture_is_left_alone(model_dir: Path) -> None:
     assert json.loads(Image.open(after.paths[0]).text["flagai_altdiff"])["safety"] == "safe"  # type: ignore[attr-defined]
 
 
+@pytest.mark.fault(55)
 def test_auto_without_a_checker_warns_and_true_refuses(
     model_dir: Path, no_network: None, caplog: pytest.LogCaptureFixture
 ) -> None:
