@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ def test_records_of_strange_files_are_empty(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     header = bytearray((tmp_path / "list.png").read_bytes())
     header[16:24] = (50_000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
     (tmp_path / "giant.png").write_bytes(header)
     for path in sorted(tmp_path.iterdir()):
         assert read_record(path) == {}, path.name
