@@ -41,6 +41,7 @@ class ModelSpec:
         size_bytes: Size of a download, about.
         files: Files of the FlagAI layout that make the model complete.
         sources: Hub -> name there; empty for an embedded model. Order is the order of preference.
+        revision: Commit of the Hugging Face repository; ``None`` takes what its main branch is at the first download.
         height: Default height of a picture, in pixels.
         width: Default width, in pixels.
         steps: Default number of sampler steps.
@@ -55,6 +56,7 @@ class ModelSpec:
     size_bytes: int
     files: tuple[FileSpec, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
     height: int = 512
     width: int = 512
     steps: int = 50
@@ -72,13 +74,14 @@ _M18 = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", 
 _FLAGAI_FILES = tuple(FileSpec(name=name) for name in ("config.yaml", "model.ckpt", "sentencepiece.bpe.model"))
 
 
-def _released(name: str, languages: tuple[str, ...]) -> ModelSpec:
+def _released(name: str, languages: tuple[str, ...], revision: str | None = None) -> ModelSpec:
     return ModelSpec(
         name=name,
         languages=languages,
         size_bytes=8_000_000_000,
         files=_FLAGAI_FILES,
         sources={"baai": name, "huggingface": f"BAAI/{name}"},
+        revision=revision,
     )
 
 
@@ -87,7 +90,7 @@ MODELS: dict[str, ModelSpec] = {
     for spec in (
         _released("AltDiffusion", ("zh", "en")),
         _released("AltDiffusion-m9", _M9),
-        _released("AltDiffusion-m18", _M18),
+        _released("AltDiffusion-m18", _M18, "b3c429d6aa48346ab421ea314375d4a10b9b66e9"),
         ModelSpec(
             name="AltDiffusion-mini",
             languages=_M18,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 WEIGHTS = (".ckpt", ".bin", ".safetensors")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""The commit that every branch of every repository is at."""
+RESOLVE = re.compile("/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,10 @@ class HubServer:
         content = self._content(path)
         if content is None:
             return 404, b"Not found", {"Content-Type": "text/plain"}
-        return 200, content, {"Content-Type": "application/octet-stream", "ETag": etag(content)}
+        headers = {"Content-Type": "application/octet-stream", "ETag": etag(content)}
+        if match := RESOLVE.fullmatch(path):
+            headers["X-Repo-Commit"] = match["revision"] if len(match["revision"]) == 40 else COMMIT
+        return 200, content, headers
 
     def _download_code(self, question: Mapping[str, str]) -> dict[str, object]:
         model = next((name for name in self.models if self.model_id(name) == question["model_id"]), "")
@@ -116,7 +123,7 @@ class HubServer:
         return {"code": "20000", "url": self.url + self.file_path(model, file), "size": len(files[file])}
 
     def _tree(self, path: str) -> tuple[int, bytes, dict[str, str]]:
-        repository = path.removeprefix("/api/models/").removesuffix("/tree/main")
+        repository = path.removeprefix("/api/models/").partition("/tree/")[0]
         if repository not in self.repositories:
             return 404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"}
         entries: list[dict[str, object]] = []
@@ -134,8 +141,8 @@ class HubServer:
         for model, files in self.models.items():
             for name, data in files.items():
                 content = data if path == self.file_path(model, name) else content
-        for repository, files in self.repositories.items():
-            content = files.get(path.removeprefix(f"/{repository}/resolve/main/"), content)
+        if match := RESOLVE.fullmatch(path):
+            content = self.repositories.get(match["repository"], {}).get(match["file"], content)
         return content
 
 
@@ -178,6 +185,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._serve()
 
+        def do_HEAD(self) -> None:
+            self._serve()
+
         def do_POST(self) -> None:
             self._serve()
 
@@ -208,7 +218,7 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 if value is not None:
                     self.send_header(name, value)
             self.end_headers()
-            body = body[: fault.cut_at]
+            body = b"" if self.command == "HEAD" else body[: fault.cut_at]
             for start in range(0, len(body), 1 << 14):
                 self.wfile.write(body[start : start + (1 << 14)])
                 self.wfile.flush()
