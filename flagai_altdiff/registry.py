@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flagai_altdiff.errors import UnknownModelError, UnknownTaskError
 
+DEFAULT_MODEL_DIR = Path("./checkpoints")
 TASKS = ("text2img",)
 """Tasks of ``AutoLoader(task_name=...)``."""
 
@@ -132,6 +133,30 @@ def get_model_spec(name: str) -> ModelSpec:
     if spec is None:
         raise UnknownModelError(name, MODELS, "A path to a folder or file with weights works as well.")
     return spec
+
+
+def locate(name_or_path: str | Path, model_dir: Path) -> tuple[ModelSpec | None, Path]:
+    """Spec (of a registered model) and path of a model; the files need not be there yet.
+
+    Args:
+        name_or_path: A registered name, in any case, or the path of a folder or file; the name wins where both fit.
+        model_dir: Folder of the model folders; one of the model's name in any case is found.
+
+    Raises:
+        UnknownModelError: Neither registered nor a path.
+    """
+    spec = find_model(str(name_or_path))
+    if spec is None:
+        path = Path(name_or_path)
+        for candidate in (path, model_dir / path):
+            if candidate.exists():
+                return None, candidate
+        raise UnknownModelError(str(name_or_path), MODELS, "There is no file or folder of that name either.")
+    if model_dir.is_dir():
+        for folder in sorted(model_dir.iterdir()):
+            if folder.name.lower() == spec.name.lower() and folder.is_dir():
+                return spec, folder
+    return spec, (embedded_dir() if spec.embedded else model_dir) / spec.name
 
 
 def check_task(task: str) -> None:
