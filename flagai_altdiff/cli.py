@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from flagai_altdiff import __version__
-from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
-from flagai_altdiff.registry import MODELS
+from flagai_altdiff import __version__, hub
+from flagai_altdiff.errors import FlagAIAltDiffError, HubError, InvalidRequestError, RegistryError
+from flagai_altdiff.registry import DEFAULT_MODEL_DIR, MODELS, SAFETY_CHECKER, ModelSpec, get_model_spec, locate
 from flagai_altdiff.request import SAMPLER_NAMES, SEED_MODES, option_of
 
 _EPILOG = """\
@@ -21,11 +21,21 @@ examples:
   altdiff generate "a large red heart on a white background" "蓝色背景上的黄色的大星星"
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures
+  altdiff download AltDiffusion-m18 --source huggingface --dry-run
+  altdiff verify AltDiffusion-m18
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
   altdiff doctor
 
 exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted
 """
+
+
+_VERIFY_ADVICE = {
+    "missing": "altdiff download fetches it.",
+    "wrong size": "remove the file and download again.",
+    "wrong hash": "remove the file and download again; if you changed it yourself, strike it from altdiff-manifest.json.",
+    "not recorded": "nothing is known to compare with; --record takes the files as they are now.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlagAIAltDiffError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        print("\ninterrupted; finished pictures are kept", file=sys.stderr)
+        print("\ninterrupted; what is finished is kept", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="draw pictures", description="Draw pictures from prompts."))
     _add_models(commands.add_parser("models", help="list the models", description="List the models that have a name."))
+    _add_download(
+        commands.add_parser(
+            "download", help="fetch a model's files", description="Fetch what a model lacks; an interrupted download goes on."
+        )
+    )
+    _add_verify(
+        commands.add_parser(
+            "verify",
+            help="check a model's files",
+            description="Check size and SHA-256 of a model's files against what is known or was recorded when they came.",
+        )
+    )
     _add_convert(
         commands.add_parser(
             "convert", help="change a model's layout on disk", description="Write a model in another layout; nothing is lost."
@@ -185,12 +207,21 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
+    _add_model_dir(parser)
     parser.set_defaults(run=_models)
+
+
+def _add_model_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        *_flags("--model-dir"), type=Path, default=DEFAULT_MODEL_DIR, metavar="DIR", help="folder of the models (%(default)s)"
+    )
 
 
 def _models(args: argparse.Namespace) -> int:
     if args.json:
-        print(json.dumps([asdict(spec) for spec in MODELS.values()], ensure_ascii=False, indent=2))
+        places = [(spec, locate(name, args.model_dir)[1]) for name, spec in MODELS.items()]
+        known = [{**asdict(spec), "folder": str(folder), "missing": hub.missing_files(spec, folder)} for spec, folder in places]
+        print(json.dumps(known, ensure_ascii=False, indent=2))
         return 0
     for spec in MODELS.values():
         origin = (
@@ -201,6 +232,78 @@ def _models(args: argparse.Namespace) -> int:
         print(f"  files      {', '.join(f.name for f in spec.files)}")
         print(f"  draws      {spec.width}x{spec.height} px in {spec.steps} steps, scale {spec.guidance_scale:g}\n")
     return 0
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="name of a model")
+    _add_model_dir(parser)
+    add(
+        "--source",
+        metavar="WHERE",
+        help="baai, huggingface, or the address of a mirror, a web folder with the files (default: what answers first)",
+    )
+    add("--revision", metavar="NAME", help="commit, branch or tag of the Hugging Face repository")
+    add(*_flags("--dry-run"), action="store_true", help="only say what would be fetched, and from where")
+    add(*_flags("--no-safety-checker"), action="store_true", help="leave the released models' picture checker out")
+    parser.set_defaults(run=_download)
+
+
+def _download(args: argparse.Namespace) -> int:
+    spec = get_model_spec(args.model)
+    folder = locate(spec.name, args.model_dir)[1]
+    if not sys.stderr.isatty():  # where no bar is drawn, the log tells how far it is
+        logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
+    names = _fetch(spec, folder, args)
+    brings_checker = any(name.startswith("safety_checker/") for name in names) or (folder / "safety_checker").is_dir()
+    if spec.needs_safety_checker and not args.no_safety_checker and not brings_checker:
+        try:
+            _fetch(SAFETY_CHECKER, folder.parent / SAFETY_CHECKER.name, args)
+        except HubError as error:
+            if error.errno is not None:
+                raise
+            print(f"the safety checker could not be fetched; pictures would not be checked: {error}", file=sys.stderr)
+    return 0
+
+
+def _fetch(spec: ModelSpec, folder: Path, args: argparse.Namespace) -> list[str]:
+    """Fetch a model, or say what that would do; the names of the planned files."""
+    if not hub.missing_files(spec, folder):
+        print(f"{spec.name}: complete in {folder}")
+        return []
+    if not args.dry_run:
+        print(hub.fetch(spec, folder, source=args.source, revision=args.revision))
+        return []
+    plan = hub.plan(spec, folder, source=args.source, revision=args.revision)
+    print(f"{spec.name} from {plan.source} into {folder}")
+    for file in plan.files:
+        size = "size unknown" if file.size_bytes is None else hub.human(file.size_bytes)
+        print(f"  {file.state:8} {size:>12}  {file.name}")
+    print(f"{len(plan.to_come)} of {len(plan.files)} files to fetch, {hub.human(plan.to_come_bytes)}")
+    return [file.name for file in plan.files]
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="name of a model, or path of its folder")
+    _add_model_dir(parser)
+    parser.add_argument("--record", action="store_true", help="record files of which no SHA-256 is known, as they are now")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    spec, folder = locate(args.model, args.model_dir)
+    if folder.is_file():
+        raise InvalidRequestError("model", args.model, "expected the name of a model or the path of its folder")
+    if args.record:
+        for name in hub.record_missing(folder):
+            print(f"recorded      {name}")
+    states = set()
+    for finding in hub.verify(folder, spec):
+        print(f"{finding.state:12}  {finding.name}: {finding.detail}", flush=True)
+        states.add(finding.state)
+    for state in sorted(states & _VERIFY_ADVICE.keys()):
+        print(f"{state}: {_VERIFY_ADVICE[state]}", file=sys.stderr)
+    return 0 if states == {"ok"} else 1
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -112,7 +112,7 @@ def write(folder: Path, records: Mapping[str, Record]) -> None:
     files = [{k: v for k, v in asdict(records[name]).items() if v is not None} for name in sorted(records)]
     try:
         with open(new, "w", encoding="utf-8") as file:
-            json.dump({"version": VERSION, "files": files}, file, ensure_ascii=False, indent=1)
+            file.write(json.dumps({"version": VERSION, "files": files}, ensure_ascii=False, indent=2) + "\n")
             file.flush()
             os.fsync(file.fileno())
         grant_usual_mode(new)
