@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 WEIGHTS = (".ckpt", ".bin", ".safetensors")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 """The commit that every branch of every repository is at."""
-RESOLVE = re.compile("/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+RESOLVE = re.compile("/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>refs/pr/[0-9]+|[^/]+)/(?P<file>.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,9 @@ class Fault:
         ignore_range: Send the whole file whatever was asked for.
         cut_at: Close the connection after that many bytes of the body.
         stall_s: Seconds before the answer begins.
-        pause_s: Seconds between pieces of the body of 16 KiB.
+        pause_s: Seconds between pieces of the body.
+        piece_bytes: Size of those pieces.
+        chunked: Send the body in chunks, without its length.
     """
 
     status: int | None = None
@@ -40,6 +43,8 @@ class Fault:
     cut_at: int | None = None
     stall_s: float = 0.0
     pause_s: float = 0.0
+    piece_bytes: int = 1 << 14
+    chunked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +162,9 @@ def serve(
     models: Mapping[str, Mapping[str, bytes]] | None = None,
     repositories: Mapping[str, Mapping[str, bytes]] | None = None,
     files: Mapping[str, bytes] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[HubServer]:
-    """Run a server on a free port of 127.0.0.1 until the block ends; arguments as in :class:`HubServer`."""
+    """Run a server on a free port of 127.0.0.1 until the block ends; arguments as in :class:`HubServer`, and TLS if given."""
     hub = HubServer(
         models={name: dict(content) for name, content in (models or {}).items()},
         repositories={name: dict(content) for name, content in (repositories or {}).items()},
@@ -167,7 +173,9 @@ def serve(
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
     server.block_on_close = False
-    hub.url = f"http://127.0.0.1:{server.server_port}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    hub.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -208,21 +216,26 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             fault = hub.next_fault(request.path)
             time.sleep(fault.stall_s)
             status, body, headers = _ranged(request, fault, *hub.answer(request))
-            with suppress(BrokenPipeError, ConnectionResetError):
+            with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 self._send(status, body, headers, fault)
 
         def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: Fault) -> None:
             self.send_response(fault.status or status)
             all_headers = {"Content-Length": str(len(body)), "Connection": "close", **headers, **fault.headers}
+            if fault.chunked:
+                all_headers |= {"Content-Length": None, "Transfer-Encoding": "chunked"}
             for name, value in all_headers.items():
                 if value is not None:
                     self.send_header(name, value)
             self.end_headers()
             body = b"" if self.command == "HEAD" else body[: fault.cut_at]
-            for start in range(0, len(body), 1 << 14):
-                self.wfile.write(body[start : start + (1 << 14)])
+            for start in range(0, len(body), fault.piece_bytes):
+                piece = body[start : start + fault.piece_bytes]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if fault.chunked else piece)
                 self.wfile.flush()
                 time.sleep(fault.pause_s)
+            if fault.chunked and fault.cut_at is None:
+                self.wfile.write(b"0\r\n\r\n")
 
     return Handler
 

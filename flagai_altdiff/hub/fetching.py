@@ -142,9 +142,9 @@ def fetch(
     if not missing_files(spec, folder, config_only=config_only):
         return folder
     sources = _sources(spec, folder, source, revision)
-    with alone_in(folder, lambda: f"{human(_arrived_bytes(folder))} so far"):
+    with alone_in(folder, lambda: f"{human(_arrived_bytes(folder))} so far") as alone:
         if missing_files(spec, folder, config_only=config_only):
-            _try_each(spec, folder, sources, lambda plan: _carry_out(plan, spec, folder), config_only=config_only)
+            _try_each(spec, folder, sources, lambda plan: _carry_out(plan, spec, folder, alone), config_only=config_only)
     return folder
 
 
@@ -256,8 +256,10 @@ def _do_without(spec: ModelSpec, available: set[str], name: str, error: HubError
     logger.warning("%s: goes on without %s: %s", spec.name, name, error)
 
 
-def _carry_out(plan: Plan, spec: ModelSpec, folder: Path) -> None:
-    """Bring all files of a plan into its staging folder, then into place."""
+def _carry_out(plan: Plan, spec: ModelSpec, folder: Path, alone: bool) -> None:
+    """Bring all files of a plan into its staging folder, then into place; beside other processes, in a folder of its own."""
+    if not alone:
+        plan = _apart(plan)
     check_space(folder, plan.to_come_bytes)
     logger.info("%s: fetching %d files from %s into %s", spec.name, len(plan.to_come), plan.source.label, folder)
     stop, guard, staged = Stop(), threading.Lock(), _read_records(plan.staging)
@@ -283,8 +285,14 @@ def _carry_out(plan: Plan, spec: ModelSpec, folder: Path) -> None:
             staged[file.name] = _record(file, Received(size_bytes=size, sha256=sha256), plan.source)
     manifest.write(folder, _read_records(folder) | {file.name: staged[file.name] for file in arrived})
     _move([file.name for file in arrived], plan.staging, folder)
-    for leftover in folder.glob(f"{STAGING_PREFIX}*"):
+    for leftover in folder.glob(f"{STAGING_PREFIX}*") if alone else (plan.staging,):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _apart(plan: Plan) -> Plan:
+    """The same plan with a staging folder that no other process uses."""
+    files = (replace(file, state="absent") if file.state == "arrived" else file for file in plan.files)
+    return replace(plan, staging=plan.staging.with_name(f"{plan.staging.name}-{os.getpid()}"), files=tuple(files))
 
 
 def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Received:

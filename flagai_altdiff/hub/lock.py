@@ -23,19 +23,22 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 
 @contextmanager
-def alone_in(folder: Path, describe: Callable[[], str]) -> Iterator[None]:
+def alone_in(folder: Path, describe: Callable[[], str]) -> Iterator[bool]:
     """Hold a folder's lock, waiting for the process that has it; without support for locks, go on with a warning.
 
     Args:
         folder: Made if needed.
         describe: What the other process has done so far, for those who wait.
 
+    Yields:
+        Whether the lock is held.
+
     Raises:
         HubError: The folder cannot be written to (``errno`` is set).
     """
     lock = _acquired(folder, describe)
     try:
-        yield
+        yield lock is not None
     finally:
         if lock is not None:
             lock.release()
@@ -57,5 +60,5 @@ def _acquired(folder: Path, describe: Callable[[], str]) -> BaseFileLock | None:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise HubError(error.errno, f"{path}: {error.strerror}. Choose a folder that can be written to.") from error
-        logger.warning("%s: this file system has no locks (%s); let one process at a time download", folder, error.strerror)
+        logger.warning("%s: this file system has no locks (%s); processes download side by side", folder, error.strerror)
         return None

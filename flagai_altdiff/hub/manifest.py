@@ -108,7 +108,7 @@ def read(folder: Path) -> dict[str, Record]:
 def write(folder: Path, records: Mapping[str, Record]) -> None:
     """Replace the manifest of a folder; the old one stays until the new one is whole."""
     path = folder / MANIFEST_NAME
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     files = [{k: v for k, v in asdict(records[name]).items() if v is not None} for name in sorted(records)]
     try:
         with open(new, "w", encoding="utf-8") as file:
