@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +32,7 @@ class Fault:
         headers: Further ones; ``None`` leaves a header out.
         ignore_range: Send the whole file whatever was asked for.
         cut_at: Close the connection after that many bytes of the body.
+        reset: Close it with a reset instead of an end.
         stall_s: Seconds before the answer begins.
         pause_s: Seconds between pieces of the body.
         piece_bytes: Size of those pieces.
@@ -41,6 +44,7 @@ class Fault:
     headers: Mapping[str, str | None] = field(default_factory=dict)
     ignore_range: bool = False
     cut_at: int | None = None
+    reset: bool = False
     stall_s: float = 0.0
     pause_s: float = 0.0
     piece_bytes: int = 1 << 14
@@ -234,6 +238,12 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if fault.chunked else piece)
                 self.wfile.flush()
                 time.sleep(fault.pause_s)
+            if fault.reset:
+                time.sleep(0.1)  # what was sent arrives before the reset
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.rfile.close()
+                self.wfile.close()
+                self.connection.close()
             if fault.chunked and fault.cut_at is None:
                 self.wfile.write(b"0\r\n\r\n")
 

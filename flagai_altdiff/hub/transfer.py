@@ -34,6 +34,9 @@ from flagai_altdiff.hub.threads import Stop
 
 logger = logging.getLogger(__name__)
 
+PAGES = (".html", ".htm")
+PAGE_BEGINNINGS = (b"<!doctype html", b"<html")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Received:
@@ -194,9 +197,8 @@ def _check_answer(job: _Job, response: requests.Response, have: int, validator: 
         raise refusal(response)
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise HubError(f"{where}: the server compresses the file although it was asked not to.")
-    kind = response.headers.get("Content-Type", "")
-    if kind.startswith("text/html") and job.path.suffix not in (".html", ".htm"):
-        raise HubError(f"{where}: a web page came instead of {job.path.name}: {_first_line(response)}")
+    if response.headers.get("Content-Type", "").startswith("text/html") and job.path.suffix not in PAGES:
+        raise _page(job, next(read_pieces(response), b""))
     if response.status_code == requests.codes.partial_content:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         start, total = map(int, match.groups()) if match else (-1, 0)
@@ -223,6 +225,8 @@ def _receive(job: _Job, response: requests.Response, start: int, total: int | No
         job.report(got, total)
         for piece in read_pieces(response):
             job.stop.check()
+            if got == 0 and piece[:512].lstrip().lower().startswith(PAGE_BEGINNINGS) and job.path.suffix not in PAGES:
+                raise _page(job, piece)
             got += len(piece)
             if total is not None and got > total:
                 _start_over(job, "too long")
@@ -272,8 +276,10 @@ def _validator(response: requests.Response) -> str | None:
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _first_line(response: requests.Response) -> str:
-    return first_line(next(read_pieces(response), b"")[:512].decode("utf-8", "replace"))
+def _page(job: _Job, beginning: bytes) -> HubError:
+    """The error for an answer that is a web page: a login, a proxy's excuse."""
+    line = first_line(beginning[:512].decode("utf-8", "replace"))
+    return HubError(f"{shown(job.url)}: a web page came instead of {job.path.name}: {line}")
 
 
 def _size(path: Path) -> int:

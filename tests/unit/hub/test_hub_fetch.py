@@ -138,6 +138,7 @@ def test_sources_are_not_mixed(baai: HubServer, huggingface: HubServer, folder: 
     assert contents(folder) == DIFFUSERS
 
 
+@pytest.mark.fault(9)
 def test_a_file_with_the_wrong_hash_sends_us_to_the_next_source(
     baai: HubServer, huggingface: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_file_with_the_wrong_hash_sends_us_to_the_next_source(
     assert "expected SHA-256" in caplog.text
 
 
+@pytest.mark.fault(26)
 def test_the_token_is_sent_to_hugging_face_only(
     baai: HubServer, huggingface: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +176,7 @@ def test_an_interrupted_fetch_leaves_the_folder_untouched_and_goes_on(baai: HubS
     assert [path for path in baai.paths() if path.startswith("/files/")] == [CKPT]
 
 
+@pytest.mark.fault(19)
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(baai: HubServer, folder: Path) -> None:
     baai.always[CKPT] = Fault(pause_s=0.05)
     code = (
@@ -247,6 +250,7 @@ def test_a_lesser_file_that_the_hub_lost_is_done_without(
     assert "goes on without readme.txt" in caplog.text
 
 
+@pytest.mark.fault(24)
 def test_a_needed_file_that_the_hub_lost_ends_the_source(baai: HubServer, huggingface: HubServer, folder: Path) -> None:
     baai.faults["/api/searchModelFileByName"] = [Fault(body=str(list(FLAGAI)).encode())]
     del baai.models[SPEC.name]["sentencepiece.bpe.model"]
@@ -263,6 +267,7 @@ def test_an_incomplete_list_is_refused_before_anything_is_downloaded(baai: HubSe
     assert len(baai.requests) == 2
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "CONFIG.YAML", "a\\b", ".incoming-baai/x"])
 def test_dangerous_names_end_the_source_before_anything_is_downloaded(baai: HubServer, folder: Path, name: str) -> None:
     baai.models[SPEC.name][name] = b"escaped"
@@ -271,6 +276,7 @@ def test_dangerous_names_end_the_source_before_anything_is_downloaded(baai: HubS
     assert contents(folder) == {}
 
 
+@pytest.mark.fault(20)
 @pytest.mark.parametrize("link", ["STAGING", "STAGING/unet", "unet"])
 def test_planted_links_are_not_followed(huggingface: HubServer, folder: Path, tmp_path: Path, link: str) -> None:
     outside = tmp_path / "outside"
@@ -283,6 +289,7 @@ def test_planted_links_are_not_followed(huggingface: HubServer, folder: Path, tm
     assert list(outside.iterdir()) == []
 
 
+@pytest.mark.fault(13)
 def test_when_all_sources_fail_each_attempt_is_listed(huggingface: HubServer, folder: Path) -> None:
     huggingface.always[f"/api/models/BAAI/AltDiffusion-m18/tree/{SPEC.revision}"] = Fault(status=403)
     with pytest.raises(HubUnavailableError) as caught:
@@ -305,6 +312,7 @@ def test_an_embedded_model_is_not_looked_for_elsewhere(folder: Path) -> None:
         fetch(MODELS["AltDiffusion-mini"], folder)
 
 
+@pytest.mark.fault(16)
 def test_a_full_disk_does_not_try_another_source(baai: HubServer, huggingface: HubServer, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(HubError) as caught:
@@ -313,6 +321,7 @@ def test_a_full_disk_does_not_try_another_source(baai: HubServer, huggingface: H
     assert huggingface.requests == []
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("variable", hub.OFFLINE_VARIABLES)
 @pytest.mark.parametrize("value", ["1", "on", "Yes", "TRUE"])
 def test_offline_opens_no_socket(folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

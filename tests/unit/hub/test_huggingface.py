@@ -91,6 +91,7 @@ def test_the_next_page_is_not_asked_from_another_host(server: HubServer, monkeyp
         assert other.requests == []
 
 
+@pytest.mark.fault(22)
 def test_an_endless_list_ends(server: HubServer) -> None:
     server.always[TREE] = Fault(body=b"[]", headers={"Link": f'<{TREE}>; rel="next"'})
     with pytest.raises(ModelNotFoundError):
@@ -98,6 +99,7 @@ def test_an_endless_list_ends(server: HubServer) -> None:
     assert server.paths().count(TREE) == huggingface.MAX_PAGES
 
 
+@pytest.mark.fault(26)
 def test_the_token_goes_to_the_endpoint_only(
     server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,6 +121,7 @@ def test_without_a_token_none_is_sent(server: HubServer) -> None:
     assert "authorization" not in server.requests[0].headers
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("token", ["hf_a\nX-Header: b", "hf_a b", "hf_é"])
 def test_a_malformed_token_is_refused_and_not_shown(server: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -139,6 +142,7 @@ def test_a_repository_that_is_not_there(server: HubServer, fault: Fault) -> None
         huggingface.list_files(NAME)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     "text",
     [

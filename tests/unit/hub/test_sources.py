@@ -163,6 +163,7 @@ def test_a_whole_snapshot_in_the_cache_works_offline(folder: Path, no_network: N
     assert sorted((path, path.lstat().st_mtime_ns) for path in repository.rglob("*")) == before
 
 
+@pytest.mark.fault(20)
 def test_a_whole_snapshot_is_not_downloaded_again(huggingface: HubServer, folder: Path) -> None:
     fill_cache()
     fetch(SPEC, folder)
