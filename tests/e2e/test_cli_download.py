@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +15,7 @@ import pytest
 
 from flagai_altdiff.cli import main
 from flagai_altdiff.hub import client
-from tests.servers import HubServer, serve
+from tests.servers import Fault, HubServer, serve
 
 NAME = "AltDiffusion-m18"
 FILES = {"config.yaml": b"model: {}", "model.ckpt": bytes(50_000), "sentencepiece.bpe.model": b"pieces"}
@@ -109,6 +114,37 @@ def test_verify_records_what_nobody_knows(m18_folder: Path, tmp_path: Path, caps
     run("verify", str(folder))
     assert "not recorded" not in capsys.readouterr().out
     run("verify", str(folder / "model.ckpt"), status=2)
+
+
+def test_the_embedded_model_is_the_recorded_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """After a new training: remove its altdiff-manifest.json and call ``altdiff verify AltDiffusion-mini --record``."""
+    run("verify", "AltDiffusion-mini")
+    assert "model.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.fault(19)
+def test_an_interrupted_download_exits_as_interrupted_and_goes_on(server: HubServer, tmp_path: Path) -> None:
+    path = server.file_path(NAME, "model.ckpt")
+    server.always[path] = Fault(pause_s=0.5)
+    words = [sys.executable, "-m", "flagai_altdiff", "download", NAME, "--no-safety-checker"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not any(part.stat().st_size for part in (tmp_path / "checkpoints").rglob("model.ckpt.part")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "what is finished is kept" in process.communicate(timeout=10)[1]
+    assert process.returncode == 130
+    server.always.clear()
+    run("download", NAME, "--no-safety-checker")
+    assert (tmp_path / "checkpoints" / NAME / "model.ckpt").read_bytes() == FILES["model.ckpt"]
+    assert (server.ranges(path)[-1] or "").startswith("bytes=")
+
+
+def test_baai_has_no_revisions(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run("download", NAME, "--source", "baai", "--revision", "fp16", status=1)
+    assert "no revisions" in capsys.readouterr().err
 
 
 def test_models_as_json_say_what_is_missing(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
