@@ -117,7 +117,7 @@ def test_a_signal_ends_it_soon_and_what_arrived_is_used(server: HubServer, tmp_p
 
 
 def test_a_failure_ends_files_that_are_still_coming(server: HubServer, tmp_path: Path) -> None:
-    server.always[server.file_path(SPEC.name, "model.ckpt")] = Fault(pause_s=2.0)
+    server.always[server.file_path(SPEC.name, "model.ckpt")] = Fault(pause_s=60.0)
     server.always[server.file_path(SPEC.name, "sentencepiece.bpe.model")] = Fault(status=403, stall_s=0.2)
     began = time.monotonic()
     with pytest.raises(HubError, match="HTTP 403"):
