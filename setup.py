@@ -36,6 +36,8 @@ setup(
         "pillow>=11",
         "tqdm>=4.66",
         "requests>=2.32",
+        "urllib3>=2.3",
+        "filelock>=4.2",
         "numpy>=1.26",
         "pyyaml>=6",
         "safetensors>=0.5",

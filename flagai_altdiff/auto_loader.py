@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError
-from flagai_altdiff.loading import load_model, locate
+from flagai_altdiff.loading import load_model
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.registry import check_task
+from flagai_altdiff.registry import check_task, locate
 from flagai_altdiff.safety import ClipImageTransform
 from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
 

@@ -15,9 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flagai_altdiff import __version__
-from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError, TrainingInterrupted
-from flagai_altdiff.registry import MODELS
+from flagai_altdiff import __version__, hub
+from flagai_altdiff.errors import FlagAIAltDiffError, HubError, InvalidRequestError, RegistryError, TrainingInterrupted
+from flagai_altdiff.registry import DEFAULT_MODEL_DIR, MODELS, SAFETY_CHECKER, ModelSpec, get_model_spec, locate
 from flagai_altdiff.request import SAMPLER_NAMES, SEED_MODES, option_of
 
 if TYPE_CHECKING:
@@ -43,11 +43,21 @@ examples:
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures --resume     # after an interruption
+  altdiff download AltDiffusion-m18 --source huggingface --dry-run
+  altdiff verify AltDiffusion-m18
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
   altdiff doctor
 
 exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated
 """
+
+
+_VERIFY_ADVICE = {
+    "missing": "altdiff download fetches it.",
+    "wrong size": "remove the file and download again.",
+    "wrong hash": "remove the file and download again; if you changed it yourself, strike it from altdiff-manifest.json.",
+    "not recorded": "nothing is known to compare with; --record takes the files as they are now.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,6 +127,18 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="draw pictures", description="Draw pictures from prompts."))
     _add_models(commands.add_parser("models", help="list the models", description="List the models that have a name."))
+    _add_download(
+        commands.add_parser(
+            "download", help="fetch a model's files", description="Fetch what a model lacks; an interrupted download goes on."
+        )
+    )
+    _add_verify(
+        commands.add_parser(
+            "verify",
+            help="check a model's files",
+            description="Check size and SHA-256 of a model's files against what is known or was recorded when they came.",
+        )
+    )
     _add_convert(
         commands.add_parser(
             "convert", help="change a model's layout on disk", description="Write a model in another layout; nothing is lost."
@@ -155,7 +177,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", nargs="*", help="what the pictures show, in any language of the model; several prompts are drawn in turn")
     add("-m", "--model", default="AltDiffusion-mini", help="name of a model, or path of its weights (default: %(default)s)")
-    add("--model-dir", default="./checkpoints", metavar="DIR", help="folder of the models (default: %(default)s)")
+    _add_model_dir(parser)
     add("-n", "--n-samples", type=int, default=4, metavar="N", help=_help("images_per_prompt", "4"))
     add("--n-iter", type=int, default=1, metavar="N", help=_help("iterations", "1"))
     add("--n-rows", type=int, default=0, metavar="N", help="pictures per row of the grid (default: --n-samples)")
@@ -252,26 +274,103 @@ def _draw(predictor: Predictor, args: argparse.Namespace) -> GenerationResult:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print everything that is known, as JSON")
+    _add_model_dir(parser)
     parser.set_defaults(run=_models)
+
+
+def _add_model_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model-dir", type=Path, default=DEFAULT_MODEL_DIR, metavar="DIR", help="folder of the models (default: %(default)s)"
+    )
 
 
 def _models(args: argparse.Namespace) -> int:
     if args.json:
-        print(json.dumps([asdict(spec) for spec in MODELS.values()], ensure_ascii=False, indent=2))
+        places = [(spec, locate(name, args.model_dir)[1]) for name, spec in MODELS.items()]
+        known = [{**asdict(spec), "folder": str(folder), "missing": hub.missing_files(spec, folder)} for spec, folder in places]
+        print(json.dumps(known, ensure_ascii=False, indent=2))
         return 0
     for spec in MODELS.values():
         origin = (
             "comes with the package" if spec.embedded else "from " + ", ".join(f"{k} ({v})" for k, v in spec.sources.items())
         )
         print(f"{spec.name}\n  task       {spec.task}\n  languages  {' '.join(spec.languages)} ({len(spec.languages)})")
-        print(f"  size       {_megabytes(spec.size_bytes)}, {origin}\n  licence    {spec.licence}")
+        print(f"  size       {hub.human(spec.size_bytes)}, {origin}\n  licence    {spec.licence}")
         print(f"  files      {', '.join(f.name for f in spec.files)}")
         print(f"  draws      {spec.width}x{spec.height} px in {spec.steps} steps, scale {spec.guidance_scale:g}\n")
     return 0
 
 
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", help="name of a model")
+    _add_model_dir(parser)
+    add(
+        "--source",
+        metavar="WHERE",
+        help="baai, huggingface, or the address of a mirror, a web folder with the files (default: what answers first)",
+    )
+    add("--revision", metavar="NAME", help="commit, branch or tag of the Hugging Face repository")
+    add("--dry-run", action="store_true", help="only say what would be fetched, and from where")
+    add("--no-safety-checker", action="store_true", help="leave the released models' picture checker out")
+    parser.set_defaults(run=_download, kept="; what has arrived is kept, the same command goes on")
+
+
+def _download(args: argparse.Namespace) -> int:
+    spec = get_model_spec(args.model)
+    folder = locate(spec.name, args.model_dir)[1]
+    if not sys.stderr.isatty():  # where no bar is drawn, the log tells how far it is
+        logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
+    names = _fetch(spec, folder, args)
+    brings_checker = any(name.startswith("safety_checker/") for name in names) or (folder / "safety_checker").is_dir()
+    if spec.needs_safety_checker and not args.no_safety_checker and not brings_checker:
+        try:
+            _fetch(SAFETY_CHECKER, folder.parent / SAFETY_CHECKER.name, args)
+        except HubError as error:
+            if error.errno is not None:
+                raise
+            print(f"the safety checker could not be fetched; pictures would not be checked: {error}", file=sys.stderr)
+    return 0
+
+
+def _fetch(spec: ModelSpec, folder: Path, args: argparse.Namespace) -> list[str]:
+    """Fetch a model, or say what that would do; the names of the planned files."""
+    if not hub.missing_files(spec, folder):
+        print(f"{spec.name}: complete in {folder}")
+        return []
+    if not args.dry_run:
+        print(hub.fetch(spec, folder, source=args.source, revision=args.revision))
+        return []
+    plan = hub.plan(spec, folder, source=args.source, revision=args.revision)
+    print(f"{spec.name} from {plan.source} into {folder}")
+    for file in plan.files:
+        size = "size unknown" if file.size_bytes is None else hub.human(file.size_bytes)
+        print(f"  {file.state:8} {size:>12}  {file.name}")
+    print(f"{len(plan.to_come)} of {len(plan.files)} files to fetch, {hub.human(plan.to_come_bytes)}")
+    return [file.name for file in plan.files]
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="name of a model, or path of its folder")
+    _add_model_dir(parser)
+    parser.add_argument("--record", action="store_true", help="record files of which no SHA-256 is known, as they are now")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    spec, folder = locate(args.model, args.model_dir)
+    if folder.is_file():
+        raise InvalidRequestError("model", args.model, "expected the name of a model or the path of its folder")
+    if args.record:
+        for name in hub.record_missing(folder):
+            print(f"recorded      {name}")
+    states = set()
+    for finding in hub.verify(folder, spec):
+        print(f"{finding.state:12}  {finding.name}: {finding.detail}", flush=True)
+        states.add(finding.state)
+    for state in sorted(states & _VERIFY_ADVICE.keys()):
+        print(f"{state}: {_VERIFY_ADVICE[state]}", file=sys.stderr)
+    return 0 if states == {"ok"} else 1
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -291,7 +390,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model-dir", type=Path, default=Path("./checkpoints"), metavar="DIR")
+    _add_model_dir(parser)
     parser.set_defaults(run=_doctor)
 
 

@@ -12,16 +12,14 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError, HubError, InvalidRequestError, UnknownModelError
+from flagai_altdiff.errors import CheckpointError, HubError, InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion, build_model
-from flagai_altdiff.registry import MODELS, SAFETY_CHECKER, UNREGISTERED, ModelSpec, embedded_dir, find_model
+from flagai_altdiff.registry import DEFAULT_MODEL_DIR, SAFETY_CHECKER, UNREGISTERED, ModelSpec, locate
 from flagai_altdiff.safety import SafetyChecker, load_safety_checker
 from flagai_altdiff.sampling.schedule import make_betas, schedule_buffers
 from flagai_altdiff.tokenizer import load_tokenizer, neighbour_tokenizers, own_tokenizer
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_MODEL_DIR = Path("./checkpoints")
 
 
 def load_model(
@@ -55,30 +53,6 @@ def load_model(
         if safety_checker is not False and layouts.detect(path).safety_checker is None:
             _fetch_safety_checker(path.parent, required=safety_checker is True)
     return load_path(path, spec, safety_checker=safety_checker)
-
-
-def locate(name_or_path: str | Path, model_dir: Path) -> tuple[ModelSpec | None, Path]:
-    """Spec (of a registered model) and path of a model; the files need not be there yet.
-
-    Args:
-        name_or_path: As in :func:`load_model`. A registered name wins where both fit.
-        model_dir: Folder of the model folders; one of the model's name in any case is found.
-
-    Raises:
-        UnknownModelError: Neither registered nor a path.
-    """
-    spec = find_model(str(name_or_path))
-    if spec is None:
-        path = Path(name_or_path)
-        for candidate in (path, model_dir / path):
-            if candidate.exists():
-                return None, candidate
-        raise UnknownModelError(str(name_or_path), MODELS, "There is no file or folder of that name either.")
-    if model_dir.is_dir():
-        for folder in sorted(model_dir.iterdir()):
-            if folder.name.lower() == spec.name.lower() and folder.is_dir():
-                return spec, folder
-    return spec, (embedded_dir() if spec.embedded else model_dir) / spec.name
 
 
 def load_path(path: Path, spec: ModelSpec | None = None, *, safety_checker: bool | str = "auto") -> LatentDiffusion:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flagai_altdiff.errors import UnknownModelError, UnknownTaskError
 
+DEFAULT_MODEL_DIR = Path("./checkpoints")
 TASKS = ("text2img",)
 """Tasks of ``AutoLoader(task_name=...)``."""
 
@@ -41,6 +42,7 @@ class ModelSpec:
         size_bytes: Size of a download, about.
         files: Files of the FlagAI layout that make the model complete.
         sources: Hub -> name there; empty for an embedded model. Order is the order of preference.
+        revision: Commit of the Hugging Face repository; ``None`` takes what its main branch is at the first download.
         height: Default height of a picture, in pixels.
         width: Default width, in pixels.
         steps: Default number of sampler steps.
@@ -55,6 +57,7 @@ class ModelSpec:
     size_bytes: int
     files: tuple[FileSpec, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
+    revision: str | None = None
     height: int = 512
     width: int = 512
     steps: int = 50
@@ -72,13 +75,14 @@ _M18 = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", 
 _FLAGAI_FILES = tuple(FileSpec(name=name) for name in ("config.yaml", "model.ckpt", "sentencepiece.bpe.model"))
 
 
-def _released(name: str, languages: tuple[str, ...]) -> ModelSpec:
+def _released(name: str, languages: tuple[str, ...], revision: str | None = None) -> ModelSpec:
     return ModelSpec(
         name=name,
         languages=languages,
         size_bytes=8_000_000_000,
         files=_FLAGAI_FILES,
         sources={"baai": name, "huggingface": f"BAAI/{name}"},
+        revision=revision,
     )
 
 
@@ -87,7 +91,7 @@ MODELS: dict[str, ModelSpec] = {
     for spec in (
         _released("AltDiffusion", ("zh", "en")),
         _released("AltDiffusion-m9", _M9),
-        _released("AltDiffusion-m18", _M18),
+        _released("AltDiffusion-m18", _M18, "b3c429d6aa48346ab421ea314375d4a10b9b66e9"),
         ModelSpec(
             name="AltDiffusion-mini",
             languages=_M18,
@@ -129,6 +133,30 @@ def get_model_spec(name: str) -> ModelSpec:
     if spec is None:
         raise UnknownModelError(name, MODELS, "A path to a folder or file with weights works as well.")
     return spec
+
+
+def locate(name_or_path: str | Path, model_dir: Path) -> tuple[ModelSpec | None, Path]:
+    """Spec (of a registered model) and path of a model; the files need not be there yet.
+
+    Args:
+        name_or_path: A registered name, in any case, or the path of a folder or file; the name wins where both fit.
+        model_dir: Folder of the model folders; one of the model's name in any case is found.
+
+    Raises:
+        UnknownModelError: Neither registered nor a path.
+    """
+    spec = find_model(str(name_or_path))
+    if spec is None:
+        path = Path(name_or_path)
+        for candidate in (path, model_dir / path):
+            if candidate.exists():
+                return None, candidate
+        raise UnknownModelError(str(name_or_path), MODELS, "There is no file or folder of that name either.")
+    if model_dir.is_dir():
+        for folder in sorted(model_dir.iterdir()):
+            if folder.name.lower() == spec.name.lower() and folder.is_dir():
+                return spec, folder
+    return spec, (embedded_dir() if spec.embedded else model_dir) / spec.name
 
 
 def check_task(task: str) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import socket
+import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 WEIGHTS = (".ckpt", ".bin", ".safetensors")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""The commit that every branch of every repository is at."""
+RESOLVE = re.compile("/(?P<repository>[^/]+/[^/]+)/resolve/(?P<revision>refs/pr/[0-9]+|[^/]+)/(?P<file>.+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +32,11 @@ class Fault:
         headers: Further ones; ``None`` leaves a header out.
         ignore_range: Send the whole file whatever was asked for.
         cut_at: Close the connection after that many bytes of the body.
+        reset: Close it with a reset instead of an end.
         stall_s: Seconds before the answer begins.
-        pause_s: Seconds between pieces of the body of 16 KiB.
+        pause_s: Seconds between pieces of the body.
+        piece_bytes: Size of those pieces.
+        chunked: Send the body in chunks, without its length.
     """
 
     status: int | None = None
@@ -34,8 +44,11 @@ class Fault:
     headers: Mapping[str, str | None] = field(default_factory=dict)
     ignore_range: bool = False
     cut_at: int | None = None
+    reset: bool = False
     stall_s: float = 0.0
     pause_s: float = 0.0
+    piece_bytes: int = 1 << 14
+    chunked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +119,10 @@ class HubServer:
         content = self._content(path)
         if content is None:
             return 404, b"Not found", {"Content-Type": "text/plain"}
-        return 200, content, {"Content-Type": "application/octet-stream", "ETag": etag(content)}
+        headers = {"Content-Type": "application/octet-stream", "ETag": etag(content)}
+        if match := RESOLVE.fullmatch(path):
+            headers["X-Repo-Commit"] = match["revision"] if len(match["revision"]) == 40 else COMMIT
+        return 200, content, headers
 
     def _download_code(self, question: Mapping[str, str]) -> dict[str, object]:
         model = next((name for name in self.models if self.model_id(name) == question["model_id"]), "")
@@ -116,7 +132,7 @@ class HubServer:
         return {"code": "20000", "url": self.url + self.file_path(model, file), "size": len(files[file])}
 
     def _tree(self, path: str) -> tuple[int, bytes, dict[str, str]]:
-        repository = path.removeprefix("/api/models/").removesuffix("/tree/main")
+        repository = path.removeprefix("/api/models/").partition("/tree/")[0]
         if repository not in self.repositories:
             return 404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"}
         entries: list[dict[str, object]] = []
@@ -134,8 +150,8 @@ class HubServer:
         for model, files in self.models.items():
             for name, data in files.items():
                 content = data if path == self.file_path(model, name) else content
-        for repository, files in self.repositories.items():
-            content = files.get(path.removeprefix(f"/{repository}/resolve/main/"), content)
+        if match := RESOLVE.fullmatch(path):
+            content = self.repositories.get(match["repository"], {}).get(match["file"], content)
         return content
 
 
@@ -150,8 +166,9 @@ def serve(
     models: Mapping[str, Mapping[str, bytes]] | None = None,
     repositories: Mapping[str, Mapping[str, bytes]] | None = None,
     files: Mapping[str, bytes] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[HubServer]:
-    """Run a server on a free port of 127.0.0.1 until the block ends; arguments as in :class:`HubServer`."""
+    """Run a server on a free port of 127.0.0.1 until the block ends; arguments as in :class:`HubServer`, and TLS if given."""
     hub = HubServer(
         models={name: dict(content) for name, content in (models or {}).items()},
         repositories={name: dict(content) for name, content in (repositories or {}).items()},
@@ -160,7 +177,9 @@ def serve(
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
     server.block_on_close = False
-    hub.url = f"http://127.0.0.1:{server.server_port}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    hub.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -176,6 +195,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            self._serve()
+
+        def do_HEAD(self) -> None:
             self._serve()
 
         def do_POST(self) -> None:
@@ -198,21 +220,32 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             fault = hub.next_fault(request.path)
             time.sleep(fault.stall_s)
             status, body, headers = _ranged(request, fault, *hub.answer(request))
-            with suppress(BrokenPipeError, ConnectionResetError):
+            with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 self._send(status, body, headers, fault)
 
         def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: Fault) -> None:
             self.send_response(fault.status or status)
             all_headers = {"Content-Length": str(len(body)), "Connection": "close", **headers, **fault.headers}
+            if fault.chunked:
+                all_headers |= {"Content-Length": None, "Transfer-Encoding": "chunked"}
             for name, value in all_headers.items():
                 if value is not None:
                     self.send_header(name, value)
             self.end_headers()
-            body = body[: fault.cut_at]
-            for start in range(0, len(body), 1 << 14):
-                self.wfile.write(body[start : start + (1 << 14)])
+            body = b"" if self.command == "HEAD" else body[: fault.cut_at]
+            for start in range(0, len(body), fault.piece_bytes):
+                piece = body[start : start + fault.piece_bytes]
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if fault.chunked else piece)
                 self.wfile.flush()
                 time.sleep(fault.pause_s)
+            if fault.reset:
+                time.sleep(0.1)  # what was sent arrives before the reset
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.rfile.close()
+                self.wfile.close()
+                self.connection.close()
+            if fault.chunked and fault.cut_at is None:
+                self.wfile.write(b"0\r\n\r\n")
 
     return Handler
 

@@ -7,34 +7,30 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 from functools import partial
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError
 from flagai_altdiff.hub.client import Answer, ask, check_scheme, first_line, shown
+from flagai_altdiff.hub.environment import baai_endpoint
 from flagai_altdiff.hub.remote import Location, RemoteFile
 
-ENDPOINT = "https://model.baai.ac.cn"
-ENDPOINT_VARIABLE = "FLAGAI_ALTDIFF_BAAI_ENDPOINT"
 MAX_LIST_CHARACTERS = 1 << 16
 MISSING_FILE = "40002"
 
 
-def list_files(name: str) -> list[RemoteFile]:
-    """The files of the model called ``name``, without sizes: the hub tells them with the address."""
-    found = ask("GET", f"{_endpoint()}/api/searchModleByName", params={"model_name": name})
+def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
+    """The files of the model called ``name``, without sizes: the hub tells them with the address. It has no revisions."""
+    if revision is not None:
+        raise ModelNotFoundError(f"BAAI's hub has no revisions, so not {revision!a} of {name} either.")
+    found = ask("GET", f"{baai_endpoint()}/api/searchModleByName", params={"model_name": name})
     model_id = found.text.strip()
     if model_id == "null":
         raise ModelNotFoundError(f"{shown(found.url)}: there is no model {name!r}.")
     if not re.fullmatch(r'"?[\w-]{1,64}"?', model_id, re.ASCII):
         raise HubError(f"{shown(found.url)} answered with something that is not a model id: {first_line(found.text)}")
-    listed = ask("GET", f"{_endpoint()}/api/searchModelFileByName", params={"model_name": name})
+    listed = ask("GET", f"{baai_endpoint()}/api/searchModelFileByName", params={"model_name": name})
     return [RemoteFile(name=file, locate=partial(_locate, model_id, file)) for file in _parse_names(listed)]
-
-
-def _endpoint() -> str:
-    return (os.environ.get(ENDPOINT_VARIABLE) or ENDPOINT).rstrip("/")
 
 
 def _parse_names(answer: Answer) -> list[str]:
@@ -55,7 +51,7 @@ def _parse_names(answer: Answer) -> list[str]:
 
 def _locate(model_id: str, file: str) -> Location:
     body = {"model_id": model_id, "checkpoint_name": file}
-    answer = ask("POST", f"{_endpoint()}/api/downloadCode", body=body)
+    answer = ask("POST", f"{baai_endpoint()}/api/downloadCode", body=body)
     fields = answer.parse_json()
     if not isinstance(fields, dict):
         raise HubError(f"{shown(answer.url)} answered with something that is not an object: {first_line(answer.text)}")

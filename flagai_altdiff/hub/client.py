@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import email.utils
-import itertools
+import functools
+import ipaddress
 import json
 import logging
 import time
@@ -12,18 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
+from requests.auth import HTTPBasicAuth
+from requests.utils import get_auth_from_url
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError
+from flagai_altdiff.hub.environment import read_timeout_s
+from flagai_altdiff.hub.threads import Stop
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 30.0
+ANSWER_DEADLINE_S = 60.0
+"""For a small answer as a whole, however steadily it drips."""
 TRIES = 5
 UNREACHABLE_TRIES = 2
 """Tries for a server that was never reached: the next source is better than a long wait."""
@@ -31,6 +38,7 @@ FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 MAX_REDIRECTS = 10
 MAX_ANSWER_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20
 TRANSIENT_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -82,6 +90,25 @@ def first_line(text: str, length: int = 120) -> str:
     return ascii(line if len(line) <= length else line[: length - 3] + "...")
 
 
+class _Session(requests.Session):
+    """Follows redirects to allowed addresses only, and takes credentials from the caller only, never from a .netrc."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """The address that an answer sends us to; HubError before it is asked if that is not allowed."""
+        target = super().get_redirect_target(resp)
+        if target is not None:
+            new = urljoin(resp.url, target)
+            check_scheme(new)
+            if resp.url.startswith("https:") and not new.startswith("https:"):
+                raise HubError(f"{shown(resp.url)} redirects from https to {shown(new)}; refused.")
+        return target
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Leave credentials behind at the host that they are for."""
+        if self.should_strip_auth(response.request.url, prepared_request.url):  # type: ignore[no-untyped-call]
+            prepared_request.headers.pop("Authorization", None)
+
+
 def send(
     method: str,
     url: str,
@@ -92,10 +119,11 @@ def send(
 ) -> requests.Response:
     """Send one request and return when the headers of its answer are there.
 
-    Proxies come from the environment. Credentials in ``headers`` do not follow a redirect to another host.
+    Proxies and certificates come from the environment. Credentials in ``headers`` follow no redirect to another host, and
+    are left out where everybody on the way could read them.
 
     Args:
-        method: ``"GET"`` or ``"POST"``.
+        method: ``"GET"``, ``"HEAD"`` or ``"POST"``.
         url: http or https.
         headers: Further headers.
         params: Query.
@@ -109,22 +137,30 @@ def send(
         HubError: Not worth one.
     """
     check_scheme(url)
-    with requests.Session() as session, translated(url):
+    allowed = {"User-Agent": "flagai_altdiff", **(headers or {})}
+    if "Authorization" in allowed and not _is_private(url):
+        _warn_of_exposure(shown(url).removesuffix(urlsplit(url).path))
+        del allowed["Authorization"]
+    with _Session() as session, translated(url):
         session.max_redirects = MAX_REDIRECTS
-        response = session.request(
+        session.auth = _named_in_address
+        return session.request(
             method,
             url,
-            headers={"User-Agent": "flagai_altdiff", **(headers or {})},
+            headers=allowed,
             params=params,
             json=body,
             stream=True,
-            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            allow_redirects=True,
+            timeout=(CONNECT_TIMEOUT_S, read_timeout_s()),
         )
-    for old, new in itertools.pairwise([*response.history, response]):
-        if (old.url or "").startswith("https:") and not (new.url or "").startswith("https:"):
-            response.close()
-            raise HubError(f"{shown(url)} redirects from https to {shown(new.url)}; refused.")
-    return response
+
+
+def read_pieces(response: requests.Response) -> Iterator[bytes]:
+    """The body as it arrives, in pieces of at most ``PIECE_BYTES``; TransientError or HubError if it breaks off."""
+    with translated(response.url):
+        while piece := response.raw.read1(PIECE_BYTES, decode_content=True):
+            yield piece
 
 
 def ask(
@@ -146,17 +182,32 @@ def ask(
     return retry(attempt, url)
 
 
-def retry(attempt: Callable[[], T], url: str, progress: Callable[[], int] = lambda: 0) -> T:
+def ask_headers(url: str, *, headers: Mapping[str, str] | None = None) -> Mapping[str, str]:
+    """The headers of an answer, without its body, with retries; arguments as in :func:`send`."""
+
+    def attempt() -> Mapping[str, str]:
+        with send("HEAD", url, headers={**(headers or {}), "Accept-Encoding": "identity"}) as response:
+            if response.status_code != requests.codes.ok:
+                raise refusal(response)
+            return response.headers
+
+    return retry(attempt, url)
+
+
+def retry(attempt: Callable[[], T], url: str, progress: Callable[[], int] = lambda: 0, stop: Stop | None = None) -> T:
     """Call ``attempt`` until it succeeds; failures in a row without new progress are bounded.
 
     Args:
         attempt: Raises TransientError for a failure worth another try.
         url: For the message.
         progress: How many bytes are there; only a new maximum counts as progress.
+        stop: Ends the waiting between tries.
 
     Raises:
         HubError: Too many failures.
+        Stopped: ``stop`` was set.
     """
+    stop = stop or Stop()
     failures, most = 0, progress()
     while True:
         try:
@@ -168,7 +219,7 @@ def retry(attempt: Callable[[], T], url: str, progress: Callable[[], int] = lamb
                 raise HubError(f"{shown(url)}: {error} (tried {failures} times).") from error
             wait_s = min(max(error.wait_s, FIRST_WAIT_S * 2 ** max(failures - 1, 0)), LONGEST_WAIT_S)
             logger.info("%s: %s; next try in %.0f s", shown(url), error, wait_s)
-        time.sleep(wait_s)
+        stop.wait(wait_s)
 
 
 def refusal(response: requests.Response) -> TransientError | HubError:
@@ -199,23 +250,23 @@ def translated(url: str) -> Iterator[None]:
     """Turn what requests raises into TransientError or HubError."""
     try:
         yield
-    except requests.exceptions.SSLError as error:
+    except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
         raise HubError(f"{shown(url)}: the certificate was refused: {_cause(error)}.") from error
     except requests.exceptions.TooManyRedirects as error:
         raise HubError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects.") from error
     except requests.exceptions.ConnectTimeout as error:
         raise TransientError(f"no connection within {CONNECT_TIMEOUT_S:.0f} s", tries=UNREACHABLE_TRIES) from error
-    except requests.exceptions.Timeout as error:
-        raise TransientError(f"no data for {READ_TIMEOUT_S:.0f} s") from error
+    except (requests.exceptions.Timeout, urllib3.exceptions.ReadTimeoutError) as error:
+        raise TransientError(f"no data for {read_timeout_s():.0f} s") from error
     except requests.exceptions.ConnectionError as error:
         *_, last = _chain(error)
         if isinstance(last, TimeoutError):
-            raise TransientError(f"no data for {READ_TIMEOUT_S:.0f} s") from error
+            raise TransientError(f"no data for {read_timeout_s():.0f} s") from error
         tries = TRIES if isinstance(last, ConnectionResetError | BrokenPipeError) else UNREACHABLE_TRIES
         raise TransientError(f"connection failed: {_cause(error)}", tries=tries) from error
-    except requests.exceptions.ChunkedEncodingError as error:
+    except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.ProtocolError) as error:
         raise TransientError("the connection was cut") from error
-    except (requests.exceptions.RequestException, UnicodeError, ValueError) as error:
+    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:
         raise HubError(f"{shown(url)}: {type(error).__name__}; not a usable answer.") from error
 
 
@@ -231,13 +282,35 @@ def _cause(error: BaseException) -> str:
 
 
 def _read_text(response: requests.Response) -> str:
-    data = bytearray()
+    data, until = bytearray(), time.monotonic() + ANSWER_DEADLINE_S
+    for piece in read_pieces(response):
+        data += piece
+        if len(data) > MAX_ANSWER_BYTES:
+            raise HubError(f"{shown(response.url)} answered with more than {MAX_ANSWER_BYTES} bytes.")
+        if time.monotonic() > until:
+            raise TransientError(f"no whole answer within {ANSWER_DEADLINE_S:.0f} s", tries=UNREACHABLE_TRIES)
     with translated(response.url):
-        for chunk in response.iter_content(1 << 16):
-            data += chunk
-            if len(data) > MAX_ANSWER_BYTES:
-                raise HubError(f"{shown(response.url)} answered with more than {MAX_ANSWER_BYTES} bytes.")
         return data.decode("utf-8")
+
+
+def _named_in_address(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Authorize with ``user:password@`` of the address, if it has them; instead of a .netrc, which requests would read."""
+    user, password = get_auth_from_url(request.url or "")
+    return HTTPBasicAuth(user, password)(request) if user or password else request
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the way can read what is sent there: https, or this machine."""
+    parts = urlsplit(url)
+    try:
+        return parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname == "localhost"
+
+
+@functools.cache
+def _warn_of_exposure(host: str) -> None:
+    logger.warning("the token is not sent to %s, because http is not encrypted. Use an https address.", host)
 
 
 def _retry_after_s(text: str) -> float:

@@ -5,47 +5,62 @@
 
 from __future__ import annotations
 
-import os
 import re
 from functools import partial
 from urllib.parse import quote, urljoin, urlsplit
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError
-from flagai_altdiff.hub.client import Answer, ask, shown
+from flagai_altdiff.hub import hf_cache
+from flagai_altdiff.hub.client import Answer, ask, ask_headers, shown
+from flagai_altdiff.hub.environment import hf_endpoint, hf_token
 from flagai_altdiff.hub.remote import Location, RemoteFile
+from flagai_altdiff.hub.selection import INDEX, select
 
-ENDPOINT = "https://huggingface.co"
-REVISION = "main"
+BRANCH = "main"
+COMMIT = "[0-9a-f]{40}"
 MAX_PAGES = 50
-PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
-SUFFIXES = (".json", ".txt", ".model", ".safetensors", ".bin")
 
 
-def list_files(name: str) -> list[RemoteFile]:
-    """The files of the diffusers layout of the repository called ``name``, one set of weights per part."""
-    url: str | None = f"{_endpoint()}/api/models/{quote(name)}/tree/{REVISION}?recursive=true"
+def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
+    """The files of the diffusers layout of a repository, one set of weights per part, all of one commit.
+
+    Args:
+        name: ``owner/repository``.
+        revision: Commit, branch, tag or ``refs/pr/N``; the branch ``main`` if left out.
+
+    Raises:
+        ModelNotFoundError: No such repository or revision, or none in the diffusers layout.
+    """
+    commit = find_commit(name, revision or BRANCH)
+    url: str | None = f"{hf_endpoint()}/api/models/{quote(name)}/tree/{quote(commit, safe='')}?recursive=true"
     listed: list[RemoteFile] = []
     for _ in range(MAX_PAGES):
         if url is None:
             break
         answer = ask("GET", url, headers=_headers())
-        listed += _parse_tree(answer, name)
+        listed += _parse_tree(answer, name, commit)
         url = _next_page(answer)
-    wanted = _select(listed)
-    if not any(file.name == "model_index.json" for file in wanted):
-        raise ModelNotFoundError(f"{_endpoint()}/{name} has no model_index.json, so it is not in the diffusers layout.")
+    wanted = select(listed)
+    if not any(file.name == INDEX for file in wanted):
+        raise ModelNotFoundError(f"{hf_endpoint()}/{name} has no {INDEX}, so it is not in the diffusers layout.")
     return wanted
 
 
-def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+def find_commit(name: str, revision: str) -> str:
+    """The commit that a revision is now, so that all files are of one; the revision itself where the server names none."""
+    if re.fullmatch(COMMIT, revision):
+        return revision
+    headers = ask_headers(_address(name, revision, INDEX), headers=_headers())
+    commit = headers.get("X-Repo-Commit", "")
+    return commit if re.fullmatch(COMMIT, commit) else revision
+
+
+def _address(name: str, revision: str, path: str) -> str:
+    return f"{hf_endpoint()}/{quote(name)}/resolve/{quote(revision, safe='')}/{quote(path)}"
 
 
 def _headers() -> dict[str, str]:
-    token = os.environ.get("HF_TOKEN", "").strip()
-    if not re.fullmatch(r"[!-~]*", token):
-        raise HubError("HF_TOKEN has spaces or other characters that no token has; set it again.")
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return {"Authorization": f"Bearer {token}"} if (token := hf_token()) else {}
 
 
 def _next_page(answer: Answer) -> str | None:
@@ -57,7 +72,7 @@ def _next_page(answer: Answer) -> str | None:
     return url
 
 
-def _parse_tree(answer: Answer, repository: str) -> list[RemoteFile]:
+def _parse_tree(answer: Answer, repository: str, commit: str) -> list[RemoteFile]:
     entries = answer.parse_json()
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise HubError(f"{shown(answer.url)} answered with something that is not a list of files.")
@@ -71,25 +86,12 @@ def _parse_tree(answer: Answer, repository: str) -> list[RemoteFile]:
         sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
         if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
             raise HubError(f"{shown(answer.url)} lists {path!a} with a hash that is not SHA-256.")
-        locate = partial(_locate, repository, path, size)
-        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256))
+        copy = hf_cache.find(repository, commit, path)
+        same = copy if copy is not None and copy.stat().st_size == size else None
+        locate = partial(_locate, repository, commit, path, size)
+        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, revision=commit, copy=same))
     return files
 
 
-def _locate(repository: str, path: str, size_bytes: int) -> Location:
-    url = f"{_endpoint()}/{quote(repository)}/resolve/{REVISION}/{quote(path)}"
-    return Location(url=url, size_bytes=size_bytes, headers=_headers())
-
-
-def _select(files: list[RemoteFile]) -> list[RemoteFile]:
-    """Drop other formats, variants such as ``.fp16.``, and pickles of a part that has safetensors."""
-    kept = [file for file in files if file.name == "model_index.json" or _belongs(file.name)]
-    safe = {file.name.split("/")[0] for file in kept if file.name.endswith(".safetensors")}
-    return [file for file in kept if not (file.name.endswith(".bin") and file.name.split("/")[0] in safe)]
-
-
-def _belongs(path: str) -> bool:
-    part, _, file = path.partition("/")
-    if part not in PARTS or "/" in file or ".fp16." in file or not file.endswith(SUFFIXES):
-        return False
-    return not file.endswith((".bin", ".safetensors")) or file.count(".") == 1
+def _locate(repository: str, commit: str, path: str, size_bytes: int) -> Location:
+    return Location(url=_address(repository, commit, path), size_bytes=size_bytes, headers=_headers())

@@ -10,6 +10,8 @@ from flagai_altdiff.errors import HubError
 
 MAX_NAME_BYTES = 255
 STAGING_PREFIX = ".incoming-"
+MANIFEST_NAME = "altdiff-manifest.json"
+LOCK_NAME = ".altdiff.lock"
 PART_SUFFIX = ".part"
 STATE_SUFFIX = ".part.json"
 
@@ -68,6 +70,9 @@ def _problem(part: str) -> str | None:
         return "it is a device on Windows"
     if len(part.encode()) > MAX_NAME_BYTES - len(STATE_SUFFIX):
         return f"it is longer than {MAX_NAME_BYTES - len(STATE_SUFFIX)} bytes"
-    if part.startswith(STAGING_PREFIX) or part.endswith((PART_SUFFIX, STATE_SUFFIX)):
+    folded = part.casefold()
+    if folded.startswith(STAGING_PREFIX) or folded.endswith((PART_SUFFIX, STATE_SUFFIX)):
         return "unfinished downloads have such names"
+    if folded in (MANIFEST_NAME, LOCK_NAME):
+        return "downloads keep their own books under this name"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 
@@ -31,17 +32,21 @@ class RemoteFile:
         locate: Asks the hub where the file is; raises ModelNotFoundError if it is gone.
         size_bytes: Announced size, if the list has it.
         sha256: Hex digest, if the list has it.
+        revision: Version of the model that the file belongs to, if the hub has versions.
+        copy: The same file on this disk, to be read and never written.
     """
 
     name: str
     locate: Callable[[], Location]
     size_bytes: int | None = None
     sha256: str | None = None
+    revision: str | None = None
+    copy: Path | None = None
 
 
 class Hub(Protocol):
     """A place that models come from; a module with this function is one."""
 
-    def list_files(self, name: str) -> list[RemoteFile]:
+    def list_files(self, name: str, revision: str | None = None) -> list[RemoteFile]:
         """The files of the model called ``name`` there; ModelNotFoundError if there is none."""
         ...

@@ -9,22 +9,48 @@ import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import requests
-from tqdm import tqdm
 
 from flagai_altdiff.errors import HubError, IntegrityError
-from flagai_altdiff.hub.client import TransientError, check_scheme, first_line, refusal, retry, send, shown, translated
+from flagai_altdiff.hub.client import (
+    PIECE_BYTES,
+    TransientError,
+    check_scheme,
+    first_line,
+    read_pieces,
+    refusal,
+    retry,
+    send,
+    shown,
+)
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
+from flagai_altdiff.hub.progress import Report
+from flagai_altdiff.hub.threads import Stop
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 16
+PAGES = (".html", ".htm")
+PAGE_BEGINNINGS = (b"<!doctype html", b"<html")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """What a transfer brought.
+
+    Args:
+        size_bytes: Size of the file.
+        sha256: Hex digest of its content.
+        etag: What the server called this content.
+    """
+
+    size_bytes: int
+    sha256: str
+    etag: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +69,8 @@ class _Job:
     path: Path
     identity: _Identity
     headers: Mapping[str, str] = field(repr=False)
+    report: Report
+    stop: Stop
 
     @property
     def part(self) -> Path:
@@ -60,7 +88,9 @@ def download(
     size_bytes: int | None = None,
     sha256: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> None:
+    report: Report = lambda done, total: None,
+    stop: Stop | None = None,
+) -> Received:
     """Fetch ``url`` into ``path``, going on from what an earlier call left in ``<path>.part``.
 
     Args:
@@ -69,23 +99,58 @@ def download(
         size_bytes: Announced size; 0 means that it is not known, as some mirrors write it.
         sha256: Hex digest, if known.
         headers: Further headers; credentials in them do not follow a redirect to another host.
+        report: Called as the file grows.
+        stop: Ends the transfer from another thread; what has arrived is kept.
+
+    Returns:
+        Size and hash of the file, computed as it arrived; a part from an earlier call is read again for it.
 
     Raises:
         HubError: The transfer failed for good, or (with ``errno`` set) the disk did; what has arrived is kept.
         ModelNotFoundError: There is no such file.
         IntegrityError: What arrived is not what was announced.
+        Stopped: ``stop`` was set.
     """
     check_scheme(url)
     digest = sha256.lower() if sha256 else None
     identity = _Identity(url=shown(url), size_bytes=size_bytes or None, sha256=digest)
-    job = _Job(url=url, path=path, identity=identity, headers=headers or {})
+    job = _Job(url=url, path=path, identity=identity, headers=headers or {}, report=report, stop=stop or Stop())
     with _on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    retry(lambda: _attempt(job), url, progress=lambda: _size(job.part))
+    received = retry(lambda: _attempt(job), url, progress=lambda: _size(job.part), stop=job.stop)
+    job.stop.check()
     with _on_disk(path):
         os.replace(job.part, path)
         job.state.unlink(missing_ok=True)
-    logger.info("%s: downloaded %d bytes from %s", path.name, _size(path), shown(url))
+    logger.info("%s: downloaded %d bytes from %s", path.name, received.size_bytes, shown(url))
+    return received
+
+
+def copy(
+    source: Path,
+    path: Path,
+    *,
+    size_bytes: int | None = None,
+    sha256: str | None = None,
+    report: Report = lambda done, total: None,
+    stop: Stop | None = None,
+) -> Received:
+    """Copy a file of this disk into ``path`` as :func:`download` fetches one; arguments, result and errors as there."""
+    part, stop, digest, got = path.with_name(path.name + PART_SUFFIX), stop or Stop(), hashlib.sha256(), 0
+    with _on_disk(path, size_bytes), open(source, "rb") as original, open(part, "wb", opener=_open_no_link) as file:
+        while piece := original.read(PIECE_BYTES):
+            stop.check()
+            got += file.write(piece)
+            digest.update(piece)
+            report(got, size_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+    if size_bytes not in (None, got) or sha256 not in (None, digest.hexdigest()):
+        part.unlink(missing_ok=True)
+        raise IntegrityError(f"{source} is damaged: it has {got} bytes and SHA-256 {digest.hexdigest()}. Remove it.")
+    with _on_disk(path):
+        os.replace(part, path)
+    return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -96,22 +161,21 @@ def check_space(folder: Path, needed_bytes: int) -> None:
         raise HubError(errno.ENOSPC, f"{folder}: needs {needed_bytes:,} bytes, {free:,} are free. Make room and try again.")
 
 
-def _attempt(job: _Job) -> None:
+def _attempt(job: _Job) -> Received:
+    job.stop.check()
     have, validator = _resume_point(job)
     if have and have == job.identity.size_bytes:
-        _verify(job, _hash_of(job, have), resumed=True)
-        return
+        return _verified(job, have, _hash_of(job, have), validator, resumed=True)
     headers = {**job.headers, "Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
-    with send("GET", job.url, headers=headers) as response:
+    with send("GET", job.url, headers=headers) as response, job.stop.watching(response):
         if have and response.status_code == requests.codes.requested_range_not_satisfiable:
             if response.headers.get("Content-Range") != f"bytes */{have}":
                 raise _start_over(job, "the partial file does not fit the server's")
-            _verify(job, _hash_of(job, have), resumed=True)
-        else:
-            start, total = _check_answer(job, response, have, validator)
-            _receive(job, response, start, total, _validator(response) or (validator if start else None))
+            return _verified(job, have, _hash_of(job, have), validator, resumed=True)
+        start, total = _check_answer(job, response, have, validator)
+        return _receive(job, response, start, total, _validator(response) or (validator if start else None))
 
 
 def _resume_point(job: _Job) -> tuple[int, str | None]:
@@ -133,9 +197,8 @@ def _check_answer(job: _Job, response: requests.Response, have: int, validator: 
         raise refusal(response)
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise HubError(f"{where}: the server compresses the file although it was asked not to.")
-    kind = response.headers.get("Content-Type", "")
-    if kind.startswith("text/html") and job.path.suffix not in (".html", ".htm"):
-        raise HubError(f"{where}: a web page came instead of {job.path.name}: {_first_line(response)}")
+    if response.headers.get("Content-Type", "").startswith("text/html") and job.path.suffix not in PAGES:
+        raise _page(job, next(read_pieces(response), b""))
     if response.status_code == requests.codes.partial_content:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         start, total = map(int, match.groups()) if match else (-1, 0)
@@ -152,40 +215,39 @@ def _check_answer(job: _Job, response: requests.Response, have: int, validator: 
     return 0, announced
 
 
-def _receive(job: _Job, response: requests.Response, start: int, total: int | None, validator: str | None) -> None:
+def _receive(job: _Job, response: requests.Response, start: int, total: int | None, validator: str | None) -> Received:
     if total is not None:
         check_space(job.path.parent, total - start)
-    identity = replace(job.identity, validator=validator)
     got, digest = start, _hash_of(job, start)
-    bar = tqdm(
-        total=total, initial=start, unit="B", unit_scale=True, desc=job.path.name, disable=not sys.stderr.isatty(), leave=False
-    )
-    with _on_disk(job.part, total), bar, open(job.part, "ab" if start else "wb", opener=_open_no_link) as file:
+    with _on_disk(job.part, total), open(job.part, "ab" if start else "wb", opener=_open_no_link) as file:
         with open(job.state, "w", encoding="utf-8", opener=_open_no_link) as state:
-            json.dump(asdict(identity), state)
-        with translated(job.url):
-            for chunk in response.iter_content(CHUNK_BYTES):
-                got += len(chunk)
-                if total is not None and got > total:
-                    _start_over(job, "too long")
-                    raise IntegrityError(f"{shown(job.url)}: expected {total} bytes, more came. The file was removed.")
-                with _on_disk(job.part, total):
-                    file.write(chunk)
-                digest.update(chunk)
-                bar.update(len(chunk))
+            json.dump(asdict(replace(job.identity, validator=validator)), state)
+        job.report(got, total)
+        for piece in read_pieces(response):
+            job.stop.check()
+            if got == 0 and piece[:512].lstrip().lower().startswith(PAGE_BEGINNINGS) and job.path.suffix not in PAGES:
+                raise _page(job, piece)
+            got += len(piece)
+            if total is not None and got > total:
+                _start_over(job, "too long")
+                raise IntegrityError(f"{shown(job.url)}: expected {total} bytes, more came. The file was removed.")
+            file.write(piece)
+            digest.update(piece)
+            job.report(got, total)
         file.flush()
         os.fsync(file.fileno())
     if total is not None and got < total:
         raise TransientError(f"expected {total} bytes, the connection ended after {got}")
     if _size(job.part) != got:
         raise _start_over(job, "another process writes the same file")
-    _verify(job, digest, resumed=start > 0)
+    return _verified(job, got, digest, validator, resumed=start > 0)
 
 
-def _verify(job: _Job, digest: hashlib._Hash, *, resumed: bool) -> None:
+def _verified(job: _Job, size_bytes: int, digest: hashlib._Hash, validator: str | None, *, resumed: bool) -> Received:
     want, got = job.identity.sha256, digest.hexdigest()
-    if want is None or want == got:
-        return
+    if want in (None, got):
+        etag = validator if validator and validator.startswith('"') else None
+        return Received(size_bytes=size_bytes, sha256=got, etag=etag)
     again = _start_over(job, "what was resumed does not have the announced SHA-256")
     if resumed:
         raise again
@@ -201,13 +263,11 @@ def _start_over(job: _Job, reason: str) -> TransientError:
 
 
 def _hash_of(job: _Job, length: int) -> hashlib._Hash:
-    """SHA-256 of the first ``length`` bytes of the partial file (of nothing if no hash is asked for)."""
-    digest = hashlib.sha256()
-    if length and job.identity.sha256:
-        with _on_disk(job.part), open(job.part, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest
+    """SHA-256 of the partial file, ``length`` bytes that an earlier attempt left."""
+    if not length:
+        return hashlib.sha256()
+    with _on_disk(job.part), open(job.part, "rb") as file:
+        return hashlib.file_digest(file, "sha256")
 
 
 def _validator(response: requests.Response) -> str | None:
@@ -216,9 +276,10 @@ def _validator(response: requests.Response) -> str | None:
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _first_line(response: requests.Response) -> str:
-    with translated(response.url):
-        return first_line(next(response.iter_content(512), b"").decode("utf-8", "replace"))
+def _page(job: _Job, beginning: bytes) -> HubError:
+    """The error for an answer that is a web page: a login, a proxy's excuse."""
+    line = first_line(beginning[:512].decode("utf-8", "replace"))
+    return HubError(f"{shown(job.url)}: a web page came instead of {job.path.name}: {line}")
 
 
 def _size(path: Path) -> int:
@@ -237,7 +298,7 @@ def _on_disk(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn an error of the local disk into a HubError whose ``errno`` is set: another source would not help."""
     try:
         yield
-    except (HubError, requests.exceptions.RequestException):
+    except HubError:
         raise
     except OSError as error:
         text = f"{path}: {error.strerror}."

@@ -12,6 +12,7 @@ from flagai_altdiff import AutoLoader, Predictor
 from flagai_altdiff.convert import convert
 from flagai_altdiff.errors import HubUnavailableError, ModelNotFoundError, OfflineError
 from flagai_altdiff.hub import client
+from flagai_altdiff.hub.names import LOCK_NAME, MANIFEST_NAME
 from flagai_altdiff.loading import load_model
 from tests import tiny
 from tests.servers import serve
@@ -20,7 +21,9 @@ NAME = "AltDiffusion-m18"
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """The files of a model, but for the books that downloads keep."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name not in (MANIFEST_NAME, LOCK_NAME))
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.fixture
@@ -33,6 +36,7 @@ def hubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("FLAGAI_ALTDIFF_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(client, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(client, "LONGEST_WAIT_S", 0.01)
     point_to(monkeypatch, "http://127.0.0.1:9", "http://127.0.0.1:9")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from flagai_altdiff.hub import client
+from flagai_altdiff.hub import client, environment
+
+UNWANTED = ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_DOWNLOAD_TIMEOUT", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
 
 
 @pytest.fixture(autouse=True)
-def quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FLAGAI_ALTDIFF_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
+def quick_and_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (*environment.OFFLINE_VARIABLES, environment.MIRROR_VARIABLE, *UNWANTED):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "huggingface"))
     closed = "http://127.0.0.1:9"
     monkeypatch.setenv("FLAGAI_ALTDIFF_BAAI_ENDPOINT", closed)
     monkeypatch.setenv("HF_ENDPOINT", closed)

@@ -37,11 +37,13 @@ def test_the_requests_are_those_of_the_protocol(server: HubServer) -> None:
     assert server.requests[2].headers["content-type"] == "application/json"
 
 
+@pytest.mark.fault(24)
 def test_an_unknown_model_is_told_apart_from_a_broken_hub(server: HubServer) -> None:
     with pytest.raises(ModelNotFoundError, match="AltDiffusion-m99"):
         baai.list_files("AltDiffusion-m99")
 
 
+@pytest.mark.fault(24)
 def test_a_missing_file_lists_the_known_ones(server: HubServer) -> None:
     (file, _) = baai.list_files(NAME)
     del server.models[NAME]["config.yaml"]
@@ -70,6 +72,7 @@ def test_a_list_may_be_json_or_a_python_literal(server: HubServer, text: str) ->
     assert [file.name for file in baai.list_files(NAME)] == ["a", "b"]
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     "text",
     [
@@ -97,6 +100,7 @@ def test_a_list_is_never_evaluated(server: HubServer, text: str, capsys: pytest.
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     "answer",
     [
@@ -126,6 +130,7 @@ def test_questions_are_asked_again_after_passing_failures(server: HubServer) -> 
     assert server.paths() == [FIND] * 5 + [LIST] * 2 + [CODE] * 2
 
 
+@pytest.mark.fault(22)
 def test_an_endless_answer_is_cut_off(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_ANSWER_BYTES", 1000)
     server.always[LIST] = Fault(body=b" " * 2000)

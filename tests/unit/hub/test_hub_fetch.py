@@ -16,7 +16,8 @@ import pytest
 
 from flagai_altdiff import hub
 from flagai_altdiff.errors import HubError, HubUnavailableError, ModelNotFoundError, OfflineError
-from flagai_altdiff.hub import fetch, missing_files
+from flagai_altdiff.hub import fetch, fetching, missing_files
+from flagai_altdiff.hub.names import LOCK_NAME, MANIFEST_NAME
 from flagai_altdiff.registry import MODELS, SAFETY_CHECKER, FileSpec
 from tests.servers import Fault, HubServer, serve
 
@@ -61,7 +62,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files below a folder, but for the books that downloads keep."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name not in (MANIFEST_NAME, LOCK_NAME))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def staging(folder: Path, hub_name: str) -> Path:
+    """Where the files of a hub are gathered."""
+    return fetching.plan(replace(SPEC, sources={hub_name: SPEC.sources[hub_name]}), folder).staging
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
@@ -130,17 +138,19 @@ def test_sources_are_not_mixed(baai: HubServer, huggingface: HubServer, folder: 
     assert contents(folder) == DIFFUSERS
 
 
+@pytest.mark.fault(9)
 def test_a_file_with_the_wrong_hash_sends_us_to_the_next_source(
     baai: HubServer, huggingface: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = replace(SPEC, sources={"huggingface": "BAAI/AltDiffusion-m18", "baai": SPEC.name})
-    path = "/BAAI/AltDiffusion-m18/resolve/main/unet/diffusion_pytorch_model.bin"
+    path = f"/BAAI/AltDiffusion-m18/resolve/{SPEC.revision}/unet/diffusion_pytorch_model.bin"
     huggingface.always[path] = Fault(body=WEIGHTS[::-1])
     fetch(spec, folder)
     assert contents(folder) == FLAGAI
     assert "expected SHA-256" in caplog.text
 
 
+@pytest.mark.fault(26)
 def test_the_token_is_sent_to_hugging_face_only(
     baai: HubServer, huggingface: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +176,7 @@ def test_an_interrupted_fetch_leaves_the_folder_untouched_and_goes_on(baai: HubS
     assert [path for path in baai.paths() if path.startswith("/files/")] == [CKPT]
 
 
+@pytest.mark.fault(19)
 def test_a_killed_process_leaves_what_the_next_one_goes_on_with(baai: HubServer, folder: Path) -> None:
     baai.always[CKPT] = Fault(pause_s=0.05)
     code = (
@@ -188,7 +199,7 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(baai: HubServer,
 
 
 def test_an_interruption_while_files_are_moved_is_mended(huggingface: HubServer, folder: Path) -> None:
-    write(folder / ".incoming-huggingface", {name: data for name, data in DIFFUSERS.items() if not name.startswith("unet/")})
+    write(staging(folder, "huggingface"), {name: data for name, data in DIFFUSERS.items() if not name.startswith("unet/")})
     write(folder, {name: data for name, data in DIFFUSERS.items() if name.startswith("unet/")})
     fetch(SPEC, folder)
     assert contents(folder) == DIFFUSERS
@@ -202,7 +213,7 @@ def test_the_file_that_names_the_layout_is_moved_last(
     original = os.replace
 
     def record(source: Path, target: Path) -> None:
-        moved.append(Path(target).relative_to(folder).as_posix())
+        moved.append(Path(target).name)
         original(source, target)
 
     monkeypatch.setattr(os, "replace", record)
@@ -239,6 +250,7 @@ def test_a_lesser_file_that_the_hub_lost_is_done_without(
     assert "goes on without readme.txt" in caplog.text
 
 
+@pytest.mark.fault(24)
 def test_a_needed_file_that_the_hub_lost_ends_the_source(baai: HubServer, huggingface: HubServer, folder: Path) -> None:
     baai.faults["/api/searchModelFileByName"] = [Fault(body=str(list(FLAGAI)).encode())]
     del baai.models[SPEC.name]["sentencepiece.bpe.model"]
@@ -251,36 +263,40 @@ def test_an_incomplete_list_is_refused_before_anything_is_downloaded(baai: HubSe
     del baai.models[SPEC.name]["model.ckpt"]
     with pytest.raises(HubError, match=r"without model\.ckpt"):
         fetch(SPEC, folder)
-    assert not folder.exists()
+    assert contents(folder) == {}
     assert len(baai.requests) == 2
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "CONFIG.YAML", "a\\b", ".incoming-baai/x"])
 def test_dangerous_names_end_the_source_before_anything_is_downloaded(baai: HubServer, folder: Path, name: str) -> None:
     baai.models[SPEC.name][name] = b"escaped"
     with pytest.raises(HubUnavailableError, match="refused the file name"):
         fetch(SPEC, folder)
-    assert not folder.exists()
+    assert contents(folder) == {}
 
 
-@pytest.mark.parametrize("link", [".incoming-huggingface", ".incoming-huggingface/unet", "unet"])
+@pytest.mark.fault(20)
+@pytest.mark.parametrize("link", ["STAGING", "STAGING/unet", "unet"])
 def test_planted_links_are_not_followed(huggingface: HubServer, folder: Path, tmp_path: Path, link: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    (folder / link).parent.mkdir(parents=True)
-    (folder / link).symlink_to(outside)
+    planted = folder / link.replace("STAGING", staging(folder, "huggingface").name)
+    planted.parent.mkdir(parents=True)
+    planted.symlink_to(outside)
     with pytest.raises(HubUnavailableError, match="symbolic link"):
         fetch(SPEC, folder)
     assert list(outside.iterdir()) == []
 
 
+@pytest.mark.fault(13)
 def test_when_all_sources_fail_each_attempt_is_listed(huggingface: HubServer, folder: Path) -> None:
-    huggingface.always["/api/models/BAAI/AltDiffusion-m18/tree/main"] = Fault(status=403)
+    huggingface.always[f"/api/models/BAAI/AltDiffusion-m18/tree/{SPEC.revision}"] = Fault(status=403)
     with pytest.raises(HubUnavailableError) as caught:
         fetch(SPEC, folder)
     text = str(caught.value)
     assert "baai (AltDiffusion-m18): http://127.0.0.1:9/api/searchModleByName: connection failed: Connection refused" in text
-    assert "huggingface (BAAI/AltDiffusion-m18)" in text and "HTTP 403" in text
+    assert f"huggingface (BAAI/AltDiffusion-m18 at {SPEC.revision})" in text and "HTTP 403" in text
     assert "model.ckpt" in text and str(folder) in text and "HF_ENDPOINT" in text
 
 
@@ -296,6 +312,7 @@ def test_an_embedded_model_is_not_looked_for_elsewhere(folder: Path) -> None:
         fetch(MODELS["AltDiffusion-mini"], folder)
 
 
+@pytest.mark.fault(16)
 def test_a_full_disk_does_not_try_another_source(baai: HubServer, huggingface: HubServer, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(HubError) as caught:
@@ -304,6 +321,7 @@ def test_a_full_disk_does_not_try_another_source(baai: HubServer, huggingface: H
     assert huggingface.requests == []
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("variable", hub.OFFLINE_VARIABLES)
 @pytest.mark.parametrize("value", ["1", "on", "Yes", "TRUE"])
 def test_offline_opens_no_socket(folder: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:

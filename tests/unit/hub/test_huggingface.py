@@ -12,10 +12,11 @@ import pytest
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError
 from flagai_altdiff.hub import download, huggingface
-from tests.servers import Fault, HubServer, serve
+from tests.servers import COMMIT, Fault, HubServer, serve
 
 NAME = "BAAI/AltDiffusion-m18"
-TREE = f"/api/models/{NAME}/tree/main"
+TREE = f"/api/models/{NAME}/tree/{COMMIT}"
+INDEX = f"/{NAME}/resolve/main/model_index.json"
 TOKEN = "hf_secret"
 WANTED = {
     "model_index.json": b"{}",
@@ -61,7 +62,7 @@ def test_one_set_of_weights_per_part_is_wanted(server: HubServer) -> None:
     assert {name: file.size_bytes for name, file in files.items()} == {name: len(data) for name, data in WANTED.items()}
     assert files["unet/diffusion_pytorch_model.safetensors"].sha256 == hashlib.sha256(b"unet").hexdigest()
     assert files["unet/config.json"].sha256 is None
-    assert files["unet/config.json"].locate().url == f"{server.url}/{NAME}/resolve/main/unet/config.json"
+    assert files["unet/config.json"].locate().url == f"{server.url}/{NAME}/resolve/{COMMIT}/unet/config.json"
 
 
 def test_names_are_quoted_in_addresses(server: HubServer, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_long_lists_come_in_pages(server: HubServer) -> None:
         Fault(body=json.dumps(second).encode()),
     ]
     assert [file.name for file in huggingface.list_files(NAME)] == ["model_index.json", "unet/config.json"]
-    assert server.requests[1].query == {"cursor": "2"}
+    assert server.requests[2].query == {"cursor": "2"}
 
 
 def test_the_next_page_is_not_asked_from_another_host(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,13 +91,15 @@ def test_the_next_page_is_not_asked_from_another_host(server: HubServer, monkeyp
         assert other.requests == []
 
 
+@pytest.mark.fault(22)
 def test_an_endless_list_ends(server: HubServer) -> None:
     server.always[TREE] = Fault(body=b"[]", headers={"Link": f'<{TREE}>; rel="next"'})
     with pytest.raises(ModelNotFoundError):
         huggingface.list_files(NAME)
-    assert len(server.requests) == huggingface.MAX_PAGES
+    assert server.paths().count(TREE) == huggingface.MAX_PAGES
 
 
+@pytest.mark.fault(26)
 def test_the_token_goes_to_the_endpoint_only(
     server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,7 +111,7 @@ def test_the_token_goes_to_the_endpoint_only(
         path = location.url.removeprefix(server.url)
         server.always[path] = Fault(status=302, body=b"", headers={"Location": cdn.url + "/cdn"})
         download(location.url, tmp_path / "file", sha256=unet.sha256, headers=location.headers)
-        assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {TOKEN}"] * 2
+        assert [request.headers["authorization"] for request in server.requests] == [f"Bearer {TOKEN}"] * 3
         assert ["authorization" in request.headers for request in cdn.requests] == [False]
     assert TOKEN not in caplog.text + repr(location) + repr(unet)
 
@@ -118,6 +121,7 @@ def test_without_a_token_none_is_sent(server: HubServer) -> None:
     assert "authorization" not in server.requests[0].headers
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("token", ["hf_a\nX-Header: b", "hf_a b", "hf_é"])
 def test_a_malformed_token_is_refused_and_not_shown(server: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
@@ -138,6 +142,7 @@ def test_a_repository_that_is_not_there(server: HubServer, fault: Fault) -> None
         huggingface.list_files(NAME)
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(
     "text",
     [

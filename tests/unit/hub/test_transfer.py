@@ -8,16 +8,19 @@ import json
 import logging
 import resource
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from flagai_altdiff.errors import HubError, IntegrityError, ModelNotFoundError
-from flagai_altdiff.hub import client
+from flagai_altdiff.hub import client, environment, fetch
 from flagai_altdiff.hub.transfer import download
+from flagai_altdiff.registry import MODELS, FileSpec
 from tests.servers import Fault, HubServer, serve
 
 DATA = bytes(i * i % 251 for i in range(300_000))
@@ -73,6 +76,7 @@ def test_an_existing_file_stays_until_the_new_one_is_whole(server: HubServer, ta
     assert target.read_bytes() == DATA
 
 
+@pytest.mark.fault(2)
 def test_a_cut_connection_is_resumed_within_the_call(server: HubServer, target: Path) -> None:
     server.faults[PATH] = [Fault(cut_at=150_000), Fault(cut_at=100_000)]
     download(server.url + PATH, target, size_bytes=len(DATA))
@@ -81,6 +85,15 @@ def test_a_cut_connection_is_resumed_within_the_call(server: HubServer, target: 
     assert first is None and len(others) == 2 and all(others) and others[0] != others[1]
 
 
+@pytest.mark.fault(2)
+def test_a_reset_connection_is_resumed(server: HubServer, target: Path) -> None:
+    server.faults[PATH] = [Fault(cut_at=150_000, reset=True)]
+    received = download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == DATA and received.sha256 == SHA256
+    assert (server.ranges(PATH)[1] or "").startswith("bytes=")
+
+
+@pytest.mark.fault(2)
 def test_a_later_call_resumes_and_names_the_version(server: HubServer, target: Path) -> None:
     have = leave_partial(server, target)
     assert 0 < have < len(DATA) and not target.exists()
@@ -90,6 +103,7 @@ def test_a_later_call_resumes_and_names_the_version(server: HubServer, target: P
     assert server.requests[0].headers["if-range"].startswith('"')
 
 
+@pytest.mark.fault(2)
 def test_a_resumed_file_is_hashed_from_its_first_byte(server: HubServer, target: Path) -> None:
     server.faults[PATH] = [Fault(cut_at=200_000)]
     download(server.url + PATH, target, size_bytes=len(DATA), sha256=SHA256)
@@ -104,6 +118,7 @@ def test_progress_resets_the_count_of_failures(server: HubServer, target: Path) 
     assert len(server.requests) == 11
 
 
+@pytest.mark.fault(3)
 def test_a_server_that_ignores_range_starts_the_file_over(server: HubServer, target: Path) -> None:
     leave_partial(server, target)
     server.always[PATH] = Fault(ignore_range=True)
@@ -112,6 +127,7 @@ def test_a_server_that_ignores_range_starts_the_file_over(server: HubServer, tar
     assert len(server.requests) == 1
 
 
+@pytest.mark.fault(1)
 def test_a_server_that_ignores_range_and_always_cuts_ends(server: HubServer, target: Path) -> None:
     server.always[PATH] = Fault(ignore_range=True, cut_at=150_000)
     with pytest.raises(HubError, match=r"model\.ckpt.*cut.*tried 5 times"):
@@ -120,6 +136,7 @@ def test_a_server_that_ignores_range_and_always_cuts_ends(server: HubServer, tar
     assert not target.exists()
 
 
+@pytest.mark.fault(6)
 def test_a_changed_file_is_not_joined_to_an_old_partial(server: HubServer, target: Path) -> None:
     leave_partial(server, target)
     server.files[PATH] = OTHER
@@ -127,6 +144,7 @@ def test_a_changed_file_is_not_joined_to_an_old_partial(server: HubServer, targe
     assert target.read_bytes() == OTHER
 
 
+@pytest.mark.fault(6)
 def test_a_changed_file_behind_a_server_without_if_range_is_noticed(server: HubServer, target: Path) -> None:
     have = leave_partial(server, target)
     server.files[PATH] = OTHER
@@ -136,6 +154,7 @@ def test_a_changed_file_behind_a_server_without_if_range_is_noticed(server: HubS
     assert target.read_bytes() == OTHER
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("recorded", ["url", "size_bytes", "sha256"])
 def test_a_partial_of_something_else_is_not_resumed(server: HubServer, target: Path, recorded: str) -> None:
     leave_partial(server, target)
@@ -156,6 +175,7 @@ def test_an_unreadable_record_means_starting_over(server: HubServer, target: Pat
     assert server.ranges(PATH) == [None]
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize(
     "content_range", ["bytes 5-299999/300000", "bytes 0-9/10", "bytes x", "", "bytes 196608-399999/400000"]
 )
@@ -191,6 +211,7 @@ def test_a_partial_that_is_complete_needs_no_request(server: HubServer, target: 
     assert server.requests == []
 
 
+@pytest.mark.fault(5)
 def test_a_complete_partial_of_unknown_size_is_accepted_on_416(server: HubServer, target: Path) -> None:
     server.always[PATH] = Fault(status=503)
     server.faults[PATH] = [Fault(cut_at=200_000)]
@@ -203,6 +224,7 @@ def test_a_complete_partial_of_unknown_size_is_accepted_on_416(server: HubServer
     assert server.ranges(PATH)[-1] == "bytes=300000-"
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize("size_bytes", [None, len(DATA)])
 def test_a_partial_that_is_too_long_is_discarded(server: HubServer, target: Path, size_bytes: int | None) -> None:
     server.always[PATH] = Fault(status=503)
@@ -215,6 +237,7 @@ def test_a_partial_that_is_too_long_is_discarded(server: HubServer, target: Path
     assert target.read_bytes() == DATA
 
 
+@pytest.mark.fault(9)
 def test_a_wrong_hash_removes_the_file(server: HubServer, target: Path) -> None:
     server.files[PATH] = OTHER
     with pytest.raises(IntegrityError, match=SHA256):
@@ -246,6 +269,7 @@ def test_more_bytes_than_announced_are_refused(server: HubServer, target: Path) 
     assert leftovers(target) == []
 
 
+@pytest.mark.fault(1)
 def test_fewer_bytes_than_announced_are_not_taken_for_the_file(server: HubServer, target: Path) -> None:
     server.always[PATH] = Fault(headers={"Content-Length": None}, cut_at=1000, ignore_range=True)
     with pytest.raises(HubError, match="expected 300000 bytes, the connection ended after 1000"):
@@ -253,6 +277,7 @@ def test_fewer_bytes_than_announced_are_not_taken_for_the_file(server: HubServer
     assert not target.exists()
 
 
+@pytest.mark.fault(7)
 def test_without_size_and_hash_the_end_cannot_be_told(server: HubServer, target: Path) -> None:
     server.always[PATH] = Fault(headers={"Content-Length": None})
     with pytest.raises(HubError, match="neither size nor hash"):
@@ -261,6 +286,7 @@ def test_without_size_and_hash_the_end_cannot_be_told(server: HubServer, target:
     assert target.read_bytes() == DATA
 
 
+@pytest.mark.fault(8)
 def test_a_web_page_is_not_taken_for_weights(server: HubServer, target: Path) -> None:
     page = Fault(body=b"\n<html>Log in\x1b[31m</html>\nmore", headers={"Content-Type": "text/html; charset=utf-8"})
     server.always[PATH] = page
@@ -269,12 +295,23 @@ def test_a_web_page_is_not_taken_for_weights(server: HubServer, target: Path) ->
     assert leftovers(target) == []
 
 
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html>\n<title>Sign in</title>", b"\n <HTML><p>proxy"])
+def test_a_web_page_that_calls_itself_a_file_is_recognised(server: HubServer, target: Path, page: bytes) -> None:
+    server.always[PATH] = Fault(body=page)
+    with pytest.raises(HubError, match=r"a web page came instead of model\.ckpt"):
+        download(server.url + PATH, target)
+    assert not target.exists()
+
+
+@pytest.mark.fault(22)
 def test_compressed_files_are_refused(server: HubServer, target: Path) -> None:
     server.always[PATH] = Fault(headers={"Content-Encoding": "gzip"})
     with pytest.raises(HubError, match="compresses"):
         download(server.url + PATH, target)
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_passing_failures_are_tried_again(server: HubServer, target: Path, status: int) -> None:
     server.faults[PATH] = [Fault(status=status), Fault(status=status)]
@@ -289,6 +326,7 @@ def test_failures_that_stay_end(server: HubServer, target: Path) -> None:
     assert len(server.requests) == 5
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(
     ("status", "kind", "text"),
     [(404, ModelNotFoundError, "no such"), (401, HubError, "HF_TOKEN"), (403, HubError, "refused"), (400, HubError, "400")],
@@ -308,6 +346,7 @@ class RetryAfter(NamedTuple):
     waits_s: float
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(
     "header",
     [
@@ -331,24 +370,27 @@ def test_retry_after_is_kept_within_bounds(
     assert header.waits_s <= time.monotonic() - began < header.waits_s + 5.0
 
 
+@pytest.mark.fault(11)
 def test_a_silent_server_is_given_up(server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(environment, "READ_TIMEOUT_S", 0.1)
     server.always[PATH] = Fault(stall_s=0.5)
     with pytest.raises(HubError, match="no data for"):
         download(server.url + PATH, target)
     assert len(server.requests) == 5
 
 
+@pytest.mark.fault(11)
 def test_a_slow_transfer_is_not_cut(server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "READ_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(environment, "READ_TIMEOUT_S", 1.0)
     server.always[PATH] = Fault(pause_s=0.06)
     download(server.url + PATH, target, size_bytes=len(DATA))
     assert len(server.requests) == 1
 
 
+@pytest.mark.fault(11)
 def test_a_body_that_stops_is_given_up(server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "READ_TIMEOUT_S", 0.1)
-    server.always[PATH] = Fault(pause_s=0.5)
+    monkeypatch.setattr(environment, "READ_TIMEOUT_S", 0.1)
+    server.always[PATH] = Fault(pause_s=0.5, ignore_range=True)
     with pytest.raises(HubError, match=r"no data for 0 s \(tried 5 times\)"):
         download(server.url + PATH, target)
 
@@ -360,6 +402,7 @@ def test_a_connection_lost_on_the_way_is_tried_longer(target: Path) -> None:
         download(server.url + PATH, target, size_bytes=len(DATA))
 
 
+@pytest.mark.fault(13)
 def test_a_closed_port_is_tried_twice(target: Path) -> None:
     with pytest.raises(HubError, match=r"Connection refused \(tried 2 times\)"):
         download("http://127.0.0.1:9/model.ckpt", target)
@@ -371,6 +414,7 @@ def test_only_http_is_fetched(url: str, target: Path) -> None:
         download(url, target)
 
 
+@pytest.mark.fault(10)
 def test_redirects_are_followed_without_the_token(server: HubServer, target: Path) -> None:
     with serve(files={"/cdn": DATA}) as other:
         elsewhere = other.url.replace("127.0.0.1", "localhost")
@@ -381,13 +425,15 @@ def test_redirects_are_followed_without_the_token(server: HubServer, target: Pat
     assert target.read_bytes() == DATA
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x"])
 def test_redirects_to_other_schemes_are_refused(server: HubServer, target: Path, location: str) -> None:
     server.always[PATH] = Fault(status=302, body=b"", headers={"Location": location})
-    with pytest.raises(HubError, match="InvalidSchema"):
+    with pytest.raises(HubError, match="only http"):
         download(server.url + PATH, target)
 
 
+@pytest.mark.fault(10)
 def test_a_redirect_loop_ends(server: HubServer, target: Path) -> None:
     server.always[PATH] = Fault(status=302, body=b"", headers={"Location": PATH})
     with pytest.raises(HubError, match="more than 10 redirects"):
@@ -395,6 +441,7 @@ def test_a_redirect_loop_ends(server: HubServer, target: Path) -> None:
     assert len(server.requests) == 11
 
 
+@pytest.mark.fault(26)
 def test_secrets_in_an_address_are_not_shown(server: HubServer, target: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flagai_altdiff")
     server.always[PATH] = Fault(status=503)
@@ -409,6 +456,7 @@ def test_secrets_in_an_address_are_not_shown(server: HubServer, target: Path, ca
     assert "secret" not in target.with_name("model.ckpt.part.json").read_text()
 
 
+@pytest.mark.fault(15)
 def test_too_little_space_is_said_before_the_first_byte(
     server: HubServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,6 +467,7 @@ def test_too_little_space_is_said_before_the_first_byte(
     assert leftovers(target) == []
 
 
+@pytest.mark.fault(15)
 def test_a_disk_that_fills_up_keeps_what_has_arrived(server: HubServer, target: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -435,6 +484,53 @@ def test_a_disk_that_fills_up_keeps_what_has_arrived(server: HubServer, target: 
     assert server.ranges(PATH) == [None, f"bytes={have}-"]
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 1 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.fault(15)
+def test_a_disk_that_others_fill_up_keeps_what_has_arrived(server: HubServer, small_disk: Path) -> None:
+    """A real ENOSPC: the space that was there at the start is taken while the file comes."""
+    server.files[PATH] = bytes(900_000)
+    server.always[PATH] = Fault(pause_s=0.01)
+    hog = small_disk / "hog"
+
+    def fill(done: int, total: int | None) -> None:
+        if done > 200_000 and not hog.exists():
+            hog.write_bytes(bytes(500_000))
+
+    with pytest.raises(HubError, match=r"No space left on device\. Bytes needed: 900,000, free: 0\.") as caught:
+        download(server.url + PATH, small_disk / "model.ckpt", report=fill)
+    assert caught.value.errno == errno.ENOSPC
+    assert not (small_disk / "model.ckpt").exists()
+    hog.unlink()
+    server.always.clear()
+    download(server.url + PATH, small_disk / "model.ckpt")
+    assert (small_disk / "model.ckpt").stat().st_size == 900_000
+    assert (server.ranges(PATH)[1] or "").startswith("bytes=")
+
+
+@pytest.mark.fault(16)
+def test_a_read_only_folder_is_named_and_its_whole_files_are_used(server: HubServer, small_disk: Path) -> None:
+    spec = replace(MODELS["AltDiffusion"], files=(FileSpec(name="config.yaml"),))
+    (small_disk / "config.yaml").write_bytes(b"model: {}")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert fetch(spec, small_disk) == small_disk
+    with pytest.raises(HubError, match=r"Read-only file system\. Choose a folder that can be written to") as caught:
+        fetch(MODELS["AltDiffusion"], small_disk)
+    assert caught.value.errno == errno.EROFS
+
+
+@pytest.mark.fault(16)
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_disk(server: HubServer, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(HubError) as caught:
@@ -442,6 +538,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_disk(server: HubServer,
     assert caught.value.errno in (errno.EEXIST, errno.ENOTDIR)
 
 
+@pytest.mark.fault(20)
 def test_a_planted_link_is_not_written_through(server: HubServer, target: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("mine")

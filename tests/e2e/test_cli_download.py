@@ -1,0 +1,156 @@
+"""``altdiff download`` and ``altdiff verify`` as a user types them, against hubs on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flagai_altdiff.cli import main
+from flagai_altdiff.hub import client
+from tests.servers import Fault, HubServer, serve
+
+NAME = "AltDiffusion-m18"
+FILES = {"config.yaml": b"model: {}", "model.ckpt": bytes(50_000), "sentencepiece.bpe.model": b"pieces"}
+CHECKER = {"config.json": b"{}", "pytorch_model.bin": b"checker"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+    for name in ("FLAGAI_ALTDIFF_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "FLAGAI_ALTDIFF_MIRROR", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.001)
+    monkeypatch.chdir(tmp_path)
+    with serve(models={NAME: FILES, "SafetyChecker": CHECKER}) as running:
+        monkeypatch.setenv("FLAGAI_ALTDIFF_BAAI_ENDPOINT", running.url)
+        yield running
+
+
+def run(*words: str, status: int = 0) -> None:
+    assert main(list(words)) == status
+
+
+def test_a_model_is_downloaded_with_its_checker_and_verified(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run("download", NAME.lower())
+    assert capsys.readouterr().out.split() == [f"checkpoints/{NAME}", "checkpoints/SafetyChecker"]
+    run("verify", NAME)
+    assert capsys.readouterr().out.count("ok ") == len(FILES)
+    asked = len(server.requests)
+    run("download", NAME)
+    assert "complete" in capsys.readouterr().out and len(server.requests) == asked
+
+
+def test_a_dry_run_says_what_would_come_and_writes_nothing(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run("download", NAME, "--dry-run", "--no-safety-checker")
+    text = capsys.readouterr().out
+    for words in (f"from baai ({NAME})", "absent", "50.0 kB  model.ckpt", "3 of 3 files to fetch, 50.0 kB"):
+        assert words in text
+    assert not Path("checkpoints").exists()
+    assert [path for path in server.paths() if path.startswith("/files/")] == []
+
+
+def test_a_dry_run_knows_what_is_there(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("checkpoints") / NAME
+    folder.mkdir(parents=True)
+    (folder / "model.ckpt").write_bytes(FILES["model.ckpt"])
+    run("download", NAME, "--dry-run", "--no-safety-checker")
+    assert "present       50.0 kB  model.ckpt" in capsys.readouterr().out
+
+
+def test_one_source_can_be_asked_for(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run("download", NAME, "--source", "huggingface", "--no-safety-checker", status=1)
+    assert "baai" not in capsys.readouterr().err
+    assert server.requests == []
+    run("download", NAME, "--source", f"{server.url}/files/100000", "--no-safety-checker")
+    assert (Path("checkpoints") / NAME / "model.ckpt").read_bytes() == FILES["model.ckpt"]
+    assert not [path for path in server.paths() if path.startswith("/api/")]
+    run("download", "AltDiffusion", "--source", "somewhere", status=1)
+    assert "expected baai, huggingface, or the http(s) address of a mirror" in capsys.readouterr().err
+
+
+def test_a_missing_checker_is_no_failure(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    del server.models["SafetyChecker"]
+    run("download", NAME)
+    assert "safety checker could not be fetched" in capsys.readouterr().err
+
+
+def test_verify_names_what_is_wrong(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run("download", NAME, "--no-safety-checker")
+    folder = Path("checkpoints") / NAME
+    (folder / "model.ckpt").write_bytes(b"\x01" + FILES["model.ckpt"][1:])
+    (folder / "config.yaml").write_bytes(b"model")
+    (folder / "sentencepiece.bpe.model").unlink()
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    capsys.readouterr()
+    run("verify", NAME, status=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "wrong size    config.yaml",
+        "wrong hash    model.ckpt",
+        "missing       sentencepiece.bpe.model",
+        "not recorded  tokenizer.json",
+    ]
+    assert "expected 9 bytes, there are 5" in lines[0]
+
+
+def test_verify_records_what_nobody_knows(m18_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for path in m18_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    run("verify", str(folder), status=1)
+    assert "--record" in capsys.readouterr().err
+    run("verify", str(folder), "--record")
+    run("verify", str(folder))
+    assert "not recorded" not in capsys.readouterr().out
+    run("verify", str(folder / "model.ckpt"), status=2)
+
+
+def test_the_embedded_model_is_the_recorded_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """After a new training: remove its altdiff-manifest.json and call ``altdiff verify AltDiffusion-mini --record``."""
+    run("verify", "AltDiffusion-mini")
+    assert "model.safetensors" in capsys.readouterr().out
+
+
+@pytest.mark.fault(19)
+def test_an_interrupted_download_exits_as_interrupted_and_goes_on(server: HubServer, tmp_path: Path) -> None:
+    path = server.file_path(NAME, "model.ckpt")
+    server.always[path] = Fault(pause_s=0.5)
+    words = [sys.executable, "-m", "flagai_altdiff", "download", NAME, "--no-safety-checker"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not any(part.stat().st_size for part in (tmp_path / "checkpoints").rglob("model.ckpt.part")):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "what is finished is kept" in process.communicate(timeout=10)[1]
+    assert process.returncode == 130
+    server.always.clear()
+    run("download", NAME, "--no-safety-checker")
+    assert (tmp_path / "checkpoints" / NAME / "model.ckpt").read_bytes() == FILES["model.ckpt"]
+    assert (server.ranges(path)[-1] or "").startswith("bytes=")
+
+
+def test_baai_has_no_revisions(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run("download", NAME, "--source", "baai", "--revision", "fp16", status=1)
+    assert "no revisions" in capsys.readouterr().err
+
+
+def test_models_as_json_say_what_is_missing(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    run("download", NAME, "--no-safety-checker")
+    capsys.readouterr()
+    run("models", "--json")
+    missing = {model["name"]: model["missing"] for model in json.loads(capsys.readouterr().out)}
+    assert missing[NAME] == missing["AltDiffusion-mini"] == []
+    assert "model.ckpt" in missing["AltDiffusion"]
