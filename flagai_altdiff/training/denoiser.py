@@ -84,12 +84,22 @@ def silence_residuals(unet: UNetModel) -> None:
 
 
 def denoiser_loss(
-    model: LatentDiffusion, tokenize: CaptionTokenizer, bank: dict[str, Tensor], scenes: list[Scene], stage: Stage
+    model: LatentDiffusion, tokenize: CaptionTokenizer, bank: dict[str, Tensor], scenes: list[Scene], stage: Stage, name: str
 ) -> StepLoss:
-    """The diffusion loss on cached latents and fresh captions; one timestep from each part of the range in a batch."""
+    """The diffusion loss on cached latents and fresh captions; one timestep from each part of the range in a batch.
+
+    Args:
+        model: Its UNet learns; the rest is frozen.
+        tokenize: The model's tokenizer.
+        bank: From :func:`fill_bank`.
+        scenes: The scene of each latent.
+        stage: The stage.
+        name: The stage's; another draws other samples.
+    """
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng, generator = random.Random(f"unet:{step}"), torch.Generator().manual_seed(step)
+        rng = random.Random(f"{name}:{step}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(60))
         chosen = rng.choices(range(len(scenes)), k=stage.batch)
         captions = ["" if rng.random() < stage.text_drop else draw_caption(scenes[i], rng)[0] for i in chosen]
         with torch.no_grad():

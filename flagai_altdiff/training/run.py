@@ -24,6 +24,8 @@ from flagai_altdiff.config import dump_config
 from flagai_altdiff.errors import InvalidRequestError, TrainingInterrupted
 from flagai_altdiff.evaluation.contact_sheet import contact_sheet
 from flagai_altdiff.evaluation.held_out import as_table, measure
+from flagai_altdiff.hub import record_missing
+from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.autoencoder import AutoencoderKL
@@ -182,7 +184,7 @@ def autoencoder(place: Place) -> AutoencoderKL:
 
     def normalise() -> None:
         rng = random.Random("latent statistics")
-        normalise_latents(model, draw_batch(rng.sample(scenes, 512), rng))
+        normalise_latents(model, draw_batch(rng.choices(scenes, k=512), rng))
 
     for name in AUTOENCODER_STAGES:
         stage = STAGES[name]
@@ -203,50 +205,8 @@ def assembled(place: Place) -> LatentDiffusion:
 
 
 def unet(place: Place) -> LatentDiffusion:
-    """Train the UNet, in as many processes as the stage has shards; this one is the first."""
-    model = assembled(place)
-    judge(place)
-    fill_bank(model.first_stage_model, place.work / "latents.safetensors")
-    path = place.work / "unet.safetensors"
-    if not path.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            meeting_point = Path(folder) / "processes"
-            arguments = (place, meeting_point)
-            helpers = spawn(unet_helper, arguments, STAGES["unet"].shards - 1, join=False)  # type: ignore[no-untyped-call]
-            try:
-                unet_shard(0, place, meeting_point)
-            finally:
-                helpers.join()
-    model.load_state_dict(load_file(path))
-    return model
-
-
-def unet_helper(index: int, place: Place, meeting_point: Path) -> None:
-    """A further process of the UNet's training."""
-    with suppress(TrainingInterrupted):
-        unet_shard(index + 1, place, meeting_point)
-
-
-def unet_shard(shard: int, place: Place, meeting_point: Path) -> None:
-    """Train the UNet on one shard of each step.
-
-    Args:
-        shard: Which one.
-        place: Where results and states lie.
-        meeting_point: A file that does not exist yet, where the processes find each other.
-    """
-    name = "unet"
-    stage = STAGES[name]
-    # Small layers: processes with one thread each are faster than one process with many threads.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // stage.shards))
-    distributed.init_process_group("gloo", f"file://{meeting_point}", rank=shard, world_size=stage.shards)
-    try:
-        model, tokenize = assembled(place), tokenizer(place)
-        bank = fill_bank(model.first_stage_model, place.work / "latents.safetensors")
-        step_loss = denoiser_loss(model, tokenize, bank, bank_scenes(), stage)
-        run_stage(name, model, step_loss, place, look=make_look(model, tokenize, judge(place)), shard=shard)
-    finally:
-        distributed.destroy_process_group()
+    """Train the UNet."""
+    return train_unet("unet", place)
 
 
 def aligned_text_encoder(place: Place) -> RobertaSeriesModelWithTransformation:
@@ -257,23 +217,82 @@ def aligned_text_encoder(place: Place) -> RobertaSeriesModelWithTransformation:
     return encoder
 
 
+def refined(place: Place) -> LatentDiffusion:
+    """Train the UNet further, on the aligned text states."""
+    return train_unet("refinement", place)
+
+
+def before(name: str, place: Place) -> LatentDiffusion:
+    """The model as a stage of the UNet finds it."""
+    if name == "unet":
+        return assembled(place)
+    model = unet(place)
+    model.cond_stage_model.load_state_dict(aligned_text_encoder(place).state_dict())
+    return model
+
+
+def train_unet(name: str, place: Place) -> LatentDiffusion:
+    """Train the UNet, in as many processes as the stage has shards; this one is the first."""
+    model = before(name, place)
+    judge(place)
+    fill_bank(model.first_stage_model, place.work / "latents.safetensors")
+    path = place.work / f"{name}.safetensors"
+    if not path.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = (name, place, Path(folder) / "processes")
+            helpers = spawn(unet_helper, arguments, STAGES[name].shards - 1, join=False)  # type: ignore[no-untyped-call]
+            try:
+                unet_shard(0, *arguments)
+            finally:
+                helpers.join()
+    model.load_state_dict(load_file(path))
+    return model
+
+
+def unet_helper(index: int, name: str, place: Place, meeting_point: Path) -> None:
+    """A further process of the UNet's training."""
+    with suppress(TrainingInterrupted):
+        unet_shard(index + 1, name, place, meeting_point)
+
+
+def unet_shard(shard: int, name: str, place: Place, meeting_point: Path) -> None:
+    """Train the UNet on one shard of each step.
+
+    Args:
+        shard: Which one.
+        name: Key of ``STAGES``.
+        place: Where results and states lie.
+        meeting_point: A file that does not exist yet, where the processes find each other.
+    """
+    stage = STAGES[name]
+    # Small layers: processes with one thread each are faster than one process with many threads.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // stage.shards))
+    distributed.init_process_group("gloo", f"file://{meeting_point}", rank=shard, world_size=stage.shards)
+    try:
+        model, tokenize = before(name, place), tokenizer(place)
+        bank = fill_bank(model.first_stage_model, place.work / "latents.safetensors")
+        step_loss = denoiser_loss(model, tokenize, bank, bank_scenes(), stage, name)
+        run_stage(name, model, step_loss, place, look=make_look(model, tokenize, judge(place)), shard=shard)
+    finally:
+        distributed.destroy_process_group()
+
+
 def export(place: Place) -> None:
     """Write the model folder, and the judge in the precision that the package carries."""
-    model = build_model(mini_config(tokenizer(place).vocab_size))
-    model.load_state_dict(load_file(place.work / "unet.safetensors"))
-    model.cond_stage_model.load_state_dict(aligned_text_encoder(place).state_dict())
-    write_model(model, place)
+    write_model(refined(place), place)
     halves = {name: tensor.half() for name, tensor in judge(place).state_dict().items()}
     loop.save_atomically(halves, place.work / "judge_half.safetensors")
 
 
 def write_model(model: LatentDiffusion, place: Place) -> None:
-    """Write weights (half precision; the noise schedule stays float32), config and tokenizer."""
+    """Write weights (half precision; the noise schedule stays float32), config, tokenizer, and the record of these files."""
     buffers = dict(model.named_buffers())
     weights = {name: tensor if name in buffers else tensor.half() for name, tensor in model.state_dict().items()}
     loop.save_atomically(weights, place.out / "model.safetensors", {"format": "pt"})
     (place.out / "config.yaml").write_text(dump_config(model.config), encoding="utf-8")
     shutil.copyfile(place.work / "sentencepiece.bpe.model", place.out / "sentencepiece.bpe.model")
+    (place.out / MANIFEST_NAME).unlink(missing_ok=True)
+    record_missing(place.out)
 
 
 def measure_all(place: Place) -> None:
@@ -292,6 +311,7 @@ PARTS: dict[str, Callable[[Place], object]] = {
     "text_encoder": text_encoder,
     "unet": unet,
     "alignment": aligned_text_encoder,
+    "refinement": refined,
     "export": export,
     "measure": measure_all,
 }

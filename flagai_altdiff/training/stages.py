@@ -58,8 +58,18 @@ STAGES: dict[str, Stage] = {
         ema=0.999,
         text_drop=0.1,
     ),
+    "refinement": Stage(
+        trains=r"model\.diffusion_model\.",
+        steps=7000,
+        batch=12,
+        shards=2,
+        learning_rate=1e-3,
+        warmup=200,
+        ema=0.999,
+        text_drop=0.1,
+    ),
     "alignment": Stage(
-        trains=r"(?!pre_LN)", steps=600, batch=96, learning_rate=5e-4, warmup=50, weight_decay=0.0, ema=0.98, text_drop=0.05
+        trains=r"(?!pre_LN)", steps=4000, batch=96, learning_rate=8e-4, warmup=50, weight_decay=0.0, ema=0.995, text_drop=0.05
     ),
 }
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flagai_altdiff import GenerationRequest, generate
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from flagai_altdiff.errors import InvalidRequestError, TrainingInterrupted
+from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
@@ -19,7 +21,8 @@ from flagai_altdiff.scenes.captions import caption
 from flagai_altdiff.scenes.judge import Judge
 from flagai_altdiff.scenes.vocabulary import LANGUAGES
 from flagai_altdiff.scenes.world import all_scenes, training_scenes
-from flagai_altdiff.training import loop
+from flagai_altdiff.training import denoiser, loop
+from flagai_altdiff.training import run as recipe
 from flagai_altdiff.training.alignment import alignment_loss
 from flagai_altdiff.training.autoencoder import autoencoder_loss, normalise_latents
 from flagai_altdiff.training.denoiser import denoiser_loss, silence_residuals
@@ -80,10 +83,10 @@ def task(name: str, tokenize: CaptionTokenizer) -> tuple[torch.nn.Module, loop.S
     if name == "alignment":
         encoder = RobertaSeriesModelWithTransformation(text_config(tokenize))
         return encoder, alignment_loss(encoder, tokenize, stage, training_scenes()[:6]), stage
-    if name == "unet":
+    if name in ("unet", "refinement"):
         model = tiny_model(tokenize)
         bank = {"mean": torch.randn(6, 4, 8, 8).half(), "std": torch.rand(6, 4, 8, 8).half()}
-        return model, denoiser_loss(model, tokenize, bank, training_scenes()[:6], stage), stage
+        return model, denoiser_loss(model, tokenize, bank, training_scenes()[:6], stage, name), stage
     autoencoder = AutoencoderKL(AUTOENCODER)
     return autoencoder, autoencoder_loss(autoencoder, stage, training_scenes(), name), stage
 
@@ -177,6 +180,35 @@ def test_a_run_is_not_mixed_up_with_another(tmp_path: Path) -> None:
     train_mini(out=tmp_path / "model", work=tmp_path, parts=["tokenizer"], resume=True)
     assert (tmp_path / "sentencepiece.bpe.model").exists()
     assert "unet" in PARTS
+
+
+def test_the_whole_recipe_in_sittings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing to a folder that draws, all stages cut to a few steps; the first sittings end as soon as they train."""
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, batch=2, shards=1, steps=3, warmup=1))
+    monkeypatch.setattr(denoiser, "BANK_SIZE", 4)
+    few = training_scenes()[:8]
+    monkeypatch.setattr(recipe, "training_scenes", lambda: few)
+    work, out = tmp_path / "work", tmp_path / "model"
+    parts = [name for name in PARTS if name != "measure"]
+    sittings = 0
+    for sitting in range(100):
+        minutes = 0.0 if sitting < 8 else None
+        try:
+            train_mini(out=out, work=work, parts=parts, minutes=minutes, resume=sitting > 0)
+        except TrainingInterrupted:
+            sittings += 1
+        else:
+            break
+    assert sittings == 8
+    assert not list(work.glob("*.state.safetensors")), "a finished stage keeps no state"
+    result = generate(
+        load_path(out), GenerationRequest(prompts="a red star", images_per_prompt=1, steps=2, height=64, width=64)
+    )
+    assert result.images[0].size == (64, 64)
+    first = (out / "model.safetensors").read_bytes()
+    train_mini(out=out, work=work, parts=parts, resume=True)
+    assert (out / "model.safetensors").read_bytes() == first, "finished stages are not trained again"
 
 
 def test_alignment_brings_the_languages_together(tokenize: CaptionTokenizer, tmp_path: Path) -> None:
