@@ -1,0 +1,126 @@
+"""The parser of ``altdiff``, and what all commands do with errors and interruptions."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from flagai_altdiff import __version__
+from flagai_altdiff.cli.common import fail
+from flagai_altdiff.cli.generate import add_generate
+from flagai_altdiff.cli.models import add_download, add_models, add_verify
+from flagai_altdiff.cli.tools import add_convert, add_doctor, add_train_mini
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
+
+_EPILOG = """\
+examples:
+  altdiff generate "a large red heart on a white background" "蓝色背景上的黄色的大星星"
+  altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
+  altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures
+  altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures --resume     # after an interruption
+  altdiff download AltDiffusion-m18 --source huggingface --dry-run
+  altdiff verify AltDiffusion-m18
+  altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
+  altdiff doctor
+
+exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated
+"""
+
+
+_COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
+    "generate": (add_generate, "draw pictures", "Draw pictures from prompts."),
+    "models": (add_models, "list the models", "List the models that have a name."),
+    "download": (add_download, "fetch a model's files", "Fetch what a model lacks; an interrupted download goes on."),
+    "verify": (
+        add_verify,
+        "check a model's files",
+        "Check size and SHA-256 of a model's files against what is known or was recorded when they came.",
+    ),
+    "convert": (add_convert, "change a model's layout on disk", "Write a model in another layout; nothing is lost."),
+    "doctor": (add_doctor, "look at this machine", "Say what this machine has and what is wrong."),
+    "train-mini": (
+        add_train_mini,
+        "train the embedded model",
+        "Train AltDiffusion-mini from nothing; started again with --resume, it goes on where it was.",
+    ),
+}
+"""Command -> what adds its arguments, its line in the list of commands, its description."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if left out.
+
+    Returns:
+        Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated.
+    """
+    args = _parser().parse_args([_hyphened(word) for word in (sys.argv[1:] if argv is None else argv)])
+    level = logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    try:
+        with _termination():
+            status: int = args.run(args)
+        return status
+    except (InvalidRequestError, RegistryError) as error:
+        return fail(error, 2)
+    except FlagAIAltDiffError as error:
+        return fail(error, 1)
+    except KeyboardInterrupt as interrupt:
+        terminated = isinstance(interrupt, _Terminated)
+        print(f"\n{'terminated' if terminated else 'interrupted'}{args.kept}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came; it ends the work as Ctrl-C does."""
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Let SIGTERM unwind the block, so that nothing stays half-written."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="altdiff",
+        description="Draw pictures from prompts in 18 languages with AltDiffusion.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"flagai_altdiff {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (add_arguments, line, description) in _COMMANDS.items():
+        command = commands.add_parser(name, help=line, description=description)
+        command.set_defaults(kept="")
+        command.add_argument("-v", "--verbose", action="store_true", help="say more")
+        add_arguments(command)
+    return parser
+
+
+def _hyphened(word: str) -> str:
+    """A flag spelled with underscores, as FlagAI's users know them, with hyphens."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
