@@ -303,8 +303,8 @@ def test_messages_say_what_lies_there(tmp_path: Path) -> None:
         (page, "DOCTYPE"),
         (pointer, "git-lfs"),
         (truncated_safetensors, "not a whole safetensors"),
-        (truncated_zip, "not a whole torch checkpoint"),
-        (truncated_legacy, "not a whole torch checkpoint"),
+        (truncated_zip, "not a whole torch checkpoint: its end is not the end of a zip file"),
+        (truncated_legacy, r"not a whole file of weights: a ends at byte \d+, but the file has 9000"),
         (no_tensors, "no state dict"),
     ):
         make(path)
