@@ -18,8 +18,8 @@ import torch
 
 from flagai_altdiff.errors import CheckpointError, UnsafeCheckpointError
 
-_MAX_STEPS = 3_000_000
-"""A training checkpoint of this family takes some 300 thousand."""
+_MAX_STEPS = 1_000_000
+"""A training checkpoint of this family takes some 100 thousand."""
 
 _STORAGES = {
     f"torch.{device}{name}Storage": dtype

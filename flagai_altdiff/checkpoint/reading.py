@@ -107,10 +107,11 @@ def _legacy(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]:
     for name in names.data if isinstance(names.data, list) else ():
         file.seek(position)
         length, storage = file.read(8), pickled.storages.get(str(name))
-        if storage is None or len(length) < 8:
+        size = int.from_bytes(length, "little") * (storage.dtype.itemsize if storage else 0)
+        if storage is None or len(length) < 8 or position + 8 + size > file_size:
             raise CheckpointError(f"{where} is not a whole torch checkpoint: it ends before its weights. Fetch the file again.")
-        blocks[storage.key] = Member(position + 8, int.from_bytes(length, "little") * storage.dtype.itemsize)
-        position += 8 + blocks[storage.key].size_bytes
+        blocks[storage.key] = Member(position + 8, size)
+        position += 8 + size
     return _records(pickled, blocks, where)
 
 
