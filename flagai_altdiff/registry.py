@@ -46,6 +46,8 @@ class ModelSpec:
         steps: Default number of sampler steps.
         guidance_scale: Default strength of the prompt.
         needs_safety_checker: Whether the released model comes with one.
+        has_pre_transformation: Whether its text encoder has m18's read-out, by which a file under a wrong name is told;
+            ``None`` if that is not known.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ModelSpec:
     steps: int = 50
     guidance_scale: float = 7.5
     needs_safety_checker: bool = True
+    has_pre_transformation: bool | None = None
 
     @property
     def embedded(self) -> bool:
@@ -79,6 +82,7 @@ def _released(name: str, languages: tuple[str, ...]) -> ModelSpec:
         size_bytes=8_000_000_000,
         files=_FLAGAI_FILES,
         sources={"baai": name, "huggingface": f"BAAI/{name}"},
+        has_pre_transformation=name.endswith("m18"),
     )
 
 
