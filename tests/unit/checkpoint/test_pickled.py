@@ -22,6 +22,7 @@ def archive(path: Path, program: bytes, blocks: dict[str, bytes] | None = None) 
     """A torch zip with this pickle and these blocks of numbers."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("m/data.pkl", program)
+        file.writestr("m/version", "3")
         file.writestr("m/byteorder", "little")
         for key, data in (blocks or {}).items():
             file.writestr(f"m/data/{key}", data)
