@@ -13,8 +13,6 @@ import torch
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError
 
-pytestmark = pytest.mark.fault(30)
-
 END, END64 = 22, 22 + 20 + 56
 
 
@@ -53,6 +51,7 @@ def repacked(path: Path) -> None:
     rewritten(path, lambda name, data: [(name, data)])
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize("make", [plain, repacked])
 def test_what_torch_writes_is_read(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "m.ckpt")
@@ -208,6 +207,7 @@ TRICKS = {
 }
 
 
+@pytest.mark.fault(30)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("make", TRICKS, ids=lambda make: make.__name__)
 @pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])

@@ -15,11 +15,10 @@ from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import build_model
 from tests import tiny
 
-pytestmark = pytest.mark.fault(37)
-
 LARGE = 300_000
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e5m2])
 @pytest.mark.parametrize("place", [0, 4095, LARGE // 2, LARGE - 1])
@@ -30,6 +29,7 @@ def test_a_number_that_is_none_is_named(value: float, dtype: torch.dtype, place:
         check_weights({"a": torch.ones(3), "b.weight": weight}, "m.ckpt")
 
 
+@pytest.mark.fault(37)
 def test_one_in_between_is_found_by_a_thorough_look() -> None:
     weight = torch.ones(3, LARGE // 3).T
     weight[7000, 1] = float("nan")
@@ -38,6 +38,7 @@ def test_one_in_between_is_found_by_a_thorough_look() -> None:
         check_weights({"w": weight}, "m", thorough=True)
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("thorough", [True, False])
 def test_zeros_are_warned_of_in_one_line(thorough: bool, caplog: pytest.LogCaptureFixture) -> None:
     state = {f"{i}.weight": torch.zeros(300, 300) for i in range(5)} | {"norm.weight": torch.zeros(8)}
@@ -47,6 +48,7 @@ def test_zeros_are_warned_of_in_one_line(thorough: bool, caplog: pytest.LogCaptu
     ]
 
 
+@pytest.mark.fault(37)
 def test_zeros_that_are_meant_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     window_of_zeros = torch.zeros(LARGE)
     window_of_zeros[5000] = 1
@@ -61,6 +63,7 @@ def folder_with(tmp_path: Path, key: str, value: Tensor) -> Path:
     return tiny.write_flagai_folder(tmp_path / "model", "m9", {**tiny.tiny_state("m9"), key: value})
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("half", [True, False])
 def test_a_model_with_nan_does_not_load(half: bool, tmp_path: Path) -> None:
     key = "model.diffusion_model.out.2.weight"
@@ -70,6 +73,7 @@ def test_a_model_with_nan_does_not_load(half: bool, tmp_path: Path) -> None:
         load_path(folder_with(tmp_path, key, value.half() if half else value))
 
 
+@pytest.mark.fault(37)
 def test_a_conversion_looks_at_every_number(tmp_path: Path) -> None:
     key = "cond_stage_model.roberta.embeddings.word_embeddings.weight"
     value = torch.ones(tiny.vocabulary_size(), 128).repeat(1, 1)
@@ -81,6 +85,7 @@ def test_a_conversion_looks_at_every_number(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
 def test_weights_of_another_kind_of_number_are_named(dtype: torch.dtype, tmp_path: Path) -> None:
     key = "model.diffusion_model.out.2.bias"
@@ -93,6 +98,7 @@ def test_weights_of_another_kind_of_number_are_named(dtype: torch.dtype, tmp_pat
         load_path(folder)
 
 
+@pytest.mark.fault(37)
 def test_position_ids_are_whole_numbers(tmp_path: Path) -> None:
     key = "cond_stage_model.roberta.embeddings.position_ids"
     with pytest.raises(CheckpointError, match=rf"{key} holds torch.float32; expected whole numbers"):

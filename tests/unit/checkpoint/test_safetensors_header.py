@@ -14,8 +14,6 @@ from flagai_altdiff.checkpoint import safetensors_header
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError
 
-pytestmark = pytest.mark.fault(33)
-
 
 def file_of(path: Path, header: dict[str, Any] | str | bytes, data: bytes = bytes(8), length: int | None = None) -> Path:
     text = json.dumps(header) if isinstance(header, dict) else header
@@ -58,6 +56,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_rule_is_named(name: str, tmp_path: Path) -> None:
     arguments, message = BROKEN[name]
@@ -68,6 +67,7 @@ def test_a_broken_rule_is_named(name: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("dtype", safetensors_header._DTYPES.values(), ids=str)
 def test_every_type_is_read_as_the_library_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
     state = {
@@ -84,6 +84,7 @@ def test_every_type_is_read_as_the_library_reads_it(dtype: torch.dtype, tmp_path
         assert torch.equal(value.double(), expected[key].double())
 
 
+@pytest.mark.fault(33)
 def test_numbers_at_odd_addresses_are_read(tmp_path: Path) -> None:
     text = json.dumps({"a": entry()})
     text += " " * (1 - len(text) % 2)
