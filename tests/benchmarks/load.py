@@ -67,22 +67,24 @@ SIDES = {
         "from flagai_altdiff.loading import load_path\n",
         "model = load_path(Path(sys.argv[1]), safety_checker=False)\nweights = list(model.state_dict().values())\n",
     ),
+    "diffusers": (
+        "from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel\n"
+        "from transformers import XLMRobertaModel, XLMRobertaTokenizer\n"
+        "import transformers; transformers.utils.logging.set_verbosity_error()\n"
+        "from safetensors import safe_open\n",  # imported here, not on the clock
+        "tokenizer = XLMRobertaTokenizer.from_pretrained(sys.argv[2], subfolder='tokenizer')\n"
+        "scheduler = PNDMScheduler.from_pretrained(sys.argv[2], subfolder='scheduler')\n"
+        "parts = [UNet2DConditionModel.from_pretrained(sys.argv[2], subfolder='unet'),\n"
+        "         AutoencoderKL.from_pretrained(sys.argv[2], subfolder='vae'),\n"
+        "         XLMRobertaModel.from_pretrained(sys.argv[2], subfolder='text_encoder', add_pooling_layer=False)]\n"
+        "weights = [t for part in parts for t in part.state_dict().values()]\n",
+    ),
     "FlagAI's way": (
         "from flagai_altdiff.models import build_model\nfrom tests.full.test_full_size import CONFIGS\n",
         "model = build_model(CONFIGS['AltDiffusion-m18'])\n"
         "state = torch.load(Path(sys.argv[1]) / 'model.ckpt', map_location='cpu')['state_dict']\n"
         "model.load_state_dict(state, strict=True)\n"
         "weights = list(model.state_dict().values())\n",
-    ),
-    "diffusers": (
-        "from diffusers import AutoencoderKL, UNet2DConditionModel\n"
-        "from transformers import XLMRobertaModel, XLMRobertaTokenizer\n"
-        "import transformers; transformers.utils.logging.set_verbosity_error()\n"
-        "from safetensors import safe_open\n",
-        "parts = [UNet2DConditionModel.from_pretrained(sys.argv[2], subfolder='unet'),\n"
-        "         AutoencoderKL.from_pretrained(sys.argv[2], subfolder='vae'),\n"
-        "         XLMRobertaModel.from_pretrained(sys.argv[2], subfolder='text_encoder', add_pooling_layer=False)]\n"
-        "weights = [t for part in parts for t in part.state_dict().values()]\n",
     ),
 }
 
