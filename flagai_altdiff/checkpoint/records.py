@@ -68,7 +68,7 @@ def map_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> di
         Key -> tensor on the CPU. Writing into one changes this process's copy, never the file.
 
     Raises:
-        CheckpointError: A record lies outside the file, or the file changed meanwhile.
+        CheckpointError: A record lies outside the file, or together they claim many times its length.
     """
     size = os.fstat(file.fileno()).st_size
     for key, record in records.items():
@@ -78,8 +78,6 @@ def map_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> di
     if total > _MAX_SHARING * size:
         raise CheckpointError(f"{where} has {size} bytes, but its tensors claim {total}; refused.")
     mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    if os.fstat(file.fileno()).st_size != size:
-        raise CheckpointError(f"{where} changed while it was read. Wait until it is written, then load it again.")
     return {key: _tensor(mapping, record) for key, record in records.items()}
 
 

@@ -120,6 +120,18 @@ def overlapping(path: Path) -> None:
     patched(path, "m/data/0", 42, struct.pack("<I", local_header(data, "m/data.pkl")), central=True)
 
 
+def one_inside_the_other(path: Path) -> None:
+    """The numbers of one block are the whole entry of another, and the directory says so."""
+    rewritten(path, lambda name, data: [(name, data), *([("m/data/1", data)] if name.endswith("data/0") else [])])
+    plain_archive = path.read_bytes()
+    inner = plain_archive[(at := plain_archive.index(b"m/data/1") - 30) : at + 30 + len("m/data/1") + 24]
+    rewritten(path, lambda name, data: [(name, inner), ("m/data/1", data)] if name.endswith("data/0") else [(name, data)])
+    data = bytearray(path.read_bytes())
+    directory = data.rindex(b"m/data/1") - 46
+    data[directory + 42 : directory + 46] = struct.pack("<I", data.index(inner))
+    path.write_bytes(data)
+
+
 def beyond_the_end(path: Path) -> None:
     patched(path, "m/data/0", 42, struct.pack("<I", 1 << 30), central=True)
 
@@ -191,7 +203,8 @@ TRICKS = {
     another_name_locally: "another name or method",
     another_method_locally: "another name or method",
     another_size_locally: "another size",
-    overlapping: "another name or method|overlaps",
+    overlapping: "another name or method",
+    one_inside_the_other: "'data/1' overlaps another part",
     beyond_the_end: "cannot be read|not where the directory says",
     longer_than_the_file: "overlaps another part",
     with_comment: "not the end of a zip file",

@@ -95,6 +95,7 @@ HOSTILE = {
     "sizes whose product wraps": tensor(storage(), (1 << 32, 1 << 32), (1, 1)),
     "negative stride": tensor(storage(), (6,), (-1,)),
     "stride beyond the end": tensor(storage(), (2,), (6,)),
+    "one number eight times": tensor(storage(), (8,), (0,)),
     "one number a million times": tensor(storage(), (1000, 1000), (0, 0)),
     "more strides than sizes": tensor(storage(), (6,), (1, 1)),
     "forty dimensions": tensor(storage(), (1,) * 40, (1,) * 40),
