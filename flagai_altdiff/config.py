@@ -343,7 +343,10 @@ def _build(kind: type[T], params: Mapping[str, Any], inert: frozenset[str], wher
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     _reject_unknown(params, frozenset(known) | inert, where)
     values = {name: _checked(params[name], f.type, f"{where}.{name}") for name, f in known.items() if name in params}
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _checked(value: Any, annotation: Any, where: str) -> Any:

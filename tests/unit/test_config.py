@@ -190,6 +190,17 @@ def test_wrong_values_are_refused(path: str, value: object, word: str) -> None:
         parse_config(data)
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("unet_config.params.norm_groups", 3), ("cond_stage_config.params", {"project_dim": 9}), ("timesteps", 200_000)],
+)
+def test_sizes_that_contradict_each_other_are_refused_with_the_file(path: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps(changed(path, value)))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "config.yaml")
+    assert str(caught.value).startswith(str(tmp_path / "config.yaml"))
+
+
 WIDTHS = ("unet_config.params.model_channels", "first_stage_config.params.ddconfig.ch", "cond_stage_config.params.hidden_size")
 COUNTS = (
     "unet_config.params.num_res_blocks",
