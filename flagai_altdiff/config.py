@@ -40,6 +40,7 @@ class UNetConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
+        _check_limits(self)
         if (self.num_heads is None) == (self.num_head_channels is None):
             raise ConfigError(
                 f"num_heads={self.num_heads}, num_head_channels={self.num_head_channels}: exactly one of the two must be set."
@@ -72,6 +73,7 @@ class AutoencoderConfig:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
+        _check_limits(self)
         _check_groups("ch", [self.ch * m for m in (1, *self.ch_mult)], self.norm_groups)
 
     @property
@@ -96,7 +98,8 @@ class TextEncoderConfig:
     has_pooler: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+        _check_limits(self)
+        if self.hidden_size % self.num_attention_heads:
             raise ConfigError(f"hidden_size {self.hidden_size} cannot be divided among {self.num_attention_heads} heads.")
 
 
@@ -218,10 +221,14 @@ def load_config(path: Path) -> LatentDiffusionConfig:
     Raises:
         ConfigError: The file is not such a config; UnknownTargetError for a foreign ``target:``.
     """
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes; a config.yaml has a few thousand. Is it another file?")
     try:
-        data = _read_yaml(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            text = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(text) > _MAX_CONFIG_BYTES:
+            raise ConfigError(f"it has over {_MAX_CONFIG_BYTES} bytes; a config.yaml has a few thousand. Is it another file?")
+        data = _read_yaml(text.decode("utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Was the download complete?") from error
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as YAML data: {error}") from error
     return parse_config(data, str(path))
@@ -300,7 +307,7 @@ def dump_config(config: LatentDiffusionConfig) -> str:
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None)
 
 
-_MAX_CONFIG_BYTES = 1 << 20
+_MAX_CONFIG_BYTES = 64 << 10
 _MAX_NESTING = 50
 
 
@@ -336,14 +343,17 @@ def _build(kind: type[T], params: Mapping[str, Any], inert: frozenset[str], wher
     known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
     _reject_unknown(params, frozenset(known) | inert, where)
     values = {name: _checked(params[name], f.type, f"{where}.{name}") for name, f in known.items() if name in params}
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _checked(value: Any, annotation: Any, where: str) -> Any:
     """``value`` as the dataclass annotation says, or an error: counts are small positive integers, numbers are finite."""
     kind = str(annotation)
     if kind.startswith("tuple"):
-        if not isinstance(value, (list, tuple)) or not all(_is_int(v) and 0 < v <= _MAX_SIZE for v in value) or len(value) > 16:
+        if not isinstance(value, (list, tuple)) or not all(_is_int(v) and 0 < v <= _MAX_SIZE for v in value):
             raise ConfigError(f"{where}={value!r}: expected a list of positive integers.")
         return tuple(value)
     if kind == "bool":
@@ -352,9 +362,8 @@ def _checked(value: Any, annotation: Any, where: str) -> Any:
     elif kind.startswith("int"):
         if value is None and "None" in kind:
             return None
-        limit = _MAX_DEPTH if where.endswith(_DEPTHS) else _MAX_SIZE
-        if not _is_int(value) or not 0 < value <= limit:
-            raise ConfigError(f"{where}={value!r}: expected a positive integer of at most {limit}.")
+        if not _is_int(value) or not 0 < value <= _MAX_SIZE:
+            raise ConfigError(f"{where}={value!r}: expected a positive integer of at most {_MAX_SIZE}.")
     elif kind == "float":
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
             raise ConfigError(f"{where}={value!r}: expected a positive number.")
@@ -369,11 +378,30 @@ def _is_int(value: object) -> bool:
 
 
 _MAX_SIZE = 1_000_000
+_MAX_WIDTH = 1 << 16
 _MAX_DEPTH = 100
+_MAX_LEVELS = 16
+_WIDTHS = ("model_channels", "ch", "hidden_size", "num_heads", "num_attention_heads")
 _DEPTHS = ("num_res_blocks", "transformer_depth", "num_hidden_layers")
 
 
+def _check_limits(config: UNetConfig | AutoencoderConfig | TextEncoderConfig) -> None:
+    """Sizes that a computer could not hold are refused before anything is built, wherever they come from."""
+    for name, value in asdict(config).items():
+        if isinstance(value, tuple):
+            limit, values = _MAX_SIZE, value
+            if len(value) > _MAX_LEVELS:
+                raise ConfigError(f"{name} has {len(value)} entries; expected at most {_MAX_LEVELS}.")
+        else:
+            limit = _MAX_DEPTH if name in _DEPTHS else _MAX_WIDTH if name in _WIDTHS else _MAX_SIZE
+            values = (value,) if _is_int(value) else ()
+        if not all(0 < v <= limit for v in values):
+            raise ConfigError(f"{name}={value!r}: expected 1 to {limit}.")
+
+
 def _check_groups(name: str, widths: list[int], groups: int) -> None:
+    if max(widths) > _MAX_WIDTH:
+        raise ConfigError(f"{name} gives {max(widths)} channels; expected at most {_MAX_WIDTH}.")
     bad = next((w for w in widths if w % groups), None)
     if bad is not None:
         raise ConfigError(f"{name} gives {bad} channels, which {groups} norm groups do not divide; set norm_groups.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys, layouts, saving
+from flagai_altdiff.checkpoint.health import check_weights
 from flagai_altdiff.errors import CheckpointError
 from flagai_altdiff.loading import find_tokenizer, load_path
 
@@ -24,7 +25,7 @@ def convert(source: Path, target: Path, layout: str, *, half: bool = False) -> N
         half: Store the weights as float16, half the size.
 
     Raises:
-        CheckpointError: The source cannot be read, the target exists, or has a wrong ending.
+        CheckpointError: The source cannot be read or holds NaN, the target exists, or has a wrong ending.
         ConfigError: The target's format cannot express the model.
     """
     if target.exists():
@@ -32,6 +33,7 @@ def convert(source: Path, target: Path, layout: str, *, half: bool = False) -> N
     model = load_path(source, safety_checker=False)
     tokenizer = find_tokenizer(layouts.detect(source).folder, model.config.cond_stage.vocab_size)
     state = model.state_dict()
+    check_weights(state, str(source), thorough=True)  # all of them are read now anyway
     if half:
         schedule = {name for name, _ in model.named_buffers()}  # numbers that half precision would spoil
         state = {k: v if k in schedule else v.to(torch.float16) for k, v in state.items()}

@@ -14,12 +14,15 @@ from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, HubError, InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion, build_model
-from flagai_altdiff.registry import DEFAULT_MODEL_DIR, SAFETY_CHECKER, UNREGISTERED, ModelSpec, locate
+from flagai_altdiff.registry import DEFAULT_MODEL_DIR, MODELS, SAFETY_CHECKER, UNREGISTERED, ModelSpec, find_model, locate
 from flagai_altdiff.safety import SafetyChecker, load_safety_checker
 from flagai_altdiff.sampling.schedule import make_betas, schedule_buffers
 from flagai_altdiff.tokenizer import load_tokenizer, neighbour_tokenizers, own_tokenizer
 
 logger = logging.getLogger(__name__)
+
+_TABLE_STEPS = (1, 8, 64, 128)
+"""A word table is as long as its vocabulary, or rounded up to one of these; some trainers do that."""
 
 
 def load_model(
@@ -64,14 +67,22 @@ def load_path(path: Path, spec: ModelSpec | None = None, *, safety_checker: bool
         safety_checker: As in :func:`load_model`.
     """
     _check_safety_argument(safety_checker)
+    try:
+        return _load(path, spec, safety_checker)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
+
+
+def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str) -> LatentDiffusion:
     layout = layouts.detect(path)
     own = own_tokenizer(layout.folder)
     tokenizer = load_tokenizer(own) if own else None  # a broken one is found before the big files are opened
-    config, state = layouts.read(layout)
+    config, state = layouts.read(layout)  # maps the weights; nothing of them is read yet
+    check_variant(spec or find_model(path.name), config, path)
     vocab_size = config.cond_stage.vocab_size
     if tokenizer is None:
         tokenizer = load_tokenizer(find_tokenizer(layout.folder, vocab_size))
-    if len(tokenizer) > vocab_size:
+    if vocab_size not in (-(-len(tokenizer) // step) * step for step in _TABLE_STEPS):
         raise CheckpointError(
             f"{own} has {len(tokenizer)} tokens, but the text encoder knows {vocab_size}. "
             "They belong to different models; put the tokenizer of this model beside its weights."
@@ -87,6 +98,28 @@ def load_path(path: Path, spec: ModelSpec | None = None, *, safety_checker: bool
     model.safety_checker = _safety_checker(layout, model.spec, safety_checker)
     logger.info("loaded %s (%s)", path, layout.name)
     return model.to("cpu").eval()  # Lightning remembers the device it was built on
+
+
+def check_variant(spec: ModelSpec | None, config: LatentDiffusionConfig, path: Path) -> None:
+    """Refuse weights of m9's kind under m18's name, and the reverse.
+
+    Args:
+        spec: The model that the name promises; ``None`` if it promises none.
+        config: What the weights are. AltDiffusion and AltDiffusion-m9 have the same structure; only their hashes differ.
+        path: The files, for errors.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    has_pre = config.cond_stage.has_pre_transformation
+    if spec is None or spec.has_pre_transformation in (None, has_pre):
+        return
+    found = " or ".join(name for name, other in MODELS.items() if other.has_pre_transformation is has_pre)
+    raise CheckpointError(
+        f"{path} is called {spec.name}, but holds {found} "
+        f"({'with' if has_pre else 'without'} transformation_pre in the text encoder). "
+        f"Rename it, or remove it to have {spec.name} fetched again."
+    )
 
 
 def find_tokenizer(folder: Path, vocab_size: int) -> Path:

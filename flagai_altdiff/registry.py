@@ -5,6 +5,7 @@ Sizes and hashes bind downloads only; one that is not known is ``None`` and reco
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,8 @@ class ModelSpec:
         steps: Default number of sampler steps.
         guidance_scale: Default strength of the prompt.
         needs_safety_checker: Whether the released model comes with one.
+        has_pre_transformation: Whether its text encoder has m18's read-out, by which a file under a wrong name is told;
+            ``None`` if that is not known.
     """
 
     name: str
@@ -63,6 +66,7 @@ class ModelSpec:
     steps: int = 50
     guidance_scale: float = 7.5
     needs_safety_checker: bool = True
+    has_pre_transformation: bool | None = None
 
     @property
     def embedded(self) -> bool:
@@ -83,6 +87,7 @@ def _released(name: str, languages: tuple[str, ...], revision: str | None = None
         files=_FLAGAI_FILES,
         sources={"baai": name, "huggingface": f"BAAI/{name}"},
         revision=revision,
+        has_pre_transformation=name.endswith("m18"),
     )
 
 
@@ -149,7 +154,7 @@ def locate(name_or_path: str | Path, model_dir: Path) -> tuple[ModelSpec | None,
     if spec is None:
         path = Path(name_or_path)
         for candidate in (path, model_dir / path):
-            if candidate.exists():
+            if os.path.exists(candidate):  # unlike Path.exists, it takes any text
                 return None, candidate
         raise UnknownModelError(str(name_or_path), MODELS, "There is no file or folder of that name either.")
     if model_dir.is_dir():

@@ -7,7 +7,6 @@ A CLIP picture tower compares each picture with fixed concept vectors; one over 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,12 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flagai_altdiff.checkpoint import assign
+from flagai_altdiff.checkpoint.json_config import ConfigFile, load_json
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError
 
 _CONCEPTS, _SPECIAL = 17, 3
+_MAX_LAYERS = 100
 _MARGIN = 0.01
 """How much stricter the concepts are judged when a special-care concept is close."""
 
@@ -120,22 +121,41 @@ def load_safety_checker(folder: Path) -> SafetyChecker:
     if weights is None:
         raise CheckpointError(f"{folder} has no model.safetensors and no pytorch_model.bin. Download the safety checker again.")
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-        vision = data["vision_config"]
-        # Older files leave out what equals the defaults of their time: ViT-L/14 wrote all, the rest is ViT-B/32.
-        config = CLIPVisionConfig(
-            **{f: int(vision[f]) for f in fields if f in vision},
-            hidden_act=str(vision.get("hidden_act", "quick_gelu")),
-            layer_norm_eps=float(vision.get("layer_norm_eps", 1e-5)),
-        )
-        projection_dim = int(data.get("projection_dim", 512))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not a safety checker's config: {error!r}.") from error
+        network = _build(load_json(folder / "config.json"))
+    except Exception as error:  # transformers refuses sizes with errors of its own
+        raise CheckpointError(
+            f"{folder / 'config.json'} is not a safety checker's config: {' '.join(str(error).split())}"
+        ) from error
     state = {}
     for key, value in read_tensors(weights).items():
         if not key.endswith("position_ids"):  # a constant that old files carry
             state[key.replace("vision_model.vision_model.", "vision_model.")] = value
-    network = CheckerNetwork(config, projection_dim)
     assign(network, state, str(weights))
-    return SafetyChecker(network.eval(), config.image_size)
+    for module in network.modules():  # the one buffer that no file has
+        if isinstance(ids := getattr(module, "position_ids", None), Tensor):
+            module.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
+    return SafetyChecker(network.eval(), network.vision_model.config.image_size)
+
+
+def _build(file: ConfigFile) -> CheckerNetwork:
+    """The network without storage: sizes of a config are believed only when the weights have them too."""
+    sizes = file.fields.get("vision_config")
+    if not isinstance(sizes, dict):
+        raise file.error("vision_config", "a mapping")
+    vision = ConfigFile(file.path, sizes)
+    depth = vision.integer("num_hidden_layers", 12)
+    if depth > _MAX_LAYERS:
+        raise vision.error("num_hidden_layers", f"at most {_MAX_LAYERS}")
+    # Older files leave out what equals the defaults of their time: ViT-L/14 wrote all, the rest is ViT-B/32.
+    config = CLIPVisionConfig(
+        hidden_size=vision.integer("hidden_size", 768),
+        intermediate_size=vision.integer("intermediate_size", 3072),
+        num_hidden_layers=depth,
+        num_attention_heads=vision.integer("num_attention_heads", 12),
+        image_size=vision.integer("image_size", 224),
+        patch_size=vision.integer("patch_size", 32),
+        hidden_act=vision.choice("hidden_act", {"quick_gelu": "quick_gelu", "gelu": "gelu"}, "quick_gelu"),
+        layer_norm_eps=vision.number("layer_norm_eps", 1e-5),
+    )
+    with torch.device("meta"):
+        return CheckerNetwork(config, file.integer("projection_dim", 512))

@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase, XLMRobertaTokenizer
 
 from flagai_altdiff.errors import CheckpointError
 
+_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+"""fairseq's order, in which the released embeddings have them."""
+_MAX_BYTES = 64 << 20
 _NAMES = ("sentencepiece.bpe.model", "tokenizer.json")
 
 
@@ -36,23 +39,35 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         CheckpointError: The file is not a tokenizer of this kind.
     """
     try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         if path.suffix == ".json":
-            return XLMRobertaTokenizer(tokenizer_object=Tokenizer.from_file(str(path)))
-        return _from_sentencepiece(path)
-    except Exception as error:  # parsers of three libraries, each with errors of its own
-        raise CheckpointError(f"{path} is not a readable XLM-R tokenizer ({error}). Fetch the file again.") from error
+            tokenizer: PreTrainedTokenizerBase = XLMRobertaTokenizer(tokenizer_object=Tokenizer.from_buffer(data))
+        else:
+            tokenizer = _from_sentencepiece(data)
+        if tokenizer.convert_tokens_to_ids(list(_SPECIAL_TOKENS)) != list(range(len(_SPECIAL_TOKENS))):
+            raise ValueError(f"its first tokens are not {', '.join(_SPECIAL_TOKENS)}")
+        tokenizer("a cat")  # some damage shows at the first text only
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # parsers of three libraries with errors of their own; a panic of Rust is no Exception
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"{path} is not a readable XLM-R tokenizer ({reason}). Fetch the file again.") from error
 
 
-def _from_sentencepiece(path: Path) -> PreTrainedTokenizerBase:
+def _from_sentencepiece(data: bytes) -> PreTrainedTokenizerBase:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(path.read_bytes())
+    proto.ParseFromString(data)
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
     if [p for p, _ in pieces[:3]] != ["<unk>", "<s>", "</s>"]:
         raise ValueError("it does not begin with <unk>, <s>, </s>")
     # XLM-R's ids: four special tokens in fairseq's order, the pieces behind sentencepiece's own three, <mask> last.
-    special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    special = [(token, 0.0) for token in _SPECIAL_TOKENS]
     tokenizer = XLMRobertaTokenizer(vocab=[*special, *pieces[3:], ("<mask>", 0.0)])
     if proto.normalizer_spec.precompiled_charsmap:
         tokenizer.backend_tokenizer.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)

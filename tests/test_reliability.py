@@ -9,7 +9,8 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 ROW = re.compile(r"^\| (\d+) \|(.*)\|$", re.MULTILINE)
-DOWNLOADS = range(1, 28)
+NOT_HERE_YET = {43, 44}
+FAULTS = set(range(1, 56)) - NOT_HERE_YET
 
 
 def marked_tests() -> dict[int, set[str]]:
@@ -31,8 +32,8 @@ def rows() -> dict[int, set[str]]:
     return {int(number): set(re.findall(r"`(test_\w+)`", cells)) for number, cells in ROW.findall(text)}
 
 
-def test_every_fault_of_a_download_has_a_row_and_a_test() -> None:
-    assert set(DOWNLOADS) <= {number for number, names in rows().items() if names}
+def test_every_fault_has_a_row_and_a_test() -> None:
+    assert {number for number, names in rows().items() if names} >= FAULTS
 
 
 def test_the_named_tests_exist_and_carry_the_mark() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from flagai_altdiff.checkpoint.health import check_weights
 from flagai_altdiff.checkpoint.structure import TEXT
 from flagai_altdiff.errors import CheckpointError, StateDictMismatchError
 
@@ -25,7 +26,7 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 
     Raises:
         StateDictMismatchError: A key or shape differs, outside a short list of known leftovers.
-        CheckpointError: A tensor that should hold numbers holds integers.
+        CheckpointError: A tensor that should hold numbers holds integers (or the reverse), or holds NaN or infinity.
     """
     want = model.state_dict()
     state = {k: v for k, v in state.items() if k in want or not k.startswith(_DROPPED)}
@@ -41,4 +42,7 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             if not value.is_floating_point():
                 raise CheckpointError(f"{where}: {key} holds {value.dtype}; expected floating-point numbers.")
             state[key] = value.float()
+        elif value.is_floating_point() or value.is_complex():
+            raise CheckpointError(f"{where}: {key} holds {value.dtype}; expected whole numbers.")
+    check_weights(state, where)
     model.load_state_dict(state, strict=True, assign=True)

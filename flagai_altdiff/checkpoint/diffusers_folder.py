@@ -9,30 +9,24 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from flagai_altdiff.checkpoint.diffusers_keys import PREFIXES
+from flagai_altdiff.checkpoint.json_config import ConfigFile, build, load_json
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from flagai_altdiff.errors import CheckpointError, ConfigError
 from flagai_altdiff.files import grant_usual_mode
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 PIPELINES = ("AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline", "StableDiffusionPipeline")
 """Pipeline classes whose folders may hold an AltDiffusion model."""
 
 _INDEX = "model_index.json"
-_MAX_JSON_BYTES = 1 << 20
-_MAX_SIZE = 1_000_000
-_MAX_LEVELS = 16
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -53,17 +47,17 @@ def read_config(folder: Path) -> LatentDiffusionConfig:
         ConfigError: A file is missing or unreadable, or says something that AltDiffusion's parts cannot express; the
             message names file and field.
     """
-    _check_index(_load(folder / _INDEX))
-    unet = _load(folder / "unet" / "config.json")
-    vae = _load(folder / "vae" / "config.json")
-    scheduler = _load(folder / "scheduler" / "scheduler_config.json")
+    _check_index(load_json(folder / _INDEX))
+    unet = load_json(folder / "unet" / "config.json")
+    vae = load_json(folder / "vae" / "config.json")
+    scheduler = load_json(folder / "scheduler" / "scheduler_config.json")
     scheduler.check({"trained_betas": None, "rescale_betas_zero_snr": False})
-    return _build(
+    return build(
         folder,
         LatentDiffusionConfig,
         unet=_read_unet(unet),
         first_stage=_read_autoencoder(vae),
-        cond_stage=_read_text_encoder(_load(folder / "text_encoder" / "config.json")),
+        cond_stage=_read_text_encoder(load_json(folder / "text_encoder" / "config.json")),
         timesteps=scheduler.integer("num_train_timesteps", 1000),
         linear_start=scheduler.number("beta_start", 0.0001),
         linear_end=scheduler.number("beta_end", 0.02),
@@ -153,102 +147,15 @@ def write_folder(
         raise
 
 
-@dataclass(frozen=True)
-class _ConfigFile:
-    """The fields of a JSON file, fetched with their type checked."""
-
-    path: Path
-    fields: Mapping[str, object]
-
-    def error(self, field: str, expected: str) -> ConfigError:
-        shown = repr(self.fields.get(field))
-        return ConfigError(f"{self.path}: {field}={shown if len(shown) <= 80 else shown[:77] + '...'}: expected {expected}.")
-
-    def integer(self, field: str, default: int) -> int:
-        value = self.fields.get(field, default)
-        if not _is_size(value):
-            raise self.error(field, f"an integer from 1 to {_MAX_SIZE}")
-        return value  # type: ignore[return-value]
-
-    def integers(self, field: str, default: Sequence[int]) -> tuple[int, ...]:
-        value = self.fields.get(field, default)
-        if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= _MAX_LEVELS or not all(map(_is_size, value)):
-            raise self.error(field, f"1 to {_MAX_LEVELS} integers from 1 to {_MAX_SIZE}")
-        return tuple(value)
-
-    def uniform(self, field: str, default: int) -> int:
-        """An integer, or a list of equal ones."""
-        if not isinstance(self.fields.get(field), list):
-            return self.integer(field, default)
-        values = set(self.integers(field, ()))
-        if len(values) != 1:
-            raise self.error(field, "the same number at every level")
-        return values.pop()
-
-    def number(self, field: str, default: float) -> float:
-        value = self.fields.get(field, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MAX_SIZE:
-            raise self.error(field, "a positive number")
-        return float(value)
-
-    def flag(self, field: str) -> bool:
-        value = self.fields.get(field, False)
-        if not isinstance(value, bool):
-            raise self.error(field, "true or false")
-        return value
-
-    def choice(self, field: str, values: Mapping[str, str], default: str) -> str:
-        value = self.fields.get(field, default)
-        if not isinstance(value, str) or value not in values:
-            raise self.error(field, " or ".join(values))
-        return values[value]
-
-    def check(self, expected: Mapping[str, object], known: Iterable[str] | None = None) -> None:
-        """Refuse a field whose value differs from the expected one; and, given the ``known`` ones, any other that is set."""
-        for field, value in self.fields.items():
-            if field in expected and value != expected[field]:
-                raise self.error(field, json.dumps(expected[field]))
-            is_set = value is not None and value is not False
-            if known is not None and is_set and field not in expected and field not in known and not field.startswith("_"):
-                raise self.error(field, "it unset, because AltDiffusion's models have nothing like it")
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_SIZE
-
-
-def _load(path: Path) -> _ConfigFile:
-    try:
-        size = path.stat().st_size
-        if size > _MAX_JSON_BYTES:
-            raise ConfigError(f"{path} has {size} bytes; such a file has a few thousand. Is it another file?")
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. Was the download complete?") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(fields).__name__}.")
-    return _ConfigFile(path, fields)
-
-
-def _build(path: Path, kind: Callable[P, T], *args: P.args, **fields: P.kwargs) -> T:
-    """``kind(**fields)``, with the path in front of what it refuses."""
-    try:
-        return kind(*args, **fields)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _check_index(index: _ConfigFile) -> None:
+def _check_index(index: ConfigFile) -> None:
     if index.fields.get("_class_name") not in PIPELINES:
         raise index.error("_class_name", " or ".join(PIPELINES))
     for part, name in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"), ("text_encoder", "Roberta")):
         entry = index.fields.get(part)
         kind = entry[-1] if isinstance(entry, list) and entry else None
         if not isinstance(kind, str) or name not in kind:
+            if isinstance(kind, str) and kind.startswith("CLIP"):
+                raise ConfigError(f"{index.path}: its text_encoder is {kind}: this is Stable Diffusion, not AltDiffusion.")
             raise index.error(part, f"a class named {name}" if part != "text_encoder" else "a Roberta class")
 
 
@@ -291,13 +198,13 @@ _TEXT_FIXED = {
 }
 
 
-def _read_unet(file: _ConfigFile) -> UNetConfig:
+def _read_unet(file: ConfigFile) -> UNetConfig:
     _check_class(file, "UNet2DConditionModel")
     file.check(_UNET_FIXED, [*_UNET_READ, *_UNET_INERT])
     width, mults = _widths(file, (320, 640, 1280, 1280))
     attends = _attention_levels(file, len(mults), "CrossAttn", "DownBlock2D", "UpBlock2D")
     num_heads, num_head_channels = _heads(file, [width * mult for mult in mults])
-    return _build(
+    return build(
         file.path,
         UNetConfig,
         in_channels=file.integer("in_channels", 4),
@@ -315,7 +222,7 @@ def _read_unet(file: _ConfigFile) -> UNetConfig:
     )
 
 
-def _read_autoencoder(file: _ConfigFile) -> AutoencoderConfig:
+def _read_autoencoder(file: ConfigFile) -> AutoencoderConfig:
     _check_class(file, "AutoencoderKL")
     file.check(_VAE_FIXED, [*_VAE_READ, *_VAE_INERT])
     ch, mults = _widths(file, (64,))
@@ -326,7 +233,7 @@ def _read_autoencoder(file: _ConfigFile) -> AutoencoderConfig:
     if [side in attn_resolutions for side in sides] != attends:
         raise file.error("sample_size", f"at least {2 ** len(mults)}, to tell the levels with attention from the others")
     channels = file.integer("latent_channels", 4)
-    return _build(
+    return build(
         file.path,
         AutoencoderConfig,
         embed_dim=channels,
@@ -342,13 +249,13 @@ def _read_autoencoder(file: _ConfigFile) -> AutoencoderConfig:
     )
 
 
-def _read_text_encoder(file: _ConfigFile) -> TextEncoderConfig:
+def _read_text_encoder(file: ConfigFile) -> TextEncoderConfig:
     names = file.fields.get("architectures") or ["Roberta"]
     if not isinstance(names, list) or "Roberta" not in str(names[0]):
         raise file.error("architectures", "a Roberta class")
     file.check(_TEXT_FIXED)
     # What a file leaves out has the value that transformers' XLMRobertaConfig gives it, not XLM-R large's.
-    return _build(
+    return build(
         file.path,
         TextEncoderConfig,
         hidden_size=file.integer("hidden_size", 768),
@@ -364,12 +271,12 @@ def _read_text_encoder(file: _ConfigFile) -> TextEncoderConfig:
     )
 
 
-def _check_class(file: _ConfigFile, name: str) -> None:
+def _check_class(file: ConfigFile, name: str) -> None:
     if file.fields.get("_class_name", name) != name:
         raise file.error("_class_name", name)
 
 
-def _widths(file: _ConfigFile, default: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+def _widths(file: ConfigFile, default: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     """(width of the first level, width of every level in units of it)."""
     widths = file.integers("block_out_channels", default)
     if any(width % widths[0] for width in widths):
@@ -377,7 +284,7 @@ def _widths(file: _ConfigFile, default: Sequence[int]) -> tuple[int, tuple[int, 
     return widths[0], tuple(width // widths[0] for width in widths)
 
 
-def _attention_levels(file: _ConfigFile, levels: int, mark: str, down: str, up: str) -> list[bool]:
+def _attention_levels(file: ConfigFile, levels: int, mark: str, down: str, up: str) -> list[bool]:
     """Which levels attend (their block's name begins with ``mark``), from the finest; both halves must agree."""
     halves = []
     for field, name in (("down_block_types", down), ("up_block_types", up)):
@@ -390,7 +297,7 @@ def _attention_levels(file: _ConfigFile, levels: int, mark: str, down: str, up: 
     return halves[0]
 
 
-def _heads(file: _ConfigFile, widths: Sequence[int]) -> tuple[int | None, int | None]:
+def _heads(file: ConfigFile, widths: Sequence[int]) -> tuple[int | None, int | None]:
     """(number of heads, None) or (None, channels per head). The field's name misleads: it has always held heads."""
     field = "attention_head_dim" if file.fields.get("num_attention_heads") is None else "num_attention_heads"
     if not isinstance(file.fields.get(field), list):
@@ -406,7 +313,7 @@ def _heads(file: _ConfigFile, widths: Sequence[int]) -> tuple[int | None, int | 
 
 
 def _shards(index: Path, suffix: str) -> list[Path]:
-    file = _load(index)
+    file = load_json(index)
     names = file.fields.get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: weight_map is missing; it says which shard holds which weight.")

@@ -16,6 +16,7 @@ from flagai_altdiff.errors import CheckpointError
 
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 _WEIGHT_NAMES = ("model.safetensors", "model.ckpt", "dreambooth_model.ckpt")
+_MAX_REF_BYTES = 200
 _SAFETY_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 
 
@@ -118,7 +119,8 @@ def _snapshot(folder: Path) -> Path:
     snapshots = [p for p in (folder / "snapshots").iterdir() if p.is_dir()]
     main = folder / "refs" / "main"
     if main.is_file():
-        chosen = folder / "snapshots" / main.read_text(encoding="utf-8").strip()
+        with main.open("rb") as file:
+            chosen = folder / "snapshots" / file.read(_MAX_REF_BYTES).decode("utf-8", "replace").strip()
         if chosen in snapshots:
             return chosen
     if len(snapshots) == 1:

@@ -1,49 +1,32 @@
-"""Tensors of one file. The only place that opens pickles, and it never runs what they ask for."""
+"""Tensors of one file, whatever its format. Nothing that a file asks for is ever run."""
 
 from __future__ import annotations
 
-import pickle
+import logging
+import mmap
+import os
 import tarfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from flagai_altdiff.errors import CheckpointError, UnsafeCheckpointError
+from flagai_altdiff.checkpoint.archive import Member, members
+from flagai_altdiff.checkpoint.pickled import Pickled, PickledTensor, interpret
+from flagai_altdiff.checkpoint.records import Record, map_tensors
+from flagai_altdiff.checkpoint.safetensors_header import read_header
+from flagai_altdiff.errors import CheckpointError
 
-# Globals that trainers leave in their files beside the weights. They are replaced by inert stand-ins.
-_HARMLESS_MODULES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.", "omegaconf.", "pathlib.")
-_HARMLESS_NAMES = frozenset(
-    {"builtins.dict", "builtins.list", "builtins.set", "builtins.int", "builtins.str", "typing.Any"}
-    | {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray"}
-    | {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
-    | {"collections.defaultdict", "collections.Counter"}
-)
+logger = logging.getLogger(__name__)
 
-
-class _Inert:
-    """Stands in for a class that a pickle names: takes anything, does nothing."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, item: object) -> None:
-        """Drop the item."""
+_MAX_PICKLE_BYTES = 64 << 20
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The weights in a ``.safetensors``, ``.ckpt``, ``.bin`` or ``.pt`` file, memory-mapped where the format allows.
+    """The weights in a ``.safetensors``, ``.ckpt``, ``.bin`` or ``.pt`` file, memory-mapped.
 
     Args:
         path: The file; its content decides how it is read, not its name.
@@ -56,71 +39,114 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            return _read(file, str(path))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror or error}.") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _read(file: BinaryIO, where: str) -> dict[str, Tensor]:
+    before = os.fstat(file.fileno())
+    head = file.read(16)
+    file.seek(0)
     if head[8:9] == b"{":
-        return _read_safetensors(path)
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return _state_dict(_read_pickle(path, zipped=head[:2] == b"PK"), path)
-    if tarfile.is_tarfile(path):
-        raise CheckpointError(
-            f"{path} has torch's tar format of before 2017, which is not read. "
+        records = read_header(file, before.st_size, where)
+    elif head[:4] == b"PK\x03\x04":
+        records = _zipped(file, where)
+    elif head[:1] == b"\x80":
+        records = _legacy(file, before.st_size, where)
+    else:
+        raise _unknown(file, head, where)
+    tensors = map_tensors(file, records, where)
+    after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise CheckpointError(f"{where} changed while it was read. Wait until it is written, then load it again.")
+    return tensors
+
+
+def _unknown(file: BinaryIO, head: bytes, where: str) -> CheckpointError:
+    if head and tarfile.is_tarfile(file):
+        return CheckpointError(
+            f"{where} has torch's tar format of before 2017, which is not read. "
             "Convert it with an old torch: torch.save(torch.load(path), new_path)."
         )
-    first = head.decode("ascii", "backslashreplace").splitlines()[0] if head else "nothing"
-    raise CheckpointError(
-        f"{path} is neither safetensors nor a torch checkpoint; it begins with {first!r}. "
+    first = head.decode("ascii", "backslashreplace").splitlines()[0] if head.strip() else "nothing"
+    return CheckpointError(
+        f"{where} is neither safetensors nor a torch checkpoint; it begins with {first!r}. "
         "A page or a git-lfs pointer saved in its place? Fetch the file again."
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file ({error}). Fetch the file again.") from error
+def _zipped(file: BinaryIO, where: str) -> dict[str, Record]:
+    """torch's format since 2020: a zip archive of a pickle and one file for each block of numbers."""
+    found = members(file, where)
+    if "data.pkl" not in found:
+        raise CheckpointError(f"{where} is a zip file, but not a whole torch checkpoint: data.pkl is missing.")
+    if "constants.pkl" in found:
+        raise CheckpointError(f"{where} is a TorchScript program, not weights; get the weights as safetensors.")
+    byteorder = found.get("byteorder")
+    if byteorder and _content(file, byteorder) != b"little":
+        raise CheckpointError(f"{where} was written by a big-endian machine, whose numbers are not read here.")
+    if found["data.pkl"].size_bytes > _MAX_PICKLE_BYTES:
+        raise CheckpointError(f"{where} is refused: its pickle has {found['data.pkl'].size_bytes} bytes without the weights.")
+    pickled = interpret(_content(file, found["data.pkl"]), where)
+    blocks = {name.removeprefix("data/"): member for name, member in found.items() if name.startswith("data/")}
+    return _records(pickled, blocks, where)
 
 
-def _read_pickle(path: Path, zipped: bool) -> Any:
-    stand_ins = _stand_ins(path) if zipped else []
-    try:
-        with torch.serialization.safe_globals(stand_ins), path.open("rb") as file:
-            # By its path, torch.load would judge a file by its name; only that way can it map the file, though.
-            mapped = zipped and path.suffix != ".safetensors"
-            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        said = [line for line in str(error).splitlines() if line]
-        reason = said[min(1, len(said) - 1)].rpartition("WeightsUnpickler error: ")[2]  # the first line advises to trust it
-        raise UnsafeCheckpointError(
-            f"{path} is refused: {reason} Nothing in it was run. "
-            "Only tensors and plain containers are read; get the weights as safetensors."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is not a whole torch checkpoint ({reason}). Fetch the file again.") from error
+def _legacy(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]:
+    """torch's format before 2020: pickles of a magic number, a version, the machine, the data and the names of the blocks of
+    numbers; then the blocks, each behind its length."""
+    with mmap.mmap(file.fileno(), min(file_size, _MAX_PICKLE_BYTES), access=mmap.ACCESS_READ) as start:
+        if interpret(start, where).data != _LEGACY_MAGIC:
+            raise CheckpointError(f"{where} is a pickle, but not a whole torch checkpoint: torch's mark is missing.")
+        version, machine, pickled, names = (interpret(start, where) for _ in range(4))
+        position = start.tell()
+    if version.data != _LEGACY_PROTOCOL or not isinstance(machine.data, dict) or machine.data.get("little_endian") is not True:
+        raise CheckpointError(f"{where} is not a whole torch checkpoint, or was written by a big-endian machine.")
+    blocks: dict[str, Member] = {}
+    for name in names.data if isinstance(names.data, list) else ():
+        file.seek(position)
+        length, storage = file.read(8), pickled.storages.get(str(name))
+        size = int.from_bytes(length, "little") * (storage.dtype.itemsize if storage else 0)
+        if storage is None or len(length) < 8 or position + 8 + size > file_size:
+            raise CheckpointError(f"{where} is not a whole torch checkpoint: it ends before its weights. Fetch the file again.")
+        blocks[storage.key] = Member(position + 8, size)
+        position += 8 + size
+    return _records(pickled, blocks, where)
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError, OSError):
-        return []  # torch.load says better what is wrong
-    harmful = [n for n in names if not (n in _HARMLESS_NAMES or n.startswith(_HARMLESS_MODULES))]
-    if harmful:
-        raise UnsafeCheckpointError(
-            f"{path} is refused: it is a pickle that asks for {', '.join(sorted(harmful))}. Nothing in it was run. "
-            "Only tensors and plain containers are read; get the weights as safetensors."
-        )
-    return [(_plain_dict if name == "collections.defaultdict" else type(name, (_Inert,), {}), name) for name in names]
+def _content(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.start)
+    return file.read(member.size_bytes)
 
 
-def _plain_dict(*args: object) -> dict[object, object]:
-    return {}
-
-
-def _state_dict(data: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(data: object, where: str) -> dict[str, PickledTensor]:
     state = data.get("state_dict", data) if isinstance(data, Mapping) else data
-    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no state dict; expected a dict of tensors, maybe under 'state_dict'.")
-    return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    found = {str(k): v for k, v in state.items() if isinstance(v, PickledTensor)} if isinstance(state, Mapping) else {}
+    if not found:
+        what = " (it is a textual inversion: one new word)" if isinstance(data, Mapping) and "string_to_param" in data else ""
+        raise CheckpointError(f"{where} holds no state dict; expected a dict of tensors, maybe under 'state_dict'{what}.")
+    return found
+
+
+def _records(pickled: Pickled, blocks: Mapping[str, Member], where: str) -> dict[str, Record]:
+    if pickled.ignored:
+        logger.info("%s: ignored what is beside the weights: %s", where, ", ".join(sorted(pickled.ignored)))
+    records = {}
+    for key, tensor in _state_dict(pickled.data, where).items():
+        block, storage = blocks.get(tensor.storage.key), tensor.storage
+        size = storage.count * storage.dtype.itemsize
+        if block is None or block.size_bytes != size:
+            has = f"has {block.size_bytes} bytes instead of {size}" if block else "is missing"
+            raise CheckpointError(
+                f"{where} is not a whole torch checkpoint: block {storage.key[:40]!r} of {key} {has}. Fetch the file again."
+            )
+        records[key] = Record(
+            dtype=storage.dtype,
+            start=block.start,
+            size_bytes=size,
+            shape=tensor.shape,
+            stride=tensor.stride,
+            offset=tensor.offset,
+        )
+    return records

@@ -16,6 +16,23 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 
 _RELEASED_HEAD_WIDTH = 64
 
+_OTHER_MODELS = {
+    r"cond_stage_model\.transformer\.": "Stable Diffusion 1.x (its text encoder is CLIP)",
+    r"cond_stage_model\.model\.": "Stable Diffusion 2.x (its text encoder is OpenCLIP)",
+    r"conditioner\.embedders\.": "Stable Diffusion XL",
+    r"(lora_(unet|te)|.*\.lora_(A|B|up|down)\.|.*_lora\.(up|down)\.)": "a LoRA, an addition to a model",
+    r"control_model\.|input_hint_block\.|controlnet_": "a ControlNet, an addition to a model",
+    r"(model\.diffusion_model\.)?(double_blocks|joint_blocks|single_blocks)\.": "a diffusion transformer (FLUX or SD 3)",
+    r"text_model\.|vision_model\.": "AltCLIP or CLIP, which matches text and pictures but draws none",
+    r"roberta\.|transformation\.": "a text encoder without the UNet and the autoencoder",
+    r"model\.diffusion_model\.": "a UNet without the text encoder",
+    r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|down|up|mid)": "an autoencoder (VAE) alone",
+    r"(down_blocks|up_blocks|mid_block)\.": "the UNet of a diffusers folder alone",
+    r"model_ema\.": "averaged weights of a training alone",
+    r"emb_params$|string_to_param": "a textual inversion, one new word",
+}
+"""How the first key of other well-known files begins, from the most telling one on; and what they are."""
+
 
 def complete_text_encoder(config: TextEncoderConfig, state: Mapping[str, Tensor], where: str) -> TextEncoderConfig:
     """The text encoder's config with the sizes that the weights have.
@@ -82,17 +99,10 @@ def refuse_other_models(state: Mapping[str, Tensor], where: str) -> None:
     """Raise CheckpointError, with the name of what it is, for weights of another well-known kind."""
     if any(k.startswith(f"{TEXT}roberta.") for k in state):
         return
-    known = {
-        f"{TEXT}transformer.": "Stable Diffusion 1.x (its text encoder is CLIP)",
-        f"{TEXT}model.": "Stable Diffusion 2.x (its text encoder is OpenCLIP)",
-        "conditioner.embedders.": "Stable Diffusion XL",
-        "text_model.": "AltCLIP or CLIP, which matches text and pictures but draws none",
-        "lora_unet_": "a LoRA, an addition to a model",
-    }
-    for prefix, name in known.items():
-        if any(k.startswith(prefix) for k in state):
-            raise CheckpointError(f"{where} is {name}, not AltDiffusion, whose text encoder is XLM-RoBERTa.")
-    first = ", ".join(sorted(state)[:3])
+    kind = next((name for pattern, name in _OTHER_MODELS.items() if any(map(re.compile(pattern).match, state))), "")
+    if kind:
+        raise CheckpointError(f"{where} is {kind}, not AltDiffusion, whose text encoder is XLM-RoBERTa.")
+    first = ", ".join(key[:80] for key in sorted(state)[:3])
     raise CheckpointError(f"{where} has no AltDiffusion text encoder ({TEXT}roberta.*); its first keys are {first}.")
 
 

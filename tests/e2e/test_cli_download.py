@@ -15,6 +15,7 @@ import pytest
 
 from flagai_altdiff.cli import main
 from flagai_altdiff.hub import client
+from tests.processes import take_ctrl_c
 from tests.servers import Fault, HubServer, serve
 
 NAME = "AltDiffusion-m18"
@@ -128,13 +129,13 @@ def test_an_interrupted_download_exits_as_interrupted_and_goes_on(server: HubSer
     server.always[path] = Fault(pause_s=0.5)
     words = [sys.executable, "-m", "flagai_altdiff", "download", NAME, "--no-safety-checker"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
     until = time.monotonic() + 60
     while not any(part.stat().st_size for part in (tmp_path / "checkpoints").rglob("model.ckpt.part")):
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    assert "what is finished is kept" in process.communicate(timeout=10)[1]
+    assert "what has arrived is kept" in process.communicate(timeout=10)[1]
     assert process.returncode == 130
     server.always.clear()
     run("download", NAME, "--no-safety-checker")

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from flagai_altdiff.cli import main
+from tests.processes import take_ctrl_c
 
 COUNT = 40
 
@@ -46,16 +47,12 @@ def start(arguments: list[str], prepare: Callable[[], object] | None = None) -> 
     )
 
 
-def as_in_the_foreground() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a test run is in the background
-
-
 @pytest.mark.fault(53)
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stopped_process_is_resumed(
     sent: signal.Signals, status: int, whole: dict[str, bytes], m9_folder: Path, tmp_path: Path
 ) -> None:
-    process = start(words(m9_folder, tmp_path), as_in_the_foreground)
+    process = start(words(m9_folder, tmp_path), take_ctrl_c)
     try:
         deadline = time.monotonic() + 120
         while not (tmp_path / "samples" / "00002.png").exists():

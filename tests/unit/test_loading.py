@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import resource
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from sentencepiece import sentencepiece_model_pb2
 
 from flagai_altdiff import AutoLoader, GenerationRequest, generate, load_model
 from flagai_altdiff.errors import (
     CheckpointError,
+    ConfigError,
     HubError,
     InvalidRequestError,
     OfflineError,
@@ -20,6 +26,7 @@ from flagai_altdiff.errors import (
     UnknownModelError,
     UnknownTaskError,
 )
+from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.registry import MODELS
 from tests import tiny
@@ -102,6 +109,7 @@ def test_a_model_without_tokenizer(model_dir: Path, monkeypatch: pytest.MonkeyPa
         load_model(model_dir / "AltDiffusion-m9")
 
 
+@pytest.mark.fault(40)
 def test_a_broken_tokenizer_is_found_before_the_weights_are_read(model_dir: Path) -> None:
     folder = model_dir / "AltDiffusion-m9"
     (folder / "sentencepiece.bpe.model").write_bytes(b"<html>")
@@ -110,6 +118,7 @@ def test_a_broken_tokenizer_is_found_before_the_weights_are_read(model_dir: Path
         load_model(folder)
 
 
+@pytest.mark.fault(40)
 def test_a_tokenizer_with_more_tokens_than_the_encoder_knows(model_dir: Path) -> None:
     folder = model_dir / "AltDiffusion-m9"
     state = dict(tiny.tiny_state("m9"))
@@ -118,6 +127,82 @@ def test_a_tokenizer_with_more_tokens_than_the_encoder_knows(model_dir: Path) ->
     torch.save(state, folder / "model.ckpt")
     with pytest.raises(CheckpointError, match=rf"{tiny.vocabulary_size()} tokens, but the text encoder knows 100"):
         load_model(folder)
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("lacking", [70, 100])
+def test_a_tokenizer_of_a_smaller_model_is_refused(lacking: int, model_dir: Path) -> None:
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tiny.sentencepiece_model())
+    del proto.pieces[-lacking:]
+    (model_dir / "AltDiffusion-m9" / "sentencepiece.bpe.model").write_bytes(proto.SerializeToString())
+    with pytest.raises(CheckpointError, match=rf"\d+ tokens, but the text encoder knows {tiny.vocabulary_size()}"):
+        load_model(model_dir / "AltDiffusion-m9")
+
+
+@pytest.mark.fault(40)
+def test_the_tokenizer_is_judged_before_the_weights_are_read(model_dir: Path) -> None:
+    """The weights are 4 GB of holes, which would cost memory and time, and be refused for other reasons, if they were read."""
+    folder = model_dir / "AltDiffusion-m9"
+    (folder / "model.ckpt").unlink()
+    state = {k: v for k, v in tiny.tiny_state("m9").items() if "word_embeddings" not in k}
+    save_file(state, folder / "model.safetensors")
+    data = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, end = json.loads(data[8 : 8 + length]), len(data) - 8 - length
+    rows, width = 999_999, 1024
+    entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [end, end + rows * width * 4]}
+    header["cond_stage_model.roberta.embeddings.word_embeddings.weight"] = entry
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        file.truncate(8 + len(text) + end + rows * width * 4)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=f"tokens, but the text encoder knows {rows}"):
+        load_model(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+
+
+@pytest.mark.fault(36)
+@pytest.mark.parametrize(("called", "holds"), [("AltDiffusion-m18", "m9"), ("AltDiffusion-m9", "m18"), ("AltDiffusion", "m18")])
+@pytest.mark.parametrize("by_path", [True, False])
+def test_a_model_under_anothers_name_is_recognised(
+    called: str, holds: str, by_path: bool, tmp_path: Path, no_network: None
+) -> None:
+    tiny.write_flagai_folder(tmp_path / called, holds)
+    found = "AltDiffusion-m18" if holds == "m18" else "AltDiffusion or AltDiffusion-m9"
+    with pytest.raises(CheckpointError, match=f"is called {called}, but holds {found}"):
+        load_model(tmp_path / called if by_path else called, tmp_path)
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("forbidden", ["", "config.yaml", "model.ckpt", "sentencepiece.bpe.model"])
+def test_what_may_not_be_read_is_named(forbidden: str, m9_folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to other users
+        folder = Path(shutil.copytree(m9_folder, Path(root) / "m"))
+        for place in (folder.parent, folder, *folder.iterdir()):
+            place.chmod(0o755)
+        load_path(folder)  # imports all that it needs
+        (folder / forbidden).chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises((CheckpointError, ConfigError), match="Permission denied") as caught:
+                load_path(folder)
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+        assert str(folder / forbidden) in str(caught.value)
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "\ud800", "m9/\0/x"])
+def test_names_that_no_file_can_have_are_unknown(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownModelError):
+        load_model(name, tmp_path)
+    with pytest.raises((CheckpointError, ConfigError)):
+        load_path(tmp_path / name)
 
 
 def test_a_neighbours_tokenizer_of_another_vocabulary_is_not_borrowed(model_dir: Path) -> None:

@@ -21,8 +21,6 @@ REQUEST: dict[str, Any] = {"n_samples": 2, "n_iter": 3, "ddim_steps": 2, "H": 64
 PROMPTS = [tiny.CAT, tiny.SENTENCES[5]]
 TOTAL = 12
 
-pytestmark = pytest.mark.fault(53)
-
 
 def draw(model: LatentDiffusion, folder: Path, **changes: Any) -> GenerationResult:
     return Predictor(model).predict_generate_images(PROMPTS, folder, **{**REQUEST, **changes})
@@ -54,6 +52,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.fault(53)
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 def test_the_finished_set_is_that_of_an_uninterrupted_run(changes: dict[str, Any], m9: LatentDiffusion, tmp_path: Path) -> None:
     whole = draw(m9, tmp_path / "whole", **changes)
@@ -66,6 +65,7 @@ def test_the_finished_set_is_that_of_an_uninterrupted_run(changes: dict[str, Any
     assert [p.relative_to(tmp_path / "cut") for p in resumed.paths] == [p.relative_to(tmp_path / "whole") for p in whole.paths]
 
 
+@pytest.mark.fault(53)
 def test_a_batch_that_was_saved_in_part_is_completed(m9: LatentDiffusion, tmp_path: Path) -> None:
     whole = draw(m9, tmp_path / "whole")
     cut = draw(m9, tmp_path / "cut")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import shutil
 from pathlib import Path
 
@@ -149,6 +150,25 @@ def test_a_broken_config_is_named(text: str, tmp_path: Path) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=str(folder)):
         load_safety_checker(folder)
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("field", [*tiny.CHECKER_SIZES, "projection_dim"])
+@pytest.mark.parametrize("value", [10**9, 999_999, -1, "7", None])
+def test_sizes_of_a_checker_are_believed_when_its_weights_have_them(field: str, value: object, tmp_path: Path) -> None:
+    folder = tiny.write_safety_checker(tmp_path, NEVER)
+    config = json.loads((folder / "config.json").read_text())
+    (config if field == "projection_dim" else config["vision_config"])[field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    before = peak_memory()
+    with pytest.raises(CheckpointError, match=str(folder)):
+        load_safety_checker(folder)
+    assert peak_memory() - before < 200 << 20
+
+
+def peak_memory() -> int:
+    """Most memory that this process ever had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_half_a_checker_is_named(model_dir: Path) -> None:

@@ -111,6 +111,7 @@ def test_the_models_own_tokenizer_comes_first(tmp_path: Path) -> None:
     assert find_tokenizer(model, size) == model / "sentencepiece.bpe.model"
 
 
+@pytest.mark.fault(40)
 @pytest.mark.parametrize("data", [b"", b"<html>", b"\x00" * 100, b"version https://git-lfs.github.com/spec/v1\n"])
 @pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "tokenizer.json"])
 def test_a_broken_file_is_named(data: bytes, name: str, tmp_path: Path) -> None:

@@ -277,6 +277,53 @@ def test_files_that_are_not_small_json_objects_are_refused(tmp_path: Path, text:
         read_config(tmp_path)
 
 
+@pytest.mark.fault(36)
+def test_stable_diffusion_is_named(tmp_path: Path) -> None:
+    released(
+        tmp_path, model_index={"_class_name": "StableDiffusionPipeline", "text_encoder": ["transformers", "CLIPTextModel"]}
+    )
+    with pytest.raises(ConfigError, match="this is Stable Diffusion, not AltDiffusion"):
+        read_config(tmp_path)
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("auto_map", {"AutoModel": "modeling.Evil"}),
+        ("trust_remote_code", True),
+        ("custom_pipelines", {"a": 1}),
+        ("_target_", "os.system"),
+    ],
+)
+@pytest.mark.parametrize("part", ["model_index", "unet", "vae", "text_encoder", "scheduler"])
+def test_a_config_that_asks_for_code_is_refused(part: str, field: str, value: object, tmp_path: Path) -> None:
+    released(tmp_path, **{part: {field: value}})
+    with pytest.raises(ConfigError, match=f"{field} asks for code"):
+        read_config(tmp_path)
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("text_encoder", "hidden_size", 10**9),
+        ("text_encoder", "hidden_size", 999_936),
+        ("text_encoder", "num_hidden_layers", 1_000_000),
+        ("text_encoder", "vocab_size", 10**9),
+        ("unet", "layers_per_block", 1_000_000),
+        ("unet", "block_out_channels", [32, 32_000, 64_000, 960_000]),
+        ("unet", "transformer_layers_per_block", 101),
+        ("vae", "block_out_channels", [999_936] * 4),
+        ("vae", "layers_per_block", 101),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(part: str, field: str, value: object, tmp_path: Path) -> None:
+    released(tmp_path, **{part: {field: value}})
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
     released(tmp_path)
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
@@ -320,6 +367,7 @@ def test_shards_are_found_once_each(tmp_path: Path, index: str, shards: list[str
     assert weight_files(tmp_path, "unet") == [folder / shard for shard in shards]
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize(
     "shard",
     [
@@ -345,6 +393,7 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, shard: object) ->
         weight_files(tmp_path, "unet")
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("weight_map", [{}, None, ["x.safetensors"]])
 def test_an_index_without_a_map_is_refused(tmp_path: Path, weight_map: object) -> None:
     (tmp_path / "unet").mkdir()
@@ -354,6 +403,7 @@ def test_an_index_without_a_map_is_refused(tmp_path: Path, weight_map: object) -
         weight_files(tmp_path, "unet")
 
 
+@pytest.mark.fault(34)
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     index = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"

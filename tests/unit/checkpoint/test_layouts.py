@@ -175,6 +175,7 @@ def broken(tmp_path: Path, name: str = "m9", **changes: Tensor | None) -> Path:
     return tiny.write_flagai_folder(tmp_path, name, {k: v for k, v in state.items() if changes.get(k, v) is not None})
 
 
+@pytest.mark.fault(35)
 def test_keys_that_differ_are_counted_and_named(tmp_path: Path) -> None:
     keys = [k for k in tiny.tiny_state("m9") if k.startswith("model.diffusion_model.out")]
     wrong: dict[str, Tensor | None] = dict.fromkeys(keys)
@@ -197,12 +198,14 @@ def test_no_key_may_be_missing(key: str, tmp_path: Path) -> None:
         load_path(broken(tmp_path, **{key: None}), safety_checker=False)
 
 
+@pytest.mark.fault(37)
 def test_integers_are_no_weights(tmp_path: Path) -> None:
     key = "model.diffusion_model.out.2.bias"
     with pytest.raises(CheckpointError, match=re.escape(key)):
         load_path(broken(tmp_path, **{key: torch.ones(4, dtype=torch.int64)}), safety_checker=False)
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize(("weights", "config"), [("m9", "m18"), ("m18", "m9")])
 def test_weights_of_one_model_with_the_config_of_the_other(weights: str, config: str, tmp_path: Path) -> None:
     tiny.write_flagai_folder(tmp_path, weights)
@@ -220,10 +223,11 @@ FOREIGN = {
     "conditioner.embedders.0.transformer.x": "Stable Diffusion XL",
     "text_model.embeddings.word_embeddings.weight": "AltCLIP",
     "lora_unet_down_blocks_0.alpha": "LoRA",
-    "encoder.layer.0.weight": "no AltDiffusion text encoder",
+    "cond_stage_model.roberta_encoder.weight": "a UNet without the text encoder",
 }
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize("key", FOREIGN)
 @pytest.mark.parametrize("config", [True, False])
 def test_other_models_are_named(key: str, config: bool, tmp_path: Path) -> None:
@@ -234,6 +238,42 @@ def test_other_models_are_named(key: str, config: bool, tmp_path: Path) -> None:
         tiny.write_config(tmp_path / "config.yaml", tiny.M9)
     with pytest.raises(CheckpointError, match=FOREIGN[key]):
         load_path(tmp_path)
+
+
+ALONE = {
+    "lora_unet_down_blocks_0_attentions_0.lora_down.weight": "a LoRA",
+    "unet.down_blocks.0.attn1.to_q.lora_A.weight": "a LoRA",
+    "mid_block.attentions.0.processor.to_q_lora.up.weight": "a LoRA",
+    "first_stage_model.encoder.conv_in.weight": r"autoencoder \(VAE\) alone",
+    "decoder.mid.block_1.conv1.weight": r"autoencoder \(VAE\) alone",
+    "encoder.down_blocks.0.resnets.0.conv1.weight": r"autoencoder \(VAE\) alone",
+    "model.diffusion_model.input_blocks.0.0.weight": "a UNet without the text encoder",
+    "down_blocks.0.resnets.0.conv1.weight": "the UNet of a diffusers folder",
+    "control_model.input_blocks.0.0.weight": "a ControlNet",
+    "model.diffusion_model.double_blocks.0.img_attn.qkv.weight": "a diffusion transformer",
+    "model_ema.decay": "averaged weights",
+    "roberta.embeddings.word_embeddings.weight": "a text encoder without",
+    "emb_params": "a textual inversion",
+    "vision_model.embeddings.class_embedding": "AltCLIP or CLIP",
+    "encoder.layer.0.weight": "no AltDiffusion text encoder",
+}
+
+
+@pytest.mark.fault(36)
+@pytest.mark.fault(42)
+@pytest.mark.parametrize("key", ALONE)
+def test_parts_and_additions_are_named(key: str, tmp_path: Path) -> None:
+    save_file({key: torch.ones(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=ALONE[key]):
+        load_path(tmp_path / "model.safetensors")
+
+
+@pytest.mark.fault(42)
+def test_a_pickled_embedding_is_read_without_running_it(tmp_path: Path) -> None:
+    data = {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(1, 768)}, "name": "x", "step": 1}
+    torch.save(data, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="textual inversion"):
+        load_path(tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize(
@@ -250,6 +290,15 @@ def test_a_made_up_number_of_layers_is_refused(key: str, tmp_path: Path) -> None
     path = lone(tmp_path, "m9", "m.safetensors")
     save_file({**tiny.tiny_state("m9"), key: torch.ones(1)}, path)
     with pytest.raises(FlagAIAltDiffError):
+        load_path(path)
+
+
+@pytest.mark.fault(39)
+def test_a_file_of_a_million_layers_is_refused(tmp_path: Path) -> None:
+    path = lone(tmp_path, "m9", "m.safetensors")
+    layers = {f"{TEXT}roberta.encoder.layer.{i}.output.dense.bias": torch.ones(1) for i in range(3, 2000)}
+    save_file({**tiny.tiny_state("m9"), **layers}, path)
+    with pytest.raises(ConfigError, match="num_hidden_layers=2000: expected 1 to 100"):
         load_path(path)
 
 

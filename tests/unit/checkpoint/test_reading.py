@@ -32,6 +32,7 @@ def assert_weights(path: Path) -> None:
         assert torch.equal(state[key], value)
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize("name", ["m.safetensors", "m.ckpt", "m.bin"])
 @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
 @pytest.mark.parametrize("wrapped", [True, False])
@@ -74,6 +75,7 @@ def attacks(canary: Path) -> dict[str, object]:
 NAMES = tuple(attacks(Path("x")))
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("attack", NAMES)
 @pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
 @pytest.mark.parametrize("zipped", [True, False])
@@ -116,6 +118,7 @@ def raw_pickle(path: Path, opcodes: bytes) -> None:
             new.writestr(name, opcodes if name.endswith("data.pkl") else data)
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize(
     ("module", "name"),
     [
@@ -156,6 +159,7 @@ def trainer_leftovers() -> dict[str, Any]:
     }
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize("leftover", [*trainer_leftovers(), "all"])
 def test_what_trainers_leave_beside_the_weights_is_inert(leftover: str, tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
@@ -303,8 +307,8 @@ def test_messages_say_what_lies_there(tmp_path: Path) -> None:
         (page, "DOCTYPE"),
         (pointer, "git-lfs"),
         (truncated_safetensors, "not a whole safetensors"),
-        (truncated_zip, "not a whole torch checkpoint"),
-        (truncated_legacy, "not a whole torch checkpoint"),
+        (truncated_zip, "not a whole torch checkpoint: its end is not the end of a zip file"),
+        (truncated_legacy, "not a whole torch checkpoint: it ends before its weights"),
         (no_tensors, "no state dict"),
     ):
         make(path)
@@ -312,6 +316,7 @@ def test_messages_say_what_lies_there(tmp_path: Path) -> None:
             read_tensors(path)
 
 
+@pytest.mark.fault(31)
 def test_torchs_old_tar_format_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
     with tarfile.open(path, "w") as file:

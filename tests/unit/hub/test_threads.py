@@ -22,6 +22,7 @@ from flagai_altdiff.hub import fetch, progress
 from flagai_altdiff.hub.progress import Progress, human
 from flagai_altdiff.hub.threads import Stop, Stopped, run_all
 from flagai_altdiff.registry import MODELS
+from tests.processes import take_ctrl_c
 from tests.servers import Fault, HubServer, serve
 
 SPEC = MODELS["AltDiffusion"]
@@ -98,7 +99,9 @@ def test_a_signal_ends_it_soon_and_what_arrived_is_used(server: HubServer, tmp_p
     for name in ("model.ckpt", "sentencepiece.bpe.model"):
         server.always[server.file_path(SPEC.name, name)] = Fault(cut_at=None, pause_s=0.3)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", FETCH, str(tmp_path)], env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH, str(tmp_path)], env=environment, stderr=subprocess.PIPE, preexec_fn=take_ctrl_c
+    )
     until = time.monotonic() + 60
     while sum(path.stat().st_size > 20_000 for path in tmp_path.rglob("*.part")) < 2:
         assert time.monotonic() < until and process.poll() is None

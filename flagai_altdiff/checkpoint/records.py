@@ -1,0 +1,93 @@
+"""Where in a file the numbers of a tensor lie, and the tensors there: mapped into memory, not read."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from flagai_altdiff.errors import CheckpointError
+
+_MAX_DIMENSIONS = 16
+_MAX_SHARING = 4
+"""Tensors may share numbers (a file with averaged weights under two names), but not stand for many times the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Place and shape of one tensor.
+
+    Args:
+        dtype: Of its numbers.
+        start: First byte of the block of numbers that it looks at.
+        size_bytes: Length of that block.
+        shape: Of the tensor.
+        stride: Steps between neighbours along each dimension, in numbers; ``None`` for rows one after the other.
+        offset: Its first number, counted from the start of the block.
+    """
+
+    dtype: torch.dtype
+    start: int
+    size_bytes: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None = None
+    offset: int = 0
+
+    def trouble(self, file_size: int) -> str:
+        """What is impossible about it in a file of ``file_size`` bytes; empty if nothing is."""
+        numbers, rest = divmod(self.size_bytes, self.dtype.itemsize)
+        stride = self.stride if self.stride is not None else (0,) * len(self.shape)
+        if len(self.shape) > _MAX_DIMENSIONS or len(stride) != len(self.shape):
+            return f"has {len(self.shape)} dimensions and {len(stride)} strides"
+        if min((*self.shape, *stride, self.offset, self.start, self.size_bytes), default=0) < 0:
+            return "has a negative size, stride or offset"
+        if self.start + self.size_bytes > file_size:
+            return f"ends at byte {self.start + self.size_bytes}, but the file has {file_size}"
+        count = math.prod(self.shape)
+        last = sum((size - 1) * step for size, step in zip(self.shape, stride, strict=True)) if self.stride is not None else 0
+        if rest or count > numbers or (count and self.offset + last >= numbers) or self.offset > numbers:
+            return f"of shape {list(self.shape)} does not lie within its {self.size_bytes} bytes"
+        return ""
+
+
+def map_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> dict[str, Tensor]:
+    """The tensors of an open file; a number is read from the disk when it is first looked at.
+
+    Args:
+        file: Open for reading; may be closed afterwards.
+        records: Key -> place.
+        where: The file, for errors.
+
+    Returns:
+        Key -> tensor on the CPU. Writing into one changes this process's copy, never the file.
+
+    Raises:
+        CheckpointError: A record lies outside the file, or together they claim many times its length.
+    """
+    size = os.fstat(file.fileno()).st_size
+    for key, record in records.items():
+        if trouble := record.trouble(size):
+            raise CheckpointError(f"{where} is not a whole file of weights: {key} {trouble}. Fetch the file again.")
+    total = sum(math.prod(record.shape) * record.dtype.itemsize for record in records.values())
+    if total > _MAX_SHARING * size:
+        raise CheckpointError(f"{where} has {size} bytes, but its tensors claim {total}; refused.")
+    mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    return {key: _tensor(mapping, record) for key, record in records.items()}
+
+
+def _tensor(mapping: mmap.mmap, record: Record) -> Tensor:
+    numbers = record.size_bytes // record.dtype.itemsize
+    if numbers == 0 or 0 in record.shape:
+        return torch.empty(record.shape, dtype=record.dtype)
+    block = torch.frombuffer(mapping, dtype=record.dtype, count=numbers, offset=record.start)
+    if record.start % record.dtype.itemsize:
+        block = block.clone()  # not every processor computes with numbers at odd addresses
+    if record.stride is None:
+        return block[record.offset : record.offset + math.prod(record.shape)].view(record.shape)
+    return block.as_strided(record.shape, record.stride, record.offset)

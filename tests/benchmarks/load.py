@@ -1,0 +1,155 @@
+"""Time and memory of loading AltDiffusion-m18 at full size (6 GB): this package, FlagAI's way, diffusers.
+
+    python -m tests.benchmarks.load FOLDER [--rounds 3] [--keep]
+
+The clock starts after the imports and stops when every page of every weight was touched. Each side runs in a fresh process,
+all in turn, with its files in the page cache. FlagAI's way is what its loader does: a model with freshly drawn weights, then
+``torch.load`` and ``load_state_dict``; with this package's modules, because the original's cannot be imported any more.
+diffusers loads the folder that ``altdiff convert --to diffusers`` writes, part by part as its pipeline does; its deprecated
+text encoder is loaded by transformers' class of the same layers. ``accelerate`` is installed for it, which makes it faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flagai_altdiff.convert import convert
+from tests.full.test_full_size import CONFIGS, write_long_tokenizer, write_random_weights, write_released_config
+
+NAME = "AltDiffusion-m18"
+
+COMMON = r"""
+import gc, json, re, sys, threading, time
+from pathlib import Path
+import torch
+
+def memory(*fields):
+    text = Path("/proc/self/status").read_text()
+    return {f: int(re.search(rf"{f}:\s+(\d+)", text)[1]) / 2**20 for f in fields}
+
+class Peak(threading.Thread):
+    # the kernel remembers the peak of the sum only; private memory is sampled
+    anonymous, running = 0.0, True
+    def run(self):
+        while self.running:
+            self.anonymous = max(self.anonymous, memory("RssAnon")["RssAnon"])
+            time.sleep(0.02)
+
+def touch(tensors):
+    # one number of each page
+    return sum(float(t.detach().flatten()[::1024].float().sum()) for t in tensors if t.numel())
+"""
+
+FINISH = r"""
+total = touch(weights)
+seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+peak.running = False
+peak.join()
+size = sum(t.numel() * t.element_size() for t in weights) / 2**30
+highest = memory("VmHWM")["VmHWM"]
+print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_gib": highest, "private_gib": peak.anonymous, "weights_gib": size}))
+"""
+
+START = """
+peak = Peak(daemon=True); peak.start()
+start, cpu_start = time.perf_counter(), time.process_time()
+"""
+
+SIDES = {
+    "flagai_altdiff": (
+        "from flagai_altdiff.loading import load_path\n",
+        "model = load_path(Path(sys.argv[1]), safety_checker=False)\nweights = list(model.state_dict().values())\n",
+    ),
+    "diffusers": (
+        "from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel\n"
+        "from transformers import XLMRobertaModel, XLMRobertaTokenizer\n"
+        "import transformers; transformers.utils.logging.set_verbosity_error()\n"
+        "from safetensors import safe_open\n",  # imported here, not on the clock
+        "tokenizer = XLMRobertaTokenizer.from_pretrained(sys.argv[2], subfolder='tokenizer')\n"
+        "scheduler = PNDMScheduler.from_pretrained(sys.argv[2], subfolder='scheduler')\n"
+        "parts = [UNet2DConditionModel.from_pretrained(sys.argv[2], subfolder='unet'),\n"
+        "         AutoencoderKL.from_pretrained(sys.argv[2], subfolder='vae'),\n"
+        "         XLMRobertaModel.from_pretrained(sys.argv[2], subfolder='text_encoder', add_pooling_layer=False)]\n"
+        "weights = [t for part in parts for t in part.state_dict().values()]\n",
+    ),
+    "FlagAI's way": (
+        "from flagai_altdiff.models import build_model\nfrom tests.full.test_full_size import CONFIGS\n",
+        "model = build_model(CONFIGS['AltDiffusion-m18'])\n"
+        "state = torch.load(Path(sys.argv[1]) / 'model.ckpt', map_location='cpu')['state_dict']\n"
+        "model.load_state_dict(state, strict=True)\n"
+        "weights = list(model.state_dict().values())\n",
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where 12 GB of files are made")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", action="store_true", help="leave the files for another run")
+    args = parser.parse_args()
+    flagai, diffusers = args.folder / NAME, args.folder / "diffusers"
+    if not flagai.exists():
+        make(flagai)
+    if not diffusers.exists():
+        convert(flagai, diffusers, "diffusers")
+    print(f"warm copy of {flagai.name}: {warm(flagai):.1f} s of reading alone")
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(args.rounds):
+        for side, (imports, body) in SIDES.items():
+            warm(diffusers if side == "diffusers" else flagai)
+            script = COMMON + imports + START + body + FINISH
+            command = [sys.executable, "-c", script, str(flagai), str(diffusers)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{side} failed:\n{done.stderr}")
+            found[side].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{side:15} {found[side][-1]}", flush=True)
+    report(found)
+    if not args.keep:
+        shutil.rmtree(args.folder)
+
+
+def make(folder: Path) -> None:
+    """A FlagAI folder with random weights, and a tokenizer of XLM-R's size."""
+    folder.mkdir(parents=True)
+    write_released_config(folder / "config.yaml", CONFIGS[NAME])
+    write_random_weights(folder / "model.ckpt", CONFIGS[NAME])
+    write_long_tokenizer(folder, CONFIGS[NAME].cond_stage.vocab_size)
+
+
+def warm(folder: Path) -> float:
+    """Bring the files into the page cache; seconds that it took."""
+    start = time.perf_counter()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(16 << 20):
+                    pass
+    return time.perf_counter() - start
+
+
+def report(found: dict[str, list[dict[str, float]]]) -> None:
+    ours, our_cpu = (statistics.median(run[k] for run in found["flagai_altdiff"]) for k in ("seconds", "cpu_s"))
+    heads = {"median": 9, "least": 8, "ratio": 8, "CPU": 9, "ratio ": 8, "peak": 10, "private": 11, "weights": 10}
+    print("\n" + " " * 16 + "".join(f"{head:>{width}}" for head, width in heads.items()))
+    for side, runs in found.items():
+        seconds = [run["seconds"] for run in runs]
+        median, cpu = statistics.median(seconds), statistics.median(run["cpu_s"] for run in runs)
+        peak, private = (max(run[k] for run in runs) for k in ("peak_gib", "private_gib"))
+        print(
+            f"{side:16}{median:7.2f} s{min(seconds):6.2f} s{median / ours:7.1f}x{cpu:7.2f} s{cpu / our_cpu:7.1f}x"
+            f"{peak:6.2f} GiB{private:7.2f} GiB{runs[0]['weights_gib']:6.2f} GiB"
+        )
+    print("goals: FlagAI's way at least 10x, diffusers at least 1x, our peak at most 1.1x the weights")
+
+
+if __name__ == "__main__":
+    main()

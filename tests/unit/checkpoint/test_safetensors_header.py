@@ -1,0 +1,92 @@
+"""A header that breaks a rule of the safetensors format is refused, and the message names the rule and the tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flagai_altdiff.checkpoint import safetensors_header
+from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.errors import CheckpointError
+
+
+def file_of(path: Path, header: dict[str, Any] | str | bytes, data: bytes = bytes(8), length: int | None = None) -> Path:
+    text = json.dumps(header) if isinstance(header, dict) else header
+    encoded = text.encode() if isinstance(text, str) else text
+    path.write_bytes((len(encoded) if length is None else length).to_bytes(8, "little") + encoded + data)
+    return path
+
+
+def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
+
+
+BROKEN: dict[str, tuple[Any, str]] = {
+    "longer than the file": (({"a": entry()}, bytes(8), 1 << 20), "header claims 1048576 bytes, but the file has"),
+    "longer than the limit": (({"a": entry()}, bytes(8), 1 << 60), "at most"),
+    "cut in its header": (('{"a":', b""), "no JSON object"),
+    "no JSON": (("{" * 40,), "no JSON object"),
+    "deep JSON": (("{" + '"a":[' * 100_000,), "no JSON object"),
+    "not UTF-8": ((b'{"\xff\xfe": 1}',), "no JSON object"),
+    "a key twice": ((f'{{"a":{json.dumps(entry())},"a":{json.dumps(entry())}}}',), "'a' appears twice"),
+    "a field twice": (('{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}',), "'dtype' appears twice"),
+    "unknown dtype": (({"a": entry("F31")},), "a has the unknown dtype 'F31'; known: BOOL"),
+    "dtype of no text": (({"a": entry(["F32"])},), "unknown dtype"),
+    "shape and bytes differ": (({"a": entry(shape=[3])},), r"a of shape \[3\] and dtype F32 cannot have 8 bytes"),
+    "product beyond 64 bits": (({"a": entry(shape=[2**62, 2**62])},), "cannot have 8 bytes"),
+    "negative size": (({"a": entry(shape=[-2])},), "not counts"),
+    "shape of texts": (({"a": entry(shape=["2"])},), "not counts"),
+    "shape true": (({"a": entry(shape=[True, 2])},), "not counts"),
+    "offsets turned": (({"a": entry(offsets=[8, 0])},), "not counts"),
+    "one offset": (({"a": entry(offsets=[8])},), "not counts"),
+    "offset beyond 64 bits": (({"a": entry(offsets=[0, 2**80])},), "not counts"),
+    "overlap": (({"a": entry(), "b": entry(shape=[1], offsets=[4, 8])},), "b overlaps a"),
+    "same place": (({"a": entry(), "b": entry()},), "b overlaps a"),
+    "gap": (({"a": entry(shape=[1], offsets=[4, 8])},), "a leaves a gap of 4 bytes after the header"),
+    "something behind": (({"a": entry()}, bytes(9)), r"tensors end at byte \d+, but the file has"),
+    "cut short": (({"a": entry()}, bytes(7)), r"tensors end at byte \d+, but the file has"),
+    "no entry": (({"a": 1},), "needs dtype, shape and data_offsets"),
+    "a further field": (({"a": entry(more=1)},), "needs dtype, shape and data_offsets"),
+    "metadata of numbers": (({"__metadata__": {"a": 1}, "a": entry()},), "__metadata__"),
+}
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_rule_is_named(name: str, tmp_path: Path) -> None:
+    arguments, message = BROKEN[name]
+    path = file_of(tmp_path / "m.safetensors", *arguments)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_tensors(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("dtype", safetensors_header._DTYPES.values(), ids=str)
+def test_every_type_is_read_as_the_library_reads_it(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = {
+        "a": torch.arange(12).reshape(3, 4).to(dtype),
+        "empty": torch.empty(0, 3, dtype=dtype),
+        "one": torch.ones(()).to(dtype),
+    }
+    save_file(state, tmp_path / "m", metadata={"format": "pt"})
+    expected = load_file(tmp_path / "m")
+    read = read_tensors(tmp_path / "m")
+    assert set(read) == set(expected)
+    for key, value in read.items():
+        assert value.dtype == dtype and value.shape == expected[key].shape
+        assert torch.equal(value.double(), expected[key].double())
+
+
+@pytest.mark.fault(33)
+def test_numbers_at_odd_addresses_are_read(tmp_path: Path) -> None:
+    text = json.dumps({"a": entry()})
+    text += " " * (1 - len(text) % 2)
+    path = file_of(tmp_path / "m.safetensors", text, torch.tensor([1.5, -2.0]).numpy().tobytes())
+    assert read_tensors(path)["a"].tolist() == [1.5, -2.0]
