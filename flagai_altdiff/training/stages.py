@@ -40,6 +40,17 @@ class Stage:
     text_drop: float = 0.0
 
 
+UNET_STAGE = Stage(
+    trains=r"model\.diffusion_model\.",
+    steps=13300,
+    batch=12,
+    shards=2,
+    learning_rate=2e-3,
+    warmup=100,
+    ema=0.999,
+    text_drop=0.1,
+)
+
 STAGES: dict[str, Stage] = {
     "judge": Stage(trains="", steps=900, batch=48, learning_rate=2e-3, weight_decay=0.01),
     "autoencoder_32": Stage(trains="", steps=1600, batch=8, learning_rate=2e-3, side=32, final_rate=0.3),
@@ -48,29 +59,11 @@ STAGES: dict[str, Stage] = {
     "text_encoder": Stage(
         trains=r"(?!encoder\.pre_LN)", steps=2200, batch=96, learning_rate=1.5e-3, warmup=100, weight_decay=0.05
     ),
-    "unet": Stage(
-        trains=r"model\.diffusion_model\.",
-        steps=13300,
-        batch=12,
-        shards=2,
-        learning_rate=2e-3,
-        warmup=100,
-        ema=0.999,
-        text_drop=0.1,
-    ),
-    "refinement": Stage(
-        trains=r"model\.diffusion_model\.",
-        steps=7000,
-        batch=12,
-        shards=2,
-        learning_rate=1e-3,
-        warmup=200,
-        ema=0.999,
-        text_drop=0.1,
-    ),
+    "unet": UNET_STAGE,
     "alignment": Stage(
         trains=r"(?!pre_LN)", steps=4000, batch=96, learning_rate=8e-4, warmup=50, weight_decay=0.0, ema=0.995, text_drop=0.05
     ),
+    "refinement": replace(UNET_STAGE, steps=7000, learning_rate=1e-3, warmup=200),
 }
 
 AUTOENCODER = AutoencoderConfig(resolution=PICTURE_SIDE, ch=16, num_res_blocks=1, norm_groups=4)
