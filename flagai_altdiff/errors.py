@@ -143,7 +143,16 @@ class NotFiniteError(FlagAIAltDiffError, ArithmeticError):
 
 
 class OutputError(FlagAIAltDiffError, OSError):
-    """A picture cannot be saved; those saved before stay."""
+    """A picture cannot be saved; those saved before stay.
+
+    Args:
+        text: What happened and what to do.
+        code: The system's ``errno``.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.errno = code
 
 
 class TrainingInterrupted(FlagAIAltDiffError):

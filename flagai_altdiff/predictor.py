@@ -115,6 +115,8 @@ class Predictor:
             raise InvalidRequestError("n_rows", n_rows, "expected 0 (as many as n_samples) or a whole number above it")
         if resume:
             check_resumable(seed, skip_save)
+        if plms and sampler not in (None, "plms"):
+            raise InvalidRequestError("plms", True, f"contradicts sampler={sampler!r}; leave one of them out")
         self._check_latents("C", C, self.model.channels)
         self._check_latents("f", f, self.model.config.first_stage.downsampling)
         try:
@@ -203,17 +205,21 @@ def _saving(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        advice = "make room and go on with resume=True" if full else "choose another folder with outpath"
-        text = f"{folder}: {error.strerror}. What was saved before stays; {advice}."
-        raise OutputError(error.errno, text) from error
+        advice = "Make room" if full else "See to it"
+        text = f"{folder}: {error.strerror}. What was saved before stays. {advice}, and go on with resume."
+        raise OutputError(text, error.errno) from error
 
 
 def _check_folder(outpath: Path) -> None:
     """Make the folder and a file in it, before hours of drawing."""
-    with _saving(outpath):
+    try:
         outpath.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=outpath):
             pass
+    except OSError as error:
+        reason = "it is not a folder" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        text = f"pictures cannot be saved in {outpath}: {reason}. Choose another folder; nothing was drawn."
+        raise OutputError(text, error.errno) from error
 
 
 def _prompts(prompt: str | Sequence[str] | None, from_file: str | Path | None) -> tuple[str, ...]:

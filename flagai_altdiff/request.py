@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import re
 import secrets
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError, UnknownSamplerError
@@ -203,16 +205,14 @@ def parse_prompt_file(data: bytes, name: str) -> list[str]:
 
 
 def _reencoding(data: bytes, name: str) -> str:
-    """The command that makes a prompt file UTF-8, with a guess at what it is now."""
+    """The command that makes a UTF-8 copy of a prompt file, with a guess at what it is now."""
     if b"\0" in data:
         guess = "UTF-16LE" if data.find(b"\0") % 2 else "UTF-16BE"
-    else:
-        guess = "GB18030"
-        try:
-            data.decode("gb18030")
-        except UnicodeDecodeError:
-            guess = "ISO-8859-1"
-    return f"save it as UTF-8: iconv -f {guess} -t UTF-8 {shlex.quote(name)} > prompts.txt"
+    else:  # letters of Chinese take two bytes each
+        single = any(len(run) % 2 for run in re.findall(rb"[\x80-\xff]+", data))
+        guess = "ISO-8859-1" if single else "GB18030"
+    source, copy = shlex.quote(name), shlex.quote(str(PurePath(name).with_suffix(".utf8.txt")))
+    return f"save it as UTF-8. If it is {guess}, as it seems: iconv -f {guess} -t UTF-8 {source} > {copy}"
 
 
 def _clamp(value: float, option: Option) -> float:

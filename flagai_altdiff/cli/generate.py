@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from flagai_altdiff.cli.common import add_model_dir, fail
 from flagai_altdiff.errors import InvalidRequestError
-from flagai_altdiff.request import SAMPLER_NAMES, SEED_MODES, option_of
+from flagai_altdiff.registry import locate
+from flagai_altdiff.request import SAMPLER_NAMES, SEED_MODES, GenerationRequest, option_of
 
 if TYPE_CHECKING:
     from flagai_altdiff.pipeline import GenerationResult
@@ -23,7 +24,7 @@ _FLAGS = {
     "ddim_eta": "--eta",
     "from_file": "--from-file",
     "skip_save": "--skip-save",
-    **{name: f"--{name}" for name in ("scale", "H", "W", "seed", "sampler")},
+    **{name: f"--{name}" for name in ("scale", "H", "W", "seed", "sampler", "plms")},
 }
 """Argument of FlagAI's call -> the flag that sets it."""
 
@@ -87,6 +88,10 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 def _generate(args: argparse.Namespace) -> int:
     if bool(args.prompt) == bool(args.from_file):
         return fail(f"{'two sources of' if args.prompt else 'no'} prompts: type them, or name a file with --from-file", 2)
+    if args.skip_save and args.skip_grid:
+        return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
+    _check(args)
+    print(f"loading {args.model}", file=sys.stderr)
     import torch
 
     from flagai_altdiff.loading import load_model
@@ -106,8 +111,30 @@ def _generate(args: argparse.Namespace) -> int:
         raise InvalidRequestError(_FLAGS.get(error.field, error.field), error.value, error.expected) from None
     for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
         print(path)
-    print(f"{len(result.pictures)} pictures in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
+    count = len(result.pictures)
+    print(f"{count} picture{'s' * (count != 1)} in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what can be told to be wrong without the model, which takes seconds to load."""
+    locate(args.model, args.model_dir)
+    try:
+        GenerationRequest(
+            prompts=tuple(args.prompt) or ("in a file",),
+            negative_prompt=args.negative_prompt,
+            height=args.height,
+            width=args.width,
+            steps=args.steps,
+            guidance_scale=args.scale,
+            sampler=args.sampler or "ddim",
+            seed=args.seed,
+            images_per_prompt=args.n_samples,
+            iterations=args.n_iter,
+        )
+    except InvalidRequestError as error:
+        legacy = option_of(error.field).legacy
+        raise InvalidRequestError(_FLAGS.get(legacy, legacy), error.value, error.expected) from None
 
 
 def _draw(predictor: Predictor, args: argparse.Namespace) -> GenerationResult:

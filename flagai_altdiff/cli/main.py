@@ -42,7 +42,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
         "check a model's files",
         "Check size and SHA-256 of a model's files against what is known or was recorded when they came.",
     ),
-    "convert": (add_convert, "change a model's layout on disk", "Write a model in another layout; nothing is lost."),
+    "convert": (
+        add_convert,
+        "change a model's layout on disk",
+        "Write all weights of a model in another layout. Its defaults (steps, scale) belong to its name and stay behind.",
+    ),
     "doctor": (add_doctor, "look at this machine", "Say what this machine has and what is wrong."),
     "train-mini": (
         add_train_mini,

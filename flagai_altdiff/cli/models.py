@@ -15,9 +15,9 @@ from flagai_altdiff.errors import HubError, InvalidRequestError
 from flagai_altdiff.registry import MODELS, SAFETY_CHECKER, ModelSpec, get_model_spec, locate
 
 _VERIFY_ADVICE = {
-    "missing": "altdiff download fetches it.",
-    "wrong size": "remove the file and download again.",
-    "wrong hash": "remove the file and download again; if you changed it yourself, strike it from altdiff-manifest.json.",
+    "missing": "altdiff download fetches the files of a model that has a name.",
+    "wrong size": "remove the file and get it again.",
+    "wrong hash": "remove the file and get it again; if you changed it yourself, strike it from altdiff-manifest.json.",
     "not recorded": "nothing is known to compare with; --record takes the files as they are now.",
 }
 

@@ -1,11 +1,13 @@
 """The tokenizer of AltDiffusion-mini: a Unigram list made from the captions' words, as a SentencePiece file.
 
 The list is written, not learnt: a learnt one of this size breaks common words into letters and takes whole Chinese phrases
-as one piece. Words of the captions are one piece each; every other text is spelled with single letters.
+as one piece. Words of the captions are one piece each; every other text is spelled with single letters. Capitals are read as
+small letters.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import random
@@ -14,13 +16,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec, TrainerSpec
 
 from flagai_altdiff.scenes.captions import caption
 from flagai_altdiff.scenes.vocabulary import LANGUAGES, Language
 from flagai_altdiff.scenes.world import Scene, all_scenes
 
 WORD_START = "▁"
+CASE_FOLDING = "nmt_nfkc_cf"
+"""SentencePiece's name for NFKC with small letters."""
 UNSPACED = ("ja", "th", "zh")
 PUNCTUATION = ".,،、，。।!?;:'\"()-"
 LETTER_RANGES = (
@@ -55,17 +60,47 @@ def build_tokenizer(path: Path) -> int:
     model = ModelProto(
         pieces=[
             *(kinds(piece=piece, score=0.0, type=kind) for piece, kind in special),
-            *(kinds(piece=piece, score=score, type=kinds.NORMAL) for piece, score in scored_pieces()),
+            *(kinds(piece=piece, score=score, type=kinds.NORMAL) for piece, score in in_small_letters(scored_pieces())),
         ]
     )
     model.trainer_spec.model_type = TrainerSpec.UNIGRAM
     model.trainer_spec.vocab_size = len(model.pieces)
-    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.CopyFrom(case_folding_table())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     temporary.write_bytes(model.SerializeToString(deterministic=True))
     os.replace(temporary, path)
     return len(model.pieces) + 2
+
+
+def case_folding_table() -> NormalizerSpec:
+    """SentencePiece's own table for ``CASE_FOLDING``, which it gives away only inside a model."""
+    trained = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a"]),
+        model_writer=trained,
+        model_type="char",
+        vocab_size=8,
+        hard_vocab_limit=False,
+        normalization_rule_name=CASE_FOLDING,
+        minloglevel=2,
+    )
+    return ModelProto.FromString(trained.getvalue()).normalizer_spec
+
+
+def in_small_letters(pieces: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """The pieces as normalised text has them; those that no such text has keep their places under names of their own."""
+    normalise = SentencePieceNormalizer(rule_name=CASE_FOLDING).normalize
+    names = [
+        WORD_START * (piece[0] == WORD_START) + normalise(piece.removeprefix(WORD_START)).removeprefix(WORD_START)
+        for piece, _ in pieces
+    ]
+    taken = {piece for (piece, _), name in zip(pieces, names, strict=True) if piece == name}
+    for i, ((piece, score), name) in enumerate(zip(pieces, names, strict=True)):
+        if piece != name and (not name or name in taken or WORD_START in name[1:]):
+            name = f"<unused{i}>"
+        taken.add(name)
+        yield name, score
 
 
 def scored_pieces() -> list[tuple[str, float]]:

@@ -86,7 +86,7 @@ def test_a_full_disk_keeps_what_was_saved(whole: dict[str, bytes], m9_folder: Pa
     process = start(words(m9_folder, tmp_path), small_files)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert f"{tmp_path}: File too large. What was saved before stays; make room and go on with resume=True." in error
+    assert f"{tmp_path}: File too large. What was saved before stays. Make room, and go on with resume." in error
     assert pictures(tmp_path) == {name: data for name, data in whole.items() if name.startswith("samples/")}
     assert [p.name for p in tmp_path.iterdir()] == ["samples"]
     assert main([*words(m9_folder, tmp_path), "--resume"]) == 0
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_drawing(
     for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
         assert main(words(m9_folder, out)) == 1
         error = capsys.readouterr().err
-        assert f"{out}: " in error and "choose another folder with outpath" in error
+        assert f"error: pictures cannot be saved in {out}: " in error and "Choose another folder" in error
     assert (tmp_path / "file").read_text() == "mine"
 
 

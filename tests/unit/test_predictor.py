@@ -236,6 +236,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"scale": "7"}, "scale"),
     ({"ddim_eta": 1.5}, "ddim_eta"),
     ({"ddim_eta": 0.5, "plms": True}, "ddim_eta"),
+    ({"sampler": "ddim", "plms": True}, "plms"),
     ({"seed": -2}, "seed"),
     ({"seed": 2**64}, "seed"),
     ({"seed": 1.5}, "seed"),

@@ -216,11 +216,12 @@ def test_prompt_files(data: bytes, prompts: list[str]) -> None:
         ("a cat\n".encode("utf-16-le"), "NUL ", "UTF-16LE"),
         ("a cat\n".encode("utf-16-be"), "NUL ", "UTF-16BE"),
         (b"a\xff", "line 1 ", "ISO-8859-1"),
+        ("a cat\nun corazón rojo\n".encode("latin-1"), "line 2 ", "ISO-8859-1"),
         (b"\xff\xfea\0b", "line 1 ", "UTF-16LE"),
     ],
 )
 def test_a_prompt_file_of_another_encoding_is_refused_with_its_line(data: bytes, line: str, encoding: str) -> None:
-    with pytest.raises(InvalidRequestError, match=rf"{line}.*iconv -f {encoding} -t UTF-8 p\.txt") as caught:
+    with pytest.raises(InvalidRequestError, match=rf"{line}.*iconv -f {encoding} -t UTF-8 p\.txt > p\.utf8\.txt$") as caught:
         parse_prompt_file(data, "p.txt")
     assert caught.value.field == "from_file"
     assert "p.txt" in str(caught.value)

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 from sentencepiece import SentencePieceProcessor
 
 from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
@@ -64,3 +65,13 @@ def test_the_number_of_ids_is_told(tokenizer_file: Path, tmp_path: Path) -> None
     count = build_tokenizer(tmp_path / "again.model")
     assert count == CaptionTokenizer(tokenizer_file).vocab_size == len(load_tokenizer(tokenizer_file))
     assert (tmp_path / "again.model").read_bytes() == tokenizer_file.read_bytes()
+
+
+def test_capitals_are_read_as_small_letters(tokenizer_file: Path) -> None:
+    tokenize = CaptionTokenizer(tokenizer_file)
+    texts = captions(20)
+    for code in ("en", "es", "fr", "it", "pl", "pt", "ru", "uk", "vi"):
+        assert torch.equal(
+            tokenize([text.upper() for text in texts[code]]), tokenize([text.lower() for text in texts[code]])
+        ), code
+    assert torch.equal(tokenize(["ein rotes herz"]), tokenize(["Ein rotes Herz"]))
