@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys, layouts, saving
 from flagai_altdiff.checkpoint.health import check_weights
 from flagai_altdiff.errors import CheckpointError
@@ -35,8 +33,7 @@ def convert(source: Path, target: Path, layout: str, *, half: bool = False) -> N
     state = model.state_dict()
     check_weights(state, str(source), thorough=True)  # all of them are read now anyway
     if half:
-        schedule = {name for name, _ in model.named_buffers()}  # numbers that half precision would spoil
-        state = {k: v if k in schedule else v.to(torch.float16) for k, v in state.items()}
+        state = saving.half_precision(model)
     if layout == "diffusers":
         parts = diffusers_keys.to_diffusers(state, model.config)
         diffusers_folder.write_folder(target, model.config, parts, [tokenizer])

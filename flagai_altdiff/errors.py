@@ -130,10 +130,6 @@ class OfflineError(HubError):
     """Files are missing and the offline switch forbids fetching them."""
 
 
-class MissingDependencyError(FlagAIAltDiffError, ImportError):
-    """An optional package is needed; the message is the command that installs it."""
-
-
 class InsufficientMemoryError(FlagAIAltDiffError, MemoryError):
     """A batch does not fit into memory; the message has one that does."""
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flagai_altdiff.config import LatentDiffusionConfig, dump_config
 from flagai_altdiff.errors import CheckpointError
@@ -62,6 +62,12 @@ def save_single(file: Path, config: LatentDiffusionConfig, state: Mapping[str, T
             os.rename(made / tokenizer.name, file.parent / tokenizer.name)
         os.rename(made / yaml.name, yaml)
         os.rename(made / file.name, file)
+
+
+def half_precision(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights in float16; its buffers, the noise schedule, stay as they are, because they would be spoilt."""
+    buffers = {name for name, _ in model.named_buffers()}
+    return {name: tensor if name in buffers else tensor.half() for name, tensor in model.state_dict().items()}
 
 
 def _check_absent(target: Path) -> None:

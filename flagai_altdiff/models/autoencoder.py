@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flagai_altdiff.config import AutoencoderConfig
+from flagai_altdiff.models.layers import Upsample
 
 
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -69,18 +70,6 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Nearest neighbour and a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):

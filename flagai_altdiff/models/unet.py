@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.config import UNetConfig
 from flagai_altdiff.models.attention import SpatialTransformer
+from flagai_altdiff.models.layers import Upsample
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -67,18 +68,6 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, ceil(h/2), ceil(w/2))."""
         return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Nearest neighbour and a convolution: twice the height and width."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, 2h, 2w)."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Block(nn.Sequential):

@@ -19,6 +19,7 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from flagai_altdiff.errors import TrainingInterrupted
+from flagai_altdiff.files import grant_usual_mode
 from flagai_altdiff.training.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    temporary.chmod(0o644)
+    grant_usual_mode(temporary)
     os.replace(temporary, path)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
+from flagai_altdiff.checkpoint.saving import half_precision
 from flagai_altdiff.config import dump_config
 from flagai_altdiff.errors import InvalidRequestError, TrainingInterrupted
 from flagai_altdiff.evaluation.contact_sheet import contact_sheet
@@ -286,9 +287,7 @@ def export(place: Place) -> None:
 
 def write_model(model: LatentDiffusion, place: Place) -> None:
     """Write weights (half precision; the noise schedule stays float32), config, tokenizer, and the record of these files."""
-    buffers = dict(model.named_buffers())
-    weights = {name: tensor if name in buffers else tensor.half() for name, tensor in model.state_dict().items()}
-    loop.save_atomically(weights, place.out / "model.safetensors", {"format": "pt"})
+    loop.save_atomically(half_precision(model), place.out / "model.safetensors", {"format": "pt"})
     (place.out / "config.yaml").write_text(dump_config(model.config), encoding="utf-8")
     shutil.copyfile(place.work / "sentencepiece.bpe.model", place.out / "sentencepiece.bpe.model")
     (place.out / MANIFEST_NAME).unlink(missing_ok=True)
