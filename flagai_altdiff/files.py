@@ -1,18 +1,125 @@
-"""Files that appear whole, with the permissions that the user's umask grants."""
+"""Files and folders that appear whole or not at all: the one way to write what others may read.
+
+Everything is written under a hidden name beside its target, made exclusively (a link planted there is never followed)
+with the permissions that the user's umask grants, and gets its own name when it is whole. No state of the process is
+touched.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import threading
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-_UMASK = threading.Lock()
-"""Held while the process's umask is read, which is only possible by changing it."""
+
+@contextmanager
+def new_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Write a file: the block fills the hidden one that it is given, which becomes ``target`` if the block ends well.
+
+    Args:
+        target: The file to make; its folder must exist.
+        replace: Whether ``target`` may exist already, to be replaced.
+
+    Yields:
+        An empty file beside ``target``; a library may put another file in its place.
+
+    Raises:
+        FileExistsError: ``target`` exists, be it since a moment ago, and ``replace`` is false.
+        OSError: The disk refuses. In both cases nothing of the new file is left.
+    """
+    unfinished = _unfinished(target)
+    mode = _create(unfinished)
+    try:
+        yield unfinished
+        _flush(unfinished)
+        if unfinished.stat().st_mode & 0o777 != mode:  # careful libraries make files that only their owner may read
+            unfinished.chmod(mode)
+        if replace:
+            os.replace(unfinished, target)
+        else:
+            claim(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def grant_usual_mode(path: Path) -> None:
-    """Give a file made by a careful library (mode 0600) the permissions of an ordinary new file."""
-    with _UMASK:
-        mask = os.umask(0)
-        os.umask(mask)
-    path.chmod(0o666 & ~mask)
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Write a folder: the block fills the hidden one that it is given, which becomes ``target`` if all goes well.
+
+    Args:
+        target: The folder to make; the folders above it are made if need be.
+
+    Raises:
+        FileExistsError: ``target`` exists, be it since a moment ago.
+        OSError: The disk refuses. In both cases nothing of the new folder is left.
+    """
+    if os.path.lexists(target):
+        raise FileExistsError(f"{target} exists already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = _unfinished(target)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        try:
+            os.rename(unfinished, target)
+        except OSError as error:
+            raise FileExistsError(f"{target} exists already") if os.path.lexists(target) else error from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def claim(unfinished: Path, target: Path) -> None:
+    """Give a finished file its name beside it.
+
+    Raises:
+        FileExistsError: The name is taken; the file keeps its own.
+    """
+    try:
+        os.link(unfinished, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except (
+        OSError,
+        NotImplementedError,
+        AttributeError,
+    ):  # no hard links here: reserve the name, then move over the reservation
+        _create(target)
+        try:
+            os.replace(unfinished, target)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+    else:
+        unfinished.unlink()
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+
+
+def _create(path: Path) -> int:
+    """Make an empty file that must be new; its permissions, as the umask leaves them."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    try:
+        return os.fstat(handle).st_mode & 0o777
+    finally:
+        os.close(handle)
+
+
+def _flush(path: Path) -> None:
+    """Have the content on the disk before the name is, so that a power cut leaves no empty file."""
+    with open(path, "rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (
+                errno.EINVAL,
+                errno.ENOTSUP,
+                errno.ENOSYS,
+                errno.ENOTTY,
+            ):  # file systems that have no such thing
+                raise

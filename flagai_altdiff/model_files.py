@@ -1,0 +1,82 @@
+"""Which files make a model, in which layout: names and rules about names. No disk, no network, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from pathlib import PurePosixPath
+
+WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
+OTHER_SUFFIXES = (".json", ".yaml", ".model", ".txt")
+"""Of configs and tokenizers."""
+FLAGAI_CONFIG = "config.yaml"
+FLAGAI_WEIGHTS = ("model.safetensors", "model.ckpt", "dreambooth_model.ckpt")
+"""Weights of a FlagAI folder; the first that is there is the model."""
+DIFFUSERS_INDEX = "model_index.json"
+DIFFUSERS_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
+WEIGHED_PARTS = ("text_encoder", "unet", "vae")
+"""Parts of the diffusers layout without whose weights there is no model."""
+TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
+CHECKER_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
+"""Where a model's image checker may lie, from the model's folder; FlagAI's models share one."""
+CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+EQUIVALENTS = {
+    "model.ckpt": "model.safetensors",
+    "pytorch_model.bin": "model.safetensors",
+    "sentencepiece.bpe.model": "tokenizer.json",
+}
+"""File of the FlagAI layout -> the one that does as well."""
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path has a hidden part, for example macOS's ``._model.ckpt``: never a part of a model."""
+    return any((part[0] == "." and part not in (".", "..")) or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def is_weight(name: str) -> bool:
+    """Whether a file of that name holds weights."""
+    return name.endswith(WEIGHT_SUFFIXES) and not is_hidden(name)
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of that name is a model's: weights, config or tokenizer; no image and no text for people."""
+    return is_weight(name) or (name.endswith(OTHER_SUFFIXES) and not is_hidden(name))
+
+
+def diffusers_files(names: Iterable[str]) -> list[str]:
+    """Of the paths in a repository, those that make a model in the diffusers layout.
+
+    Left out are other formats, variants such as ``.fp16.``, and pickles of a part that has safetensors.
+    """
+    kept = [name for name in names if name == DIFFUSERS_INDEX or _belongs(name)]
+    safe = {name.partition("/")[0] for name in kept if name.endswith(".safetensors")}
+    return [name for name in kept if not (name.endswith(".bin") and name.partition("/")[0] in safe)]
+
+
+def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False) -> list[str]:
+    """What a folder with files of these names lacks to be a model.
+
+    Args:
+        wanted: Files of the model in the FlagAI layout.
+        names: Paths of the files that are there, relative to the folder.
+        config_only: Weights are not needed.
+
+    Returns:
+        Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, ``<part>/*.safetensors`` for a part
+        without any weights (all else there is the loader's to judge).
+    """
+    flagai = [
+        name for name in wanted if not (names & {name, EQUIVALENTS.get(name)} or (config_only and is_weight(name)))
+    ]
+    if not flagai or DIFFUSERS_INDEX not in names:
+        return flagai
+    having = {str(PurePosixPath(name).parent) for name in names if is_weight(name)}
+    return [f"{part}/*.safetensors" for part in WEIGHED_PARTS if not (config_only or part in having)]
+
+
+def _belongs(path: str) -> bool:
+    part, _, file = path.partition("/")
+    if part not in DIFFUSERS_PARTS or "/" in file or ".fp16." in file or not is_part(file):
+        return False
+    return file.endswith((".json", ".txt", ".model")) or (
+        file.endswith((".bin", ".safetensors")) and file.count(".") == 1
+    )
