@@ -1,224 +1,293 @@
-"""GenerationRequest: every knob of a generation once, with type, default, range, unit and help. No torch."""
+"""What to draw and where to: every option once. A resolved request has nothing left open. No torch."""
 
 from __future__ import annotations
 
-import codecs
-import re
 import secrets
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
-from pathlib import PurePath
-from typing import Any
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, field_validator, model_validator
+from pydantic.dataclasses import dataclass
 
 from flagai_altdiff.errors import InvalidRequestError, UnknownSamplerError
+from flagai_altdiff.options import Number, Whole, option, options_of, with_our_errors
+from flagai_altdiff.sampling import SAMPLERS
 
-SAMPLER_NAMES = ("ddim", "plms", "dpmpp_2m", "euler_ancestral")
-"""Keys of ``sampling.SAMPLERS``, here so that a request can be checked without torch."""
-
-SEED_MODES = ("batch", "per_image")
+SeedMode = Literal["batch", "per_image"]
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
+_STRICT = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """What a user interface must know of one knob.
-
-    Args:
-        help: One sentence.
-        unit: Unit of the value, if it has one.
-        minimum: Smallest valid value.
-        maximum: Largest valid value.
-        choices: Valid names; empty where any text is valid.
-        legacy: FlagAI's name of the knob.
-    """
-
-    help: str
-    unit: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    legacy: str = ""
-
-
-def _option(default: Any, **kwargs: Any) -> Any:
-    return field(default=default, metadata={"option": Option(**kwargs)})
-
-
-@dataclass(frozen=True, kw_only=True)
+@with_our_errors
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class GenerationRequest:
     """What to draw and how. ``None`` means: the model's own default. ``prompts`` may be given as one text or a list.
 
     Raises:
-        InvalidRequestError: A value outside its range.
+        InvalidRequestError: A value outside its range, or an option that does not exist.
         UnknownSamplerError: A sampler that does not exist.
     """
 
-    prompts: tuple[str, ...] = _option((), help="What the pictures show, in any language of the model.", legacy="prompt")
-    negative_prompt: str = _option("", help="What the pictures must not show.", legacy="negative_prompt")
-    height: int | None = _option(None, help="Height of a picture.", unit="px", minimum=8, maximum=MAX_SIDE, legacy="H")
-    width: int | None = _option(None, help="Width of a picture.", unit="px", minimum=8, maximum=MAX_SIDE, legacy="W")
-    steps: int | None = _option(
-        None, help="Sampler steps; more is finer and slower.", minimum=1, maximum=1000, legacy="ddim_steps"
+    prompts: tuple[str, ...] = option(..., "What the images show, in any language of the model.", flagai="prompt")
+    negative_prompt: str = option(
+        "", "What the images must not show.", flagai="negative_prompt", flags=("--negative-prompt",)
     )
-    guidance_scale: float | None = _option(
-        None, help="How closely to follow the prompt; 1 turns guidance off.", minimum=0, maximum=1000, legacy="scale"
+    height: Whole | None = option(
+        None,
+        "Height of an image.",
+        flagai="H",
+        flags=("--H", "-H", "--height"),
+        unit="px",
+        at_least=8,
+        at_most=MAX_SIDE,
     )
-    sampler: str = _option(
-        "ddim",
-        help="Algorithm from noise to picture.",
-        choices=SAMPLER_NAMES,
-        legacy="sampler",
+    width: Whole | None = option(
+        None,
+        "Width of an image.",
+        flagai="W",
+        flags=("--W", "-W", "--width"),
+        unit="px",
+        at_least=8,
+        at_most=MAX_SIDE,
     )
-    eta: float = _option(0.0, help="Share of fresh noise in DDIM.", minimum=0, maximum=1, legacy="ddim_eta")
-    seed: int | None = _option(
-        34234, help="Start of the random numbers; -1 draws one.", minimum=-1, maximum=MAX_SEED, legacy="seed"
+    steps: Whole | None = option(
+        None,
+        "Sampler steps; more is finer and slower.",
+        flagai="ddim_steps",
+        flags=("--steps", "-s", "--ddim-steps"),
+        at_least=1,
+        at_most=1000,
     )
-    seed_mode: str = _option(
-        "batch",
-        help="'batch': FlagAI's numbers. 'per_image': picture k has seed + k, whatever its batch.",
-        choices=SEED_MODES,
-        legacy="seed_mode",
+    guidance_scale: Number | None = option(
+        None,
+        "How closely to follow the prompt; 1 turns guidance off.",
+        flagai="scale",
+        flags=("--scale", "--guidance-scale", "--cfg-scale"),
+        at_least=0,
+        at_most=1000,
     )
-    images_per_prompt: int = _option(4, help="Pictures of each prompt.", minimum=1, maximum=10_000, legacy="n_samples")
-    batch_size: int | None = _option(
-        None, help="Pictures drawn at once; all of a prompt unless given.", minimum=1, maximum=10_000, legacy="n_samples"
+    sampler: str = option(
+        "ddim", "Algorithm from noise to image.", flagai="sampler", flags=("--sampler",), choices=tuple(SAMPLERS)
     )
-    iterations: int = _option(1, help="How often to go through all prompts.", minimum=1, maximum=100_000, legacy="n_iter")
-    fixed_code: bool = _option(False, help="Start every batch from the same noise.", legacy="fixed_code")
+    eta: Number = option(
+        0.0, "Share of fresh noise in DDIM.", flagai="ddim_eta", flags=("--eta", "--ddim-eta"), at_least=0, at_most=1
+    )
+    seed: Whole | None = option(
+        None,
+        "Start of the random numbers; -1 draws one, which is recorded.",
+        flagai="seed",
+        flags=("--seed",),
+        at_least=-1,
+        at_most=MAX_SEED,
+    )
+    seed_mode: SeedMode = option(
+        "per_image",
+        "'batch': FlagAI's numbers. 'per_image': image k has seed + k, whatever its batch.",
+        flagai="seed_mode",
+        flags=("--seed-mode",),
+        choices=("batch", "per_image"),
+    )
+    images_per_prompt: Whole = option(
+        1, "Images of each prompt.", flagai="n_samples", flags=("--n-samples", "-n"), at_least=1, at_most=10_000
+    )
+    batch_size: Whole | None = option(
+        None, "Images drawn at once; all of a prompt unless given.", flagai="n_samples", at_least=1, at_most=10_000
+    )
+    iterations: Whole = option(
+        1, "How often to go through all prompts.", flagai="n_iter", flags=("--n-iter",), at_least=1, at_most=100_000
+    )
+    fixed_code: bool = option(
+        False, "Start every batch from the same noise.", flagai="fixed_code", flags=("--fixed-code",)
+    )
 
-    def __post_init__(self) -> None:
-        prompts = (self.prompts,) if isinstance(self.prompts, str) else self.prompts
-        if not isinstance(prompts, (list, tuple)):
-            raise self._invalid("prompts", prompts, "expected a text or several")
-        object.__setattr__(self, "prompts", tuple(prompts))
-        if not self.prompts or not all(isinstance(p, str) for p in self.prompts):
-            raise self._invalid("prompts", self.prompts, "expected at least one text, and texts only")
-        if not isinstance(self.negative_prompt, str):
-            raise self._invalid("negative_prompt", self.negative_prompt, "expected text")
-        for name, text in [("prompts", p) for p in self.prompts] + [("negative_prompt", self.negative_prompt)]:
-            if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
-                raise self._invalid(name, text, "the text has half of a surrogate pair; was it cut inside an emoji?")
-        for f in fields(self):
-            option: Option = f.metadata["option"]
-            value = getattr(self, f.name)
-            if option.minimum is not None and not (value is None and "None" in str(f.type)):
-                self._check_number(f.name, value, option, integer=str(f.type).startswith("int"))
-        if self.sampler not in SAMPLER_NAMES:
-            raise UnknownSamplerError(self.sampler, SAMPLER_NAMES)
-        if self.seed_mode not in SEED_MODES:
-            raise self._invalid("seed_mode", self.seed_mode, f"expected one of {', '.join(SEED_MODES)}")
-        if self.eta and self.sampler != "ddim":
-            raise self._invalid("eta", self.eta, f"eta must be 0 for {self.sampler.upper()}; only DDIM takes another value")
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _several_texts(cls, value: object) -> object:
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError("expected a text, or a list with at least one text and texts only")
+        return tuple(texts)
 
-    def _check_number(self, name: str, value: object, option: Option, integer: bool) -> None:
-        kind = "a whole number" if integer else "a number"
-        limits = f"{kind} from {_short(option.minimum)} to {_short(option.maximum)}"
-        if isinstance(value, bool) or not isinstance(value, int if integer else (int, float)):
-            raise self._invalid(name, value, f"expected {limits}")
-        assert option.minimum is not None and option.maximum is not None
-        if not option.minimum <= value <= option.maximum:  # true of NaN as well
-            nearest = "" if value != value else f"; the nearest is {_short(_clamp(value, option))}"
-            raise self._invalid(name, value, f"expected {limits}{nearest}")
+    @field_validator("negative_prompt", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: object) -> object:
+        return "" if value is None else value
 
-    def _invalid(self, name: str, value: object, expected: str) -> InvalidRequestError:
-        return InvalidRequestError(name, value, expected)
+    @field_validator("prompts", "negative_prompt")
+    @classmethod
+    def _whole_characters(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if any(
+            "\ud800" <= char <= "\udfff" for text in ((value,) if isinstance(value, str) else value) for char in text
+        ):
+            raise ValueError("the text has half of a surrogate pair; was it cut inside an emoji?")
+        return value
 
-    def with_defaults(self, *, height: int, width: int, steps: int, guidance_scale: float) -> GenerationRequest:
-        """The request with a model's defaults where it had none, and a seed drawn where it asks for one."""
-        return replace(
-            self,
-            height=height if self.height is None else self.height,
-            width=width if self.width is None else self.width,
-            steps=steps if self.steps is None else self.steps,
-            guidance_scale=guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            seed=secrets.randbelow(MAX_SEED + 1) if self.seed in (None, -1) else self.seed,
-        )
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _known_sampler(cls, value: object) -> object:
+        if value not in tuple(SAMPLERS):
+            raise UnknownSamplerError(str(value), SAMPLERS)
+        return value
 
-    def fitted(self, downsampling: int, halvings: int) -> GenerationRequest:
-        """The request with height and width floored to the latent grid, as the original does.
+    @model_validator(mode="after")
+    def _eta_has_a_meaning(self) -> GenerationRequest:
+        if self.eta and not SAMPLERS[self.sampler].takes_eta:
+            able = " and ".join(spec.title for spec in SAMPLERS.values() if spec.takes_eta)
+            expected = f"eta must be 0 for {self.sampler.upper()}; only {able} takes another value"
+            raise InvalidRequestError("eta", self.eta, expected)
+        return self
+
+    def resolve(
+        self, *, height: int, width: int, steps: int, guidance_scale: float, downsampling: int, halvings: int
+    ) -> ResolvedRequest:
+        """The request as a model will carry it out: its defaults filled in, a seed drawn, the size on its latent grid.
 
         Args:
+            height: The model's default, in px; likewise ``width``, ``steps`` and ``guidance_scale``.
+            width: See ``height``.
+            steps: See ``height``.
+            guidance_scale: See ``height``.
             downsampling: Pixels per latent cell (f).
             halvings: How often the UNet halves a latent.
 
         Raises:
             InvalidRequestError: The UNet cannot halve the size evenly; the message has the nearest sizes that work.
         """
-        return replace(
-            self,
-            height=self._fit("height", self.height, downsampling, halvings),
-            width=self._fit("width", self.width, downsampling, halvings),
-        )
+        given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        filled = {
+            "height": _fitted("height", self.height or height, downsampling, halvings),
+            "width": _fitted("width", self.width or width, downsampling, halvings),
+            "steps": self.steps or steps,
+            "guidance_scale": guidance_scale if self.guidance_scale is None else self.guidance_scale,
+            "seed": secrets.randbelow(MAX_SEED + 1) if self.seed in (None, -1) else self.seed,
+            "batch_size": self.batch_size or self.images_per_prompt,
+        }
+        return ResolvedRequest(**(given | filled))
 
-    def _fit(self, name: str, size: int | None, downsampling: int, halvings: int) -> int:
-        assert size is not None
-        cells, unit = size // downsampling, 2**halvings
-        if cells and cells % unit == 0:
-            return cells * downsampling
-        below = cells // unit * unit * downsampling
-        near = " or ".join(str(s) for s in (below, below + unit * downsampling) if s)
-        raise self._invalid(name, size, f"this model draws multiples of {unit * downsampling} px; the nearest is {near}")
+    def as_json(self) -> dict[str, Any]:
+        """All options as plain JSON values; the constructor takes them back."""
+        return TypeAdapter(type(self)).dump_python(self, mode="json")
 
-    @property
-    def pictures_at_once(self) -> int:
-        """Size of a full batch."""
-        return self.batch_size or self.images_per_prompt
 
-    def batches(self) -> Iterator[tuple[str, ...]]:
-        """Prompts of each batch, in order, over all iterations; the last of an iteration may be short."""
+@with_our_errors
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ResolvedRequest(GenerationRequest):
+    """A request that can be carried out as it is. From :meth:`GenerationRequest.resolve`."""
+
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    batch_size: int
+
+    def seed_of(self, index: int) -> int:
+        """Seed of an image: its own where seeds are per image, else that of the whole request."""
+        return (self.seed + index) % (MAX_SEED + 1) if self.seed_mode == "per_image" else self.seed
+
+    def batches(self) -> Iterator[Batch]:
+        """What is drawn together, in order, over all iterations; the last batch of an iteration may be short."""
         rows = [prompt for prompt in self.prompts for _ in range(self.images_per_prompt)]
-        size = self.pictures_at_once
-        for _ in range(self.iterations):
-            for start in range(0, len(rows), size):
-                yield tuple(rows[start : start + size])
+        for first in range(0, len(rows) * self.iterations, len(rows)):
+            for start in range(0, len(rows), self.batch_size):
+                yield Batch(first + start, tuple(rows[start : start + self.batch_size]))
 
 
-def option_of(name: str) -> Option:
-    """The option behind a field of :class:`GenerationRequest`."""
-    return next(f.metadata["option"] for f in fields(GenerationRequest) if f.name == name)
-
-
-def parse_prompt_file(data: bytes, name: str) -> list[str]:
-    """The prompts of a text file: one per line, blank lines skipped.
-
-    Args:
-        data: UTF-8 (with or without a byte order mark) or UTF-16 with one, LF or CRLF.
-        name: The file, for errors.
+@with_our_errors
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Output:
+    """Where the images of a request go.
 
     Raises:
-        InvalidRequestError: Another encoding (with the line), or no prompt in it.
+        InvalidRequestError: A value of another kind, or an option that does not exist.
     """
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; {_reencoding(data, name)}") from error
-    if "\0" in text:
-        raise InvalidRequestError("from_file", name, f"it has NUL characters; {_reencoding(data, name)}")
-    prompts = [line.strip("\r\n") for line in text.split("\n") if line.strip()]
-    if not prompts:
-        raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
-    return prompts
+
+    folder: Path = option(
+        Path("AltDiffusionOutputs"),
+        "Folder of the images: samples/00000.png …, grid-0000.png …",
+        flagai="outpath",
+        flags=("--outdir", "-o", "--outpath", "--out-path", "--output"),
+    )
+    columns: Whole = option(
+        0,
+        "Images per row of the grid; 0: as many as are drawn at once.",
+        flagai="n_rows",
+        flags=("--n-rows",),
+        at_least=0,
+        at_most=10_000,
+    )
+    skip_save: bool = option(False, "Save no single images.", flagai="skip_save", flags=("--skip-save",))
+    skip_grid: bool = option(False, "Make no grid.", flagai="skip_grid", flags=("--skip-grid",))
+    resume: bool = option(
+        False,
+        "Go on with the latest run of this very request in the folder: draw what it lacks.",
+        flagai="resume",
+        flags=("--resume",),
+    )
+
+    def check_resumable(self, request: GenerationRequest) -> None:
+        """InvalidRequestError for a call that is to go on, but leaves nothing to go on with."""
+        if not self.resume:
+            return
+        if self.skip_save:
+            expected = "nothing is saved that resume could go on with; leave one of them out"
+            raise InvalidRequestError("skip_save", True, expected)
+        if request.seed in (None, -1):
+            expected = "resume needs the seed of the interrupted run: request_seed in the records of its images"
+            raise InvalidRequestError("seed", request.seed, expected)
 
 
-def _reencoding(data: bytes, name: str) -> str:
-    """The command that makes a UTF-8 copy of a prompt file, with a guess at what it is now."""
-    if b"\0" in data:
-        guess = "UTF-16LE" if data.find(b"\0") % 2 else "UTF-16BE"
-    else:  # letters of Chinese take two bytes each
-        single = any(len(run) % 2 for run in re.findall(rb"[\x80-\xff]+", data))
-        guess = "ISO-8859-1" if single else "GB18030"
-    source, copy = shlex.quote(name), shlex.quote(str(PurePath(name).with_suffix(".utf8.txt")))
-    return f"save it as UTF-8. If it is {guess}, as it seems: iconv -f {guess} -t UTF-8 {source} > {copy}"
+@plain_dataclass(frozen=True)
+class Batch:
+    """Images that are drawn together.
+
+    Args:
+        first: Index of its first image within the request.
+        prompts: One for each image.
+    """
+
+    first: int
+    prompts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def indices(self) -> range:
+        """Indices of its images."""
+        return range(self.first, self.first + len(self))
 
 
-def _clamp(value: float, option: Option) -> float:
-    assert option.minimum is not None and option.maximum is not None
-    return min(max(value, option.minimum), option.maximum)
+@plain_dataclass(frozen=True)
+class Note:
+    """Something about a generation that the user should know; it stands in the log as well.
+
+    Args:
+        kind: What it is about.
+        text: One or two sentences.
+    """
+
+    kind: Literal["cut prompt", "floored size", "changed steps", "precision", "flagged", "grid"]
+    text: str
 
 
-def _short(value: float | None) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _fitted(name: str, size: int, downsampling: int, halvings: int) -> int:
+    """A side floored to the latent grid, as the original does."""
+    cells, unit = size // downsampling, 2**halvings
+    if cells and cells % unit == 0:
+        return cells * downsampling
+    below = cells // unit * unit * downsampling
+    near = " or ".join(str(s) for s in (below, below + unit * downsampling) if s)
+    expected = f"this model draws multiples of {unit * downsampling} px; the nearest is {near}"
+    raise InvalidRequestError(name, size, expected)
+
+
+OPTIONS = options_of(GenerationRequest) | options_of(Output)
+"""Every option by its field in :class:`GenerationRequest` or :class:`Output`."""
+
+FLAGAI_DEFAULTS: dict[str, Any] = {"images_per_prompt": 4, "seed": 34234, "seed_mode": "batch"}
+"""Where FlagAI's call and the command line begin elsewhere than a request does."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from flagai_altdiff.sampling.schedule import Schedule
 from flagai_altdiff.sampling.step import EpsFunction, NoiseFunction, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flagai_altdiff.sampling.schedule import Schedule
 
 
 def ddim_step(
@@ -33,20 +36,19 @@ def ddim_step(
 
 
 def ddim(eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: NoiseFunction, eta: float = 0.0) -> Iterator[Step]:
-    """Walk from noise to picture with eta times the noise of ancestral sampling.
+    """Walk from noise to image with eta times the noise of ancestral sampling.
 
     Args:
         eps: Noise prediction.
         x: (B, C, h, w), standard normal.
         schedule: Timesteps and signal powers.
-        noise: Called once a step, also with eta 0: the original draws there too, and later pictures depend on it.
+        noise: Called once a step, also with eta 0: the original draws there too, and later images depend on it.
         eta: 0 is deterministic, 1 ancestral.
 
     Yields:
         One Step per timestep.
     """
-    rows = zip(schedule.timesteps.tolist(), schedule.alphas.tolist(), schedule.alphas_prev.tolist(), strict=True)
-    for i, (t, alpha, alpha_prev) in enumerate(rows):
+    for i, t, alpha, alpha_prev in schedule:
         sigma = eta * math.sqrt((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev))  # eq. 16
         x, pred_x0 = ddim_step(x, eps(x, t), alpha, alpha_prev, noise(), sigma)
         yield Step(i, len(schedule), t, x, pred_x0)

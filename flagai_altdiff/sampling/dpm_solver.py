@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from flagai_altdiff.sampling.schedule import Schedule
 from flagai_altdiff.sampling.step import EpsFunction, NoiseFunction, Step
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def dpmpp_2m(eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: NoiseFunction, eta: float = 0.0) -> Iterator[Step]:
-    """Walk from noise to picture with a second-order multistep solver; 20 to 25 steps do the work of 50.
+    from flagai_altdiff.sampling.schedule import Schedule
+
+
+def dpmpp_2m(eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: NoiseFunction) -> Iterator[Step]:
+    """Walk from noise to image with a second-order multistep solver; 20 to 25 steps do the work of 50.
 
     Args:
         eps: Noise prediction.
         x: (B, C, h, w), standard normal.
         schedule: Timesteps and signal powers.
         noise: Not called: the solver is deterministic.
-        eta: Must be 0.
 
     Yields:
         One Step per timestep.
-
-    Raises:
-        ValueError: eta is not 0.
     """
-    if eta:
-        raise ValueError("eta must be 0 for DPM-Solver++(2M)")
-    rows = zip(schedule.timesteps.tolist(), schedule.alphas.tolist(), schedule.alphas_prev.tolist(), strict=True)
     last_x0: Tensor | None = None
     last_h = 0.0
-    for i, (t, alpha, alpha_prev) in enumerate(rows):
+    for i, t, alpha, alpha_prev in schedule:
         pred_x0 = (x - math.sqrt(1 - alpha) * eps(x, t)) / math.sqrt(alpha)
         h = _half_log_snr(alpha_prev) - _half_log_snr(alpha)
         if last_x0 is None or h > 2 * last_h:  # no history, or too short a one to extrapolate so far (the grid's end)

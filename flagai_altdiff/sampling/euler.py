@@ -1,38 +1,33 @@
-"""Euler ancestral. **Source**: Karras et al. 2022 (arXiv 2206.00364) for the variables; Song et al. 2021 for the noise."""
+"""Euler ancestral. **Source**: Karras et al. 2022 (arXiv 2206.00364) for the variables; Song et al. 2021 for the
+noise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from flagai_altdiff.sampling.schedule import Schedule
 from flagai_altdiff.sampling.step import EpsFunction, NoiseFunction, Step
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def euler_ancestral(
-    eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: NoiseFunction, eta: float = 0.0
-) -> Iterator[Step]:
-    """Walk from noise to picture, renewing part of the noise in every step.
+    from flagai_altdiff.sampling.schedule import Schedule
+
+
+def euler_ancestral(eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: NoiseFunction) -> Iterator[Step]:
+    """Walk from noise to image, renewing part of the noise in every step.
 
     Args:
         eps: Noise prediction.
         x: (B, C, h, w), standard normal.
         schedule: Timesteps and signal powers.
         noise: Called once a step.
-        eta: Must be 0: this sampler has its full noise always.
 
     Yields:
         One Step per timestep.
-
-    Raises:
-        ValueError: eta is not 0.
     """
-    if eta:
-        raise ValueError("eta must be 0 for Euler ancestral")
-    rows = zip(schedule.timesteps.tolist(), schedule.alphas.tolist(), schedule.alphas_prev.tolist(), strict=True)
-    for i, (t, alpha, alpha_prev) in enumerate(rows):
+    for i, t, alpha, alpha_prev in schedule:
         prediction = eps(x, t)
         pred_x0 = (x - math.sqrt(1 - alpha) * prediction) / math.sqrt(alpha)
         # Noise per unit of signal before and after; sigma_down**2 + sigma_up**2 = sigma_prev**2.

@@ -1,4 +1,5 @@
-"""Classifier-free guidance. **Source**: Ho and Salimans 2022 (arXiv 2207.12598), in LDM's form uncond + s (cond - uncond)."""
+"""Classifier-free guidance. **Source**: Ho and Salimans 2022 (arXiv 2207.12598), in LDM's form uncond + s (cond -
+uncond)."""
 
 from __future__ import annotations
 

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,28 +18,28 @@ def make_betas(kind: str, timesteps: int, linear_start: float, linear_end: float
     """Variances of the forward process.
 
     Args:
-        kind: ``"linear"`` (LDM's name for linear in the square root; every released model), ``"sqrt_linear"`` (linear in
-            beta), ``"sqrt"`` or ``"cosine"``.
+        kind: ``"linear"`` (LDM's name for linear in the square root; every released model), ``"sqrt_linear"`` (linear
+            in beta), ``"sqrt"`` or ``"cosine"``.
         timesteps: Number of steps.
         linear_start: First beta.
         linear_end: Last beta.
         cosine_s: Offset of the cosine schedule.
 
     Returns:
-        (timesteps,), float64.
+        (timesteps,), float64, on the CPU whatever the default device is.
 
     Raises:
         ConfigError: Unknown kind.
     """
     if kind == "linear":
-        return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64) ** 2
+        return torch.linspace(linear_start**0.5, linear_end**0.5, timesteps, dtype=torch.float64, device="cpu") ** 2
     if kind == "sqrt_linear":
-        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64)
+        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64, device="cpu")
     if kind == "sqrt":
-        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64) ** 0.5
+        return torch.linspace(linear_start, linear_end, timesteps, dtype=torch.float64, device="cpu") ** 0.5
     if kind == "cosine":
-        angles = (torch.arange(timesteps + 1, dtype=torch.float64) / timesteps + cosine_s) / (1 + cosine_s) * (torch.pi / 2)
-        alphas = angles.cos() ** 2
+        t = torch.arange(timesteps + 1, dtype=torch.float64, device="cpu") / timesteps
+        alphas = ((t + cosine_s) / (1 + cosine_s) * (torch.pi / 2)).cos() ** 2
         return (1 - alphas[1:] / alphas[:-1]).clamp(0.0, 0.999)
     raise ConfigError(f"beta_schedule {kind!r} is unknown. Known: linear, sqrt_linear, sqrt, cosine.")
 
@@ -55,7 +54,7 @@ def schedule_buffers(betas: Tensor) -> dict[str, Tensor]:
         Name -> (T,), float32.
     """
     alphas_cumprod = torch.cumprod(1.0 - betas, dim=0)
-    previous = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    previous = torch.cat([betas.new_ones(1), alphas_cumprod[:-1]])
     posterior_variance = betas * (1.0 - previous) / (1.0 - alphas_cumprod)
     buffers = {
         "betas": betas,
@@ -74,47 +73,49 @@ def schedule_buffers(betas: Tensor) -> dict[str, Tensor]:
     return {name: value.float() for name, value in buffers.items()}
 
 
-def step_count(steps: int, timesteps: int = 1000) -> int:
-    """Model steps that FlagAI's grid takes when ``steps`` are asked for (6 gives 7, 50 gives 50)."""
-    return len(_grid(steps, timesteps))
+def timestep_grid(steps: int, timesteps: int = 1000) -> range:
+    """FlagAI's grid, ascending: stride T // steps, shifted by one; it may be longer than ``steps`` (6 gives 7, 50 gives
+    50).
 
-
-def _grid(steps: int, timesteps: int) -> npt.NDArray[np.int64]:
-    # The original indexes its tables at t = T when the stride leaves that last point, and crashes; that point is dropped.
-    grid = np.arange(0, timesteps, timesteps // steps, dtype=np.int64) + 1
-    return grid[grid < timesteps]
+    The original indexes its tables at t = T when the stride leaves that last point, and crashes; that point is dropped.
+    """
+    return range(1, timesteps, timesteps // steps)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One walk from noise to picture: which timesteps, and how much signal is left at each.
+    """One walk from noise to image: which timesteps, and how much signal is left at each.
+
+    Iterating gives (number of the step, timestep, alpha, alpha after the step) for each.
 
     Args:
-        timesteps: (S,) int64, descending: the model's inputs.
-        alphas: (S,) float64: signal power (alpha bar) at each timestep.
-        alphas_prev: (S,) float64: signal power after each step.
+        timesteps: Descending: the model's inputs.
+        alphas: Signal power (alpha bar) at each timestep.
+        alphas_prev: Signal power after each step.
     """
 
-    timesteps: Tensor
-    alphas: Tensor
-    alphas_prev: Tensor
+    timesteps: tuple[int, ...]
+    alphas: tuple[float, ...]
+    alphas_prev: tuple[float, ...]
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Tensor, steps: int) -> Schedule:
-        """FlagAI's grid: stride T // steps, shifted by one; the last step ends at alphas_cumprod[0], not at 1.
+        """The walk along :func:`timestep_grid`; the last step ends at alphas_cumprod[0], not at 1.
 
         Args:
-            alphas_cumprod: (T,), as in the checkpoint.
+            alphas_cumprod: (T,), of any floating dtype.
             steps: Steps asked for, 1 to T.
         """
-        table = alphas_cumprod.detach().double().cpu()
-        grid = torch.from_numpy(_grid(steps, len(table)))
-        alphas = table[grid]
-        alphas_prev = torch.cat([table[:1], alphas[:-1]])
-        return cls(grid.flip(0), alphas.flip(0), alphas_prev.flip(0))
+        table = alphas_cumprod.detach().double().tolist()
+        grid = timestep_grid(steps, len(table))[::-1]
+        alphas = tuple(table[t] for t in grid)
+        return cls(tuple(grid), alphas, (*alphas[1:], table[0]))
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def __iter__(self) -> Iterator[tuple[int, int, float, float]]:
+        return zip(range(len(self)), self.timesteps, self.alphas, self.alphas_prev, strict=True)
 
 
 def add_noise(x0: Tensor, eps: Tensor, alpha: Tensor | float) -> Tensor:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from flagai_altdiff.sampling.schedule import Schedule
-
-EpsFunction = Callable[[Tensor, int], Tensor]
+EpsFunction = Callable[["Tensor", int], "Tensor"]
 """(x (B, C, h, w), timestep) -> predicted noise (B, C, h, w)."""
 
-NoiseFunction = Callable[[], Tensor]
+NoiseFunction = Callable[[], "Tensor"]
 """() -> standard normal (B, C, h, w)."""
 
 
@@ -36,11 +35,27 @@ class Step:
     pred_x0: Tensor
 
 
-class Sampler(Protocol):
-    """The shape of every sampler; ``eta`` is the share of fresh noise and only DDIM has it."""
+Sampler = Callable[..., Iterator[Step]]
+"""``(eps, x, schedule, *, noise)``, and ``eta`` where the sampler takes it; ``x`` (B, C, h, w) is pure noise."""
 
-    def __call__(
-        self, eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: NoiseFunction, eta: float = 0.0
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler and what people must know of it.
+
+    Args:
+        function: The generator function.
+        title: Its name as other programs write it into images.
+        takes_eta: Whether it has ``eta``, the share of fresh noise.
+    """
+
+    function: Sampler
+    title: str
+    takes_eta: bool = False
+
+    def walk(
+        self, eps: EpsFunction, x: Tensor, schedule: Any, *, noise: NoiseFunction, eta: float = 0.0
     ) -> Iterator[Step]:
-        """Walk ``x`` (B, C, h, w), pure noise, along ``schedule``."""
-        ...
+        """Call the sampler; ``eta`` reaches only one that takes it."""
+        own = {"eta": eta} if self.takes_eta else {}
+        return self.function(eps, x, schedule, noise=noise, **own)

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import PlainSerializer, TypeAdapter
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, UnknownSamplerError
-from flagai_altdiff.request import MAX_SEED, SAMPLER_NAMES, GenerationRequest, Option, option_of, parse_prompt_file
+from flagai_altdiff.options import options_of, with_our_errors
+from flagai_altdiff.request import MAX_SEED, OPTIONS, GenerationRequest, Output, ResolvedRequest
+from flagai_altdiff.sampling import SAMPLERS
 
-RANGES = {f.name: option_of(f.name) for f in fields(GenerationRequest) if option_of(f.name).minimum is not None}
+RANGES = {name: o for name, o in options_of(GenerationRequest).items() if o.minimum is not None}
+DEFAULTS: dict[str, Any] = {
+    "height": 64,
+    "width": 64,
+    "steps": 20,
+    "guidance_scale": 3.0,
+    "downsampling": 8,
+    "halvings": 1,
+}
 
 
 def request(**changes: Any) -> GenerationRequest:
     return GenerationRequest(**{"prompts": ("a cat",), **changes})
 
 
-def integer(name: str) -> bool:
-    return name not in ("guidance_scale", "eta")
-
-
-def test_every_field_has_an_option() -> None:
-    for f in fields(GenerationRequest):
-        option = f.metadata["option"]
-        assert isinstance(option, Option)
-        assert option.help.endswith(".")
-        assert option.legacy
+def test_every_field_is_an_option() -> None:
+    for cls in (GenerationRequest, Output):
+        assert list(options_of(cls)) == [f.name for f in fields(cls)]
+    for option in OPTIONS.values():
+        assert option.help and option.flagai
+        assert all(flag.startswith("-") for flag in option.flags)
+    flags = [flag for option in OPTIONS.values() for flag in option.flags]
+    assert len(flags) == len(set(flags))
     assert len(RANGES) == 9
 
 
@@ -44,7 +57,7 @@ def test_both_ends_of_a_range_are_valid(name: str) -> None:
 def test_values_beside_a_range_are_refused_with_the_nearest(name: str) -> None:
     option = RANGES[name]
     assert option.minimum is not None and option.maximum is not None
-    step = 1 if integer(name) else 0.001
+    step = 1 if RANGES[name].whole else 0.001
     for value, nearest in ((option.minimum - step, option.minimum), (option.maximum + step, option.maximum)):
         if name == "seed" and value == -1:
             continue
@@ -70,7 +83,7 @@ def test_numbers_beyond_floating_point_are_refused(name: str) -> None:
             request(**{name: value})
 
 
-@pytest.mark.parametrize("name", [n for n in RANGES if integer(n)])
+@pytest.mark.parametrize("name", [n for n in RANGES if RANGES[n].whole])
 def test_whole_numbers_are_not_rounded(name: str) -> None:
     with pytest.raises(InvalidRequestError, match="whole number"):
         request(**{name: 16.5})
@@ -82,7 +95,7 @@ def test_none_is_refused_where_it_means_nothing(name: str) -> None:
         request(**{name: None})
 
 
-@pytest.mark.parametrize("prompts", [(), ("a", 7), (None,), (b"a",), None, 7, (["a", "b"],)])
+@pytest.mark.parametrize("prompts", [(), ("a", 7), (None,), (b"a",), None, 7, (["a", "b"],), {"a"}, iter("a")])
 def test_prompts_must_be_texts(prompts: object) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         request(prompts=prompts)
@@ -116,7 +129,7 @@ def test_odd_texts_are_prompts(text: str) -> None:
 def test_an_unknown_sampler_is_answered_with_the_nearest() -> None:
     with pytest.raises(UnknownSamplerError, match="Did you mean 'plms'") as caught:
         request(sampler="plsm")
-    assert all(name in str(caught.value) for name in SAMPLER_NAMES)
+    assert all(name in str(caught.value) for name in SAMPLERS)
     assert isinstance(caught.value, FlagAIAltDiffError)
 
 
@@ -126,7 +139,7 @@ def test_seed_modes() -> None:
         request(seed_mode="other")
 
 
-@pytest.mark.parametrize("sampler", [s for s in SAMPLER_NAMES if s != "ddim"])
+@pytest.mark.parametrize("sampler", [s for s in SAMPLERS if s != "ddim"])
 def test_only_ddim_takes_an_eta(sampler: str) -> None:
     assert request(sampler="ddim", eta=1.0).eta == 1.0
     with pytest.raises(InvalidRequestError, match=sampler.upper()) as caught:
@@ -140,19 +153,97 @@ def test_errors_are_value_errors_and_short() -> None:
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.fault(121)
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    made = request(
+        height=np.int64(64), steps=torch.tensor(7), seed=np.uint32(9), guidance_scale=np.float32(2.5), eta=np.array(0.5)
+    )
+    assert (made.height, made.steps, made.seed, made.guidance_scale, made.eta) == (64, 7, 9, 2.5, 0.5)
+    assert all(type(v) in (int, float) for v in (made.height, made.steps, made.seed, made.guidance_scale, made.eta))
+    for bad in (np.array([64]), torch.ones(2), np.bool_(True), np.float64("nan"), np.str_("64")):
+        with pytest.raises(InvalidRequestError):
+            request(height=bad)
+
+
+def test_no_negative_prompt_is_an_empty_one() -> None:
+    assert request(negative_prompt=None).negative_prompt == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("n_samples", "images_per_prompt"), ("scale", "guidance_scale"), ("H", "height")]
+)
+def test_flagais_names_are_answered_with_ours(typed: str, meant: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"did you mean '{meant}'"):
+        request(**{typed: 4})
+
+
+def test_a_misspelt_option_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InvalidRequestError, match="did you mean 'steps'") as caught:
+        request(step=20)
+    assert caught.value.field == "step"
+    with pytest.raises(InvalidRequestError, match="must be given"):
+        GenerationRequest()  # type: ignore[call-arg]
+
+
+def test_a_request_is_hashable_printable_and_json() -> None:
+    one = request(seed=7, steps=5)
+    assert {one, replace(one)} == {one}
+    assert "steps=5" in repr(one)
+    data = json.loads(json.dumps(one.as_json()))
+    assert GenerationRequest(**data) == one
+    schema = TypeAdapter(GenerationRequest).json_schema()
+    height = schema["properties"]["height"]
+    assert height["description"] == "Height of an image."
+    assert {"minimum": 8, "maximum": 8192, "type": "integer"} in height["anyOf"]
+    assert schema["properties"]["sampler"]["enum"] == list(SAMPLERS)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What later requests hold: an image by its hash, and its data."""
+
+    sha256: str
+    size: tuple[int, int]
+    data: bytes = field(repr=False, compare=False)
+
+
+@with_our_errors
+@pydantic_dataclass(frozen=True, kw_only=True)
+class RequestWithPicture(GenerationRequest):
+    init_image: Annotated[Picture, PlainSerializer(lambda p: p.sha256)] | None = None
+    loras: tuple[tuple[str, float], ...] = ()
+
+
+def test_a_request_can_hold_images_and_lists() -> None:
+    held = RequestWithPicture(
+        prompts=("a",), init_image=Picture("ab12", (3, 4), b"x" * 10_000), loras=(("style", 0.8),)
+    )
+    assert hash(held) == hash(replace(held))
+    assert len(repr(held)) < 500
+    assert json.loads(json.dumps(held.as_json()))["init_image"] == "ab12"
+    assert held.as_json()["loras"] == [["style", 0.8]] or held.as_json()["loras"] == (("style", 0.8),)
+
+
 def test_a_models_defaults_fill_the_gaps_only() -> None:
-    defaults = {"height": 128, "width": 64, "steps": 20, "guidance_scale": 3.0}
-    filled = request(width=256).with_defaults(**defaults)
+    filled = request(width=256).resolve(**{**DEFAULTS, "height": 128})
+    assert isinstance(filled, ResolvedRequest)
     assert (filled.height, filled.width, filled.steps, filled.guidance_scale) == (128, 256, 20, 3.0)
-    assert request(steps=7, guidance_scale=0).with_defaults(**defaults).guidance_scale == 0
+    assert request(steps=7, guidance_scale=0).resolve(**DEFAULTS).guidance_scale == 0
+    assert filled.resolve(**DEFAULTS) == filled
+    assert request(images_per_prompt=3).resolve(**DEFAULTS).batch_size == 3
 
 
 @pytest.mark.parametrize("seed", [None, -1])
 def test_a_random_seed_is_drawn_and_recorded(seed: int | None) -> None:
-    defaults = {"height": 64, "width": 64, "steps": 20, "guidance_scale": 3.0}
-    seeds = {request(seed=seed).with_defaults(**defaults).seed for _ in range(4)}
+    seeds = {request(seed=seed).resolve(**DEFAULTS).seed for _ in range(4)}
     assert len(seeds) > 1
     assert all(isinstance(s, int) and 0 <= s <= MAX_SEED for s in seeds)
+
+
+def test_seeds_of_images() -> None:
+    each = request(seed=MAX_SEED, seed_mode="per_image").resolve(**DEFAULTS)
+    assert [each.seed_of(i) for i in range(3)] == [MAX_SEED, 0, 1]
+    assert [replace(each, seed_mode="batch").seed_of(i) for i in range(3)] == [MAX_SEED] * 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,75 +251,37 @@ def test_a_random_seed_is_drawn_and_recorded(seed: int | None) -> None:
 def test_sizes_are_floored_to_what_the_model_draws(size: int, downsampling: int, halvings: int) -> None:
     unit, cells = downsampling * 2**halvings, size // downsampling
     asked = replace(request(), height=size, width=8192)
+    model: dict[str, Any] = {**DEFAULTS, "downsampling": downsampling, "halvings": halvings}
     if cells and cells % 2**halvings == 0:
-        assert asked.fitted(downsampling, halvings).height == cells * downsampling
+        assert asked.resolve(**model).height == cells * downsampling
         return
     with pytest.raises(InvalidRequestError) as caught:
-        asked.fitted(downsampling, halvings)
+        asked.resolve(**model)
     assert caught.value.field == "height"
     near = [int(word) for word in caught.value.expected.split("nearest is ")[1].split(" or ")]
     assert near and all(n > 0 and n % unit == 0 and abs(n - size) < unit + downsampling for n in near)
 
 
+def batches(**changes: Any) -> list[tuple[str, ...]]:
+    return [batch.prompts for batch in request(**changes).resolve(**DEFAULTS).batches()]
+
+
 def test_batches_are_those_of_flagai() -> None:
-    one = request(images_per_prompt=3, iterations=2)
-    assert list(one.batches()) == [("a cat",) * 3] * 2
-    two = request(prompts=("a", "b"), images_per_prompt=2)
-    assert list(two.batches()) == [("a", "a"), ("b", "b")]
-    lines = request(prompts=tuple("abcde"), images_per_prompt=1, batch_size=2)
-    assert list(lines.batches()) == [("a", "b"), ("c", "d"), ("e",)]
+    assert batches(images_per_prompt=3, iterations=2) == [("a cat",) * 3] * 2
+    assert batches(prompts=("a", "b"), images_per_prompt=2) == [("a", "a"), ("b", "b")]
+    lines = {"prompts": tuple("abcde"), "images_per_prompt": 1, "batch_size": 2}
+    assert batches(**lines) == [("a", "b"), ("c", "d"), ("e",)]
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 5), per_prompt=st.integers(1, 4), size=st.integers(1, 6) | st.none(), iterations=st.integers(1, 3))
-def test_batches_lose_no_picture(n: int, per_prompt: int, size: int | None, iterations: int) -> None:
+@given(
+    n=st.integers(1, 5), per_prompt=st.integers(1, 4), size=st.integers(1, 6) | st.none(), iterations=st.integers(1, 3)
+)
+def test_batches_lose_no_image(n: int, per_prompt: int, size: int | None, iterations: int) -> None:
     prompts = tuple(str(i) for i in range(n))
-    batches = list(request(prompts=prompts, images_per_prompt=per_prompt, batch_size=size, iterations=iterations).batches())
+    asked = request(prompts=prompts, images_per_prompt=per_prompt, batch_size=size, iterations=iterations)
+    made = list(asked.resolve(**DEFAULTS).batches())
     rows = [p for p in prompts for _ in range(per_prompt)]
-    assert [p for batch in batches for p in batch] == rows * iterations
-    assert all(0 < len(batch) <= (size or per_prompt) for batch in batches)
-
-
-@pytest.mark.fault(49)
-@pytest.mark.parametrize(
-    ("data", "prompts"),
-    [
-        (b"a cat\na dog\n", ["a cat", "a dog"]),
-        (b"a cat\r\na dog", ["a cat", "a dog"]),
-        (b"\xef\xbb\xbfa cat\n", ["a cat"]),
-        (b"\n\na cat\n  \n\t\na dog\n\n", ["a cat", "a dog"]),
-        ("一只猫\nقطة\n".encode(), ["一只猫", "قطة"]),
-        ("a\u2028b\x0bc\x85d\n".encode(), ["a\u2028b\x0bc\x85d"]),
-        ("a cat\r\n一只猫\r\n".encode("utf-16"), ["a cat", "一只猫"]),
-        (b"\xfe\xff" + "قطة".encode("utf-16-be"), ["قطة"]),
-    ],
-)
-def test_prompt_files(data: bytes, prompts: list[str]) -> None:
-    assert parse_prompt_file(data, "p.txt") == prompts
-
-
-@pytest.mark.fault(49)
-@pytest.mark.parametrize(
-    ("data", "line", "encoding"),
-    [
-        ("a cat\n一只戴着帽子的猫\n".encode("gbk"), "line 2 ", "GB18030"),
-        ("a\nb\n\n帽子\n".encode("gbk"), "line 4 ", "GB18030"),
-        ("a cat\n".encode("utf-16-le"), "NUL ", "UTF-16LE"),
-        ("a cat\n".encode("utf-16-be"), "NUL ", "UTF-16BE"),
-        (b"a\xff", "line 1 ", "ISO-8859-1"),
-        ("a cat\nun corazón rojo\n".encode("latin-1"), "line 2 ", "ISO-8859-1"),
-        (b"\xff\xfea\0b", "line 1 ", "UTF-16LE"),
-    ],
-)
-def test_a_prompt_file_of_another_encoding_is_refused_with_its_line(data: bytes, line: str, encoding: str) -> None:
-    with pytest.raises(InvalidRequestError, match=rf"{line}.*iconv -f {encoding} -t UTF-8 p\.txt > p\.utf8\.txt$") as caught:
-        parse_prompt_file(data, "p.txt")
-    assert caught.value.field == "from_file"
-    assert "p.txt" in str(caught.value)
-
-
-@pytest.mark.fault(49)
-@pytest.mark.parametrize("data", [b"", b"\n\n", b"\xef\xbb\xbf", b"  \r\n"])
-def test_a_prompt_file_without_prompts_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidRequestError, match="no prompt"):
-        parse_prompt_file(data, "p.txt")
+    assert [p for batch in made for p in batch.prompts] == rows * iterations
+    assert [i for batch in made for i in batch.indices] == list(range(len(rows) * iterations))
+    assert all(0 < len(batch) <= (size or per_prompt) for batch in made)

@@ -1,0 +1,70 @@
+"""Files of prompts: text with a prompt per line, in the encodings that editors write."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import shlex
+from pathlib import Path, PurePath
+
+from flagai_altdiff.errors import InvalidRequestError
+
+_INVISIBLE = " \t\x0b\x0c\x1a\xa0\u200b\u2060\u3000"
+"""A line of these is blank; DOS ended its files with one of them."""
+
+
+def read_prompt_file(path: str | Path, *, comments: bool = False) -> tuple[str, ...]:
+    """The prompts of a file.
+
+    Args:
+        path: The file.
+        comments: Whether lines that begin with ``#`` are left out.
+
+    Raises:
+        InvalidRequestError: It cannot be read, has another encoding (with the line), or no prompt in it.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidRequestError("from_file", str(path), f"cannot be read: {reason}") from error
+    return parse_prompts(data, str(path), comments=comments)
+
+
+def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[str, ...]:
+    """The prompts of a text: one per line, blank lines skipped.
+
+    Args:
+        data: UTF-8 (with or without a byte order mark) or UTF-16 with one; lines end in LF, CRLF or CR.
+        name: The file, for errors.
+        comments: Whether lines that begin with ``#`` are left out.
+
+    Raises:
+        InvalidRequestError: Another encoding (with the line), or no prompt in it.
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + len(re.findall(rb"\r\n|\r|\n", data[: error.start]))
+        raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; {_reencoding(data, name)}") from error
+    if "\0" in text:
+        raise InvalidRequestError("from_file", name, f"it has NUL characters; {_reencoding(data, name)}")
+    # Files that were joined end to end have byte order marks inside.
+    lines = (line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text))
+    seen = (line for line in lines if line.strip(_INVISIBLE))
+    prompts = tuple(line for line in seen if not (comments and line.lstrip().startswith("#")))
+    if not prompts:
+        raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
+    return prompts
+
+
+def _reencoding(data: bytes, name: str) -> str:
+    """The command that makes a UTF-8 copy of a prompt file, with a guess at what it is now."""
+    if b"\0" in data:
+        guess = "UTF-16LE" if data.find(b"\0") % 2 else "UTF-16BE"
+    else:  # letters of Chinese take two bytes each
+        single = any(len(run) % 2 for run in re.findall(rb"[\x80-\xff]+", data))
+        guess = "ISO-8859-1" if single else "GB18030"
+    source, copy = shlex.quote(name), shlex.quote(str(PurePath(name).with_suffix(".utf8.txt")))
+    return f"save it as UTF-8. If it is {guess}, as it seems: iconv -f {guess} -t UTF-8 {source} > {copy}"
