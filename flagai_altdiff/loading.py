@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,18 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError, HubError, InvalidRequestError
+from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion, build_model
-from flagai_altdiff.registry import DEFAULT_MODEL_DIR, MODELS, SAFETY_CHECKER, UNREGISTERED, ModelSpec, find_model, locate
+from flagai_altdiff.registry import (
+    DEFAULT_MODEL_DIR,
+    MODELS,
+    SAFETY_CHECKER,
+    UNREGISTERED,
+    ModelSpec,
+    find_model,
+    locate,
+)
 from flagai_altdiff.safety import SafetyChecker, load_safety_checker
-from flagai_altdiff.sampling.schedule import make_betas, schedule_buffers
 from flagai_altdiff.tokenizer import load_tokenizer, neighbour_tokenizers, own_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -29,75 +37,116 @@ def load_model(
     name_or_path: str | Path,
     model_dir: str | Path = DEFAULT_MODEL_DIR,
     *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     safety_checker: bool | str = "auto",
+    mapped: bool = False,
 ) -> LatentDiffusion:
     """Load a model from its files, fetching them first if a registered model lacks them.
 
     Args:
         name_or_path: A registered name, in any case, or the path of a folder or file in any layout.
         model_dir: Folder of the model folders.
-        safety_checker: ``"auto"`` uses the checker that lies with the model; ``True`` requires it; ``False`` does without.
+        device: Where it draws, for example ``"cuda"``; the CPU if left out.
+        dtype: ``"float16"`` or ``"bfloat16"`` to draw in half precision on a GPU (elsewhere each result has a note that
+            it has no effect); the weights stay float32.
+        safety_checker: ``"auto"`` uses the checker that lies with the model, ``True`` requires one, ``False`` is none.
+        mapped: Leave the weights of large files mapped: quicker, and programs share the memory. But whoever overwrites
+            such a file meanwhile, this program too, ends it. Without it, a model may be saved over its own files.
 
     Returns:
-        The model in evaluation mode, on the CPU, float32. Its ``tokenizer``, ``spec`` and ``safety_checker`` are plain
-        attributes outside the state dict.
+        The model in evaluation mode, float32. Its ``tokenizer``, ``spec`` and ``safety_checker`` are plain attributes
+        outside the state dict.
 
     Raises:
         UnknownModelError: Neither registered nor a path.
-        InvalidRequestError: ``safety_checker`` is something else.
+        InvalidRequestError: ``safety_checker``, ``device`` or ``dtype`` is something else, or cannot be used here.
         CheckpointError: The files are not such a model.
         ConfigError: The config cannot be built, or contradicts the weights.
         HubError: Files are missing and could not be fetched.
     """
     _check_safety_argument(safety_checker)
+    place, precision = _device(device), _dtype(dtype)
     spec, path = locate(name_or_path, Path(model_dir))
-    if spec and spec.sources and not _complete(spec, path):
-        hub.fetch(spec, path)
-        if safety_checker is not False and layouts.detect(path).safety_checker is None:
-            _fetch_safety_checker(path.parent, required=safety_checker is True)
-    return load_path(path, spec, safety_checker=safety_checker)
+    if spec and spec.sources and not _is_whole(layouts.detect(path)):
+        fetch_model(spec, path, safety_checker=safety_checker)
+    mapped = mapped or place.type != "cpu"  # another device has copies in any case
+    model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped).to(place)
+    model.autocast_dtype = precision
+    return model
 
 
-def load_path(path: Path, spec: ModelSpec | None = None, *, safety_checker: bool | str = "auto") -> LatentDiffusion:
-    """Load the model whose files lie at ``path``; never touches the network.
+def load_path(
+    path: str | Path, spec: ModelSpec | None = None, *, safety_checker: bool | str = "auto", mapped: bool = False
+) -> LatentDiffusion:
+    """Load the model whose files lie at ``path``, on the CPU; never touches the network.
 
     Args:
         path: Folder or file in any layout.
-        spec: Defaults of its pictures; derived from the config if left out.
+        spec: Defaults of its images; derived from the config if left out.
         safety_checker: As in :func:`load_model`.
+        mapped: As in :func:`load_model`.
     """
     _check_safety_argument(safety_checker)
+    path = Path(path)
     try:
-        return _load(path, spec, safety_checker)
+        return _load(path, spec, safety_checker, mapped)
     except OSError as error:
         raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
 
 
-def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str) -> LatentDiffusion:
+def fetch_model(
+    spec: ModelSpec,
+    folder: Path,
+    *,
+    safety_checker: bool | str = "auto",
+    fetch: Callable[[ModelSpec, Path], object] = hub.fetch,
+) -> None:
+    """Fetch a model, and then the safety checker that it needs, unless the model brought one.
+
+    Args:
+        spec: A registered model.
+        folder: Where its files go.
+        safety_checker: As in :func:`load_model`.
+        fetch: What is done with either; another source, for example.
+
+    Raises:
+        HubError: The model could not be fetched, or a checker that is required.
+    """
+    fetch(spec, folder)
+    if safety_checker is False or not spec.needs_safety_checker or layouts.checker_folder(folder):
+        return
+    try:
+        fetch(SAFETY_CHECKER, folder.parent / SAFETY_CHECKER.name)
+    except HubError as error:
+        if safety_checker is True or isinstance(error, DiskError):
+            raise
+        logger.warning("the safety checker could not be fetched; images would not be checked: %s", error)
+
+
+def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str, mapped: bool) -> LatentDiffusion:
     layout = layouts.detect(path)
-    own = own_tokenizer(layout.folder)
-    tokenizer = load_tokenizer(own) if own else None  # a broken one is found before the big files are opened
-    config, state = layouts.read(layout)  # maps the weights; nothing of them is read yet
+    layout.require()
+    # A broken tokenizer is found before the big files are opened.
+    tokenizer = load_tokenizer(layout.tokenizer) if layout.tokenizer else None
+    config, state = layouts.read(layout)  # nothing of a mapped file is read yet
     check_variant(spec or find_model(path.name), config, path)
     vocab_size = config.cond_stage.vocab_size
     if tokenizer is None:
         tokenizer = load_tokenizer(find_tokenizer(layout.folder, vocab_size))
     if vocab_size not in (-(-len(tokenizer) // step) * step for step in _TABLE_STEPS):
         raise CheckpointError(
-            f"{own} has {len(tokenizer)} tokens, but the text encoder knows {vocab_size}. "
+            f"{tokenizer.path} has {len(tokenizer)} tokens, but the text encoder knows {vocab_size}. "
             "They belong to different models; put the tokenizer of this model beside its weights."
         )
-    if layout.weights is None:  # diffusers keeps the schedule as numbers in a config
-        betas = make_betas(config.beta_schedule, config.timesteps, config.linear_start, config.linear_end, config.cosine_s)
-        state = {**schedule_buffers(betas), **state}
     with torch.device("meta"):
         model = build_model(config)
-    checkpoint.assign(model, state, str(path))
-    model.tokenizer = tokenizer
+    checkpoint.assign(model, state, str(path), mapped=mapped)
+    model.text_tokenizer = tokenizer
     model.spec = spec or _unregistered(path, config)
     model.safety_checker = _safety_checker(layout, model.spec, safety_checker)
     logger.info("loaded %s (%s)", path, layout.name)
-    return model.to("cpu").eval()  # Lightning remembers the device it was built on
+    return model.eval()
 
 
 def check_variant(spec: ModelSpec | None, config: LatentDiffusionConfig, path: Path) -> None:
@@ -105,7 +154,7 @@ def check_variant(spec: ModelSpec | None, config: LatentDiffusionConfig, path: P
 
     Args:
         spec: The model that the name promises; ``None`` if it promises none.
-        config: What the weights are. AltDiffusion and AltDiffusion-m9 have the same structure; only their hashes differ.
+        config: What the weights are. AltDiffusion and AltDiffusion-m9 have one structure; only their hashes differ.
         path: The files, for errors.
 
     Raises:
@@ -149,31 +198,43 @@ def _check_safety_argument(value: object) -> None:
         raise InvalidRequestError("safety_checker", value, "expected True, False or 'auto'")
 
 
+def _device(value: str | torch.device | None) -> torch.device:
+    """A device that works here."""
+    try:
+        device = torch.device("cpu" if value is None else value)
+        torch.empty(1, device=device)
+    except Exception as error:  # of as many kinds as there are devices
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidRequestError("device", value, f"cannot be used here ({reason}); 'cpu' always works") from error
+    if device.type == "meta":
+        raise InvalidRequestError("device", value, "expected a device that computes, for example 'cpu' or 'cuda'")
+    return device
+
+
+def _dtype(value: str | torch.dtype | None) -> torch.dtype | None:
+    """The precision to draw in; ``None`` for float32."""
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if (dtype is None and value is None) or dtype is torch.float32:
+        return None
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise InvalidRequestError("dtype", value, "expected 'float32', 'float16' or 'bfloat16'")
+    return dtype
+
+
 def _unregistered(path: Path, config: LatentDiffusionConfig) -> ModelSpec:
     side = config.image_size * config.first_stage.downsampling
     return replace(UNREGISTERED, name=path.name, height=side, width=side)
 
 
-def _complete(spec: ModelSpec, path: Path) -> bool:
-    """Whether the files at ``path`` can draw without a download."""
+def _is_whole(layout: layouts.Layout) -> bool:
+    """Whether what was found can draw without a download."""
+    if layout.missing or layout.tokenizer:
+        return not layout.missing
     try:
-        layout = layouts.detect(path)
-        if layout.weights is None and hub.missing_files(spec, path):
-            return False
-        if own_tokenizer(layout.folder) is None:
-            find_tokenizer(layout.folder, layouts.read(layout)[0].cond_stage.vocab_size)
+        find_tokenizer(layout.folder, layouts.read(layout)[0].cond_stage.vocab_size)
     except CheckpointError:
         return False
     return True
-
-
-def _fetch_safety_checker(model_dir: Path, required: bool) -> None:
-    try:
-        hub.fetch(SAFETY_CHECKER, model_dir / SAFETY_CHECKER.name)
-    except HubError as error:
-        if required:
-            raise
-        logger.warning("the safety checker could not be fetched: %s", error)
 
 
 def _safety_checker(layout: layouts.Layout, spec: ModelSpec, wanted: bool | str) -> SafetyChecker | None:
@@ -191,7 +252,7 @@ def _safety_checker(layout: layouts.Layout, spec: ModelSpec, wanted: bool | str)
         )
     if spec.needs_safety_checker:
         logger.warning(
-            "%s has no safety checker beside it: pictures are NOT checked. "
+            "%s has no safety checker beside it: images are NOT checked. "
             "Put FlagAI's SafetyChecker folder beside the model's, or pass safety_checker=False to silence this.",
             layout.folder,
         )

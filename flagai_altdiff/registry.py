@@ -6,10 +6,11 @@ Sizes and hashes bind downloads only; one that is not known is ``None`` and reco
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from flagai_altdiff.errors import UnknownModelError, UnknownTaskError
+from flagai_altdiff.model_files import WEIGHED_PARTS, is_weight
 
 DEFAULT_MODEL_DIR = Path("./checkpoints")
 TASKS = ("text2img",)
@@ -42,9 +43,9 @@ class ModelSpec:
         licence: SPDX-like name of the weights' licence.
         size_bytes: Size of a download, about.
         files: Files of the FlagAI layout that make the model complete.
-        sources: Hub -> name there; empty for an embedded model. Order is the order of preference.
+        sources: Pairs of a hub and the name there, in the order of preference; none for an embedded model.
         revision: Commit of the Hugging Face repository; ``None`` takes what its main branch is at the first download.
-        height: Default height of a picture, in pixels.
+        height: Default height of an image, in pixels.
         width: Default width, in pixels.
         steps: Default number of sampler steps.
         guidance_scale: Default strength of the prompt.
@@ -59,7 +60,7 @@ class ModelSpec:
     licence: str = "CreativeML OpenRAIL-M"
     size_bytes: int
     files: tuple[FileSpec, ...] = ()
-    sources: dict[str, str] = field(default_factory=dict)
+    sources: tuple[tuple[str, str], ...] = ()
     revision: str | None = None
     height: int = 512
     width: int = 512
@@ -85,7 +86,7 @@ def _released(name: str, languages: tuple[str, ...], revision: str | None = None
         languages=languages,
         size_bytes=8_000_000_000,
         files=_FLAGAI_FILES,
-        sources={"baai": name, "huggingface": f"BAAI/{name}"},
+        sources=(("baai", name), ("huggingface", f"BAAI/{name}")),
         revision=revision,
         has_pre_transformation=name.endswith("m18"),
     )
@@ -119,7 +120,7 @@ SAFETY_CHECKER = ModelSpec(
     languages=(),
     size_bytes=1_220_000_000,
     files=tuple(FileSpec(name=n) for n in ("config.json", "pytorch_model.bin")),
-    sources={"baai": "SafetyChecker"},
+    sources=(("baai", "SafetyChecker"),),
 )
 """The released models' checker as FlagAI's hub has it; Hugging Face repositories carry it as ``safety_checker/``."""
 
@@ -133,35 +134,43 @@ def find_model(name: str) -> ModelSpec | None:
 
 
 def get_model_spec(name: str) -> ModelSpec:
-    """Like :func:`find_model`, but an unknown name raises UnknownModelError with the known names and the nearest one."""
+    """Like :func:`find_model`; an unknown name raises UnknownModelError with the known names and the nearest one."""
     spec = find_model(name)
     if spec is None:
         raise UnknownModelError(name, MODELS, "A path to a folder or file with weights works as well.")
     return spec
 
 
-def locate(name_or_path: str | Path, model_dir: Path) -> tuple[ModelSpec | None, Path]:
+def locate(name_or_path: str | Path, model_dir: str | Path = DEFAULT_MODEL_DIR) -> tuple[ModelSpec | None, Path]:
     """Spec (of a registered model) and path of a model; the files need not be there yet.
 
     Args:
         name_or_path: A registered name, in any case, or the path of a folder or file; the name wins where both fit.
-        model_dir: Folder of the model folders; one of the model's name in any case is found.
+        model_dir: Folder of the model folders; one of the model's name in any case is found. One without any weights
+            does not hide the model that comes with the package.
 
     Raises:
         UnknownModelError: Neither registered nor a path.
     """
-    spec = find_model(str(name_or_path))
+    spec, model_dir = find_model(str(name_or_path)), Path(model_dir)
     if spec is None:
         path = Path(name_or_path)
         for candidate in (path, model_dir / path):
             if os.path.exists(candidate):  # unlike Path.exists, it takes any text
                 return None, candidate
         raise UnknownModelError(str(name_or_path), MODELS, "There is no file or folder of that name either.")
-    if model_dir.is_dir():
-        for folder in sorted(model_dir.iterdir()):
-            if folder.name.lower() == spec.name.lower() and folder.is_dir():
-                return spec, folder
-    return spec, (embedded_dir() if spec.embedded else model_dir) / spec.name
+    folders = sorted(model_dir.iterdir()) if os.access(model_dir, os.R_OK) and os.path.isdir(model_dir) else []
+    named = [folder for folder in folders if folder.name.lower() == spec.name.lower() and folder.is_dir()]
+    home = (embedded_dir() if spec.embedded else model_dir) / spec.name
+    whole = [folder for folder in named if _has_weights(folder)]
+    return spec, (whole or ([] if spec.embedded else named) or [home])[0]
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights where a model has them: what is left of a download, or a lock, is no model."""
+    places = [place for place in (folder, *(folder / part for part in WEIGHED_PARTS)) if place.is_dir()]
+    found = (path for place in places for path in place.iterdir() if is_weight(path.name))
+    return (folder / "snapshots").is_dir() or any(path.is_file() and path.stat().st_size for path in found)
 
 
 def check_task(task: str) -> None:

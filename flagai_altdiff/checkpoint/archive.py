@@ -1,4 +1,4 @@
-"""The zip archive around a torch checkpoint, read strictly: what every reader of zip files would agree on, or nothing."""
+"""The zip archive around a torch checkpoint, read strictly: what all readers of zip files agree on, or nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def members(file: BinaryIO, where: str) -> dict[str, Member]:
         Name below the one folder that torch puts everything into -> member.
 
     Raises:
-        CheckpointError: Cut short, compressed, encrypted, with names that lead elsewhere, or with headers that disagree.
+        CheckpointError: Cut short, compressed, encrypted, with names that lead elsewhere or headers that disagree.
     """
     directory_start = _check_end(file, where)
     try:
@@ -107,11 +107,15 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo, where: str) -> Member:
     _, _, flags, method, _, _, _, packed, unpacked, name_length, extra_length = _LOCAL.unpack(header)
     encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
     if file.read(name_length) != name.encode(encoding) or method != info.compress_type:
-        raise _refused(where, f"the entry {name[:80]!r} has another name or method in its own header than in the directory")
+        raise _refused(
+            where, f"the entry {name[:80]!r} has another name or method in its own header than in the directory"
+        )
     if (flags | info.flag_bits) & _ENCRYPTED:
         raise _refused(where, f"the entry {name[:80]!r} is encrypted")
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise _refused(where, f"the entry {name[:80]!r} is compressed, as torch never writes it; save it again with torch.save")
+        raise _refused(
+            where, f"the entry {name[:80]!r} is compressed, as torch never writes it; save it again with torch.save"
+        )
     sizes_known = not flags & _SIZES_FOLLOW and _UNKNOWN not in (packed, unpacked)
     if sizes_known and not packed == unpacked == info.file_size:
         raise _refused(where, f"the entry {name[:80]!r} has another size in its own header than in the directory")

@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import count
 
-import torch
 from torch import Tensor
 
-from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
+from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, UNetConfig
 
 PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model."}
 """Part of a diffusers folder -> what its names begin with in an LDM checkpoint."""
 
 UNKNOWN = "unknown"
 """Key of :func:`to_diffusers`' result for what has no place in any part."""
-
-DROPPABLE = ("logit_scale",)
-"""Weights of released text encoders that only AltCLIP uses."""
-
-POOLER = "roberta.pooler."
-"""Weights of the text encoder that nothing reads; droppable where the config has none."""
 
 Modules = Iterator[tuple[str, str]]
 """(LDM name, diffusers name) of modules, without the part's prefix."""
@@ -33,8 +26,7 @@ Modules = Iterator[tuple[str, str]]
 def to_ldm(parts: Mapping[str, Mapping[str, Tensor]], config: LatentDiffusionConfig) -> dict[str, Tensor]:
     """Weights of a diffusers folder under LDM's names, without the schedule buffers.
 
-    Weights that no picture depends on and that some folders lack (the position ids; ``pre_LN`` where the read-out does not
-    use it) are filled in. A weight that has no LDM name, or whose name is taken, is kept as ``<part>/<its own name>``.
+    A weight that has no LDM name, or whose name is taken, is kept as ``<part>/<its own name>``.
 
     Args:
         parts: Part -> name -> weight; any subset of ``unet``, ``vae`` and ``text_encoder``. Meta tensors will do.
@@ -44,15 +36,15 @@ def to_ldm(parts: Mapping[str, Mapping[str, Tensor]], config: LatentDiffusionCon
     for part, tensors in parts.items():
         names = {theirs: PREFIXES[part] + ours for ours, theirs in _modules(part, config)}
         if part == "vae":
-            names |= {theirs: PREFIXES[part] + ours for ours, theirs in _autoencoder(config.first_stage, _OLD_ATTENTION)}
+            names |= {
+                theirs: PREFIXES[part] + ours for ours, theirs in _autoencoder(config.first_stage, _OLD_ATTENTION)
+            }
         for key, tensor in tensors.items():
-            if part == "text_encoder" and _is_droppable(key, config.cond_stage):
-                continue
             name = _rename(key, names)
             if name is None or name in state:
                 name = f"{part}/{key}"
             state[name] = tensor[..., None, None] if _is_pixel_linear(name) and tensor.ndim == 2 else tensor
-    return state | _unread(state, config.cond_stage)
+    return state
 
 
 def to_diffusers(state: Mapping[str, Tensor], config: LatentDiffusionConfig) -> dict[str, dict[str, Tensor]]:
@@ -63,8 +55,8 @@ def to_diffusers(state: Mapping[str, Tensor], config: LatentDiffusionConfig) -> 
         config: The model's config.
 
     Returns:
-        ``unet``, ``vae`` and ``text_encoder`` -> name -> weight; and under :data:`UNKNOWN`, if there are any, the weights
-        that belong to none of them (averaged weights, for one), with their LDM names.
+        ``unet``, ``vae`` and ``text_encoder`` -> name -> weight; and under :data:`UNKNOWN`, if there are any, what
+        belongs to none of them (averaged weights, for example), by LDM names.
     """
     names = {PREFIXES[part] + ours: (part, theirs) for part in PREFIXES for ours, theirs in _modules(part, config)}
     heads = {ours: f"{part}/{theirs}" for ours, (part, theirs) in names.items()}
@@ -140,7 +132,13 @@ def _attends(config: UNetConfig, level: int) -> bool:
     return 2**level in config.attention_resolutions
 
 
-_RESNET_BLOCK = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
+_RESNET_BLOCK = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "nin_shortcut": "conv_shortcut",
+}
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _OLD_ATTENTION = {"norm": "group_norm", "q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"}
 
@@ -173,7 +171,7 @@ def _inside(ours: str, theirs: str, names: Mapping[str, str]) -> Modules:
 
 
 def _is_pixel_linear(name: str) -> bool:
-    """Whether LDM has a 1x1 convolution under this name where diffusers has a linear layer (attention of the autoencoder)."""
+    """Whether LDM has a 1x1 convolution where diffusers has a linear layer: in the attention of the autoencoder."""
     module, _, leaf = name.rpartition(".")
     parents = module.split(".")
     return (
@@ -182,19 +180,3 @@ def _is_pixel_linear(name: str) -> bool:
         and parents[-1] in ("q", "k", "v", "proj_out")
         and ("attn_1" in parents or "attn" in parents)
     )
-
-
-def _is_droppable(key: str, config: TextEncoderConfig) -> bool:
-    return key in DROPPABLE or (key.startswith(POOLER) and not config.has_pooler)
-
-
-def _unread(state: Mapping[str, Tensor], config: TextEncoderConfig) -> dict[str, Tensor]:
-    prefix = PREFIXES["text_encoder"]
-    like = state.get(f"{prefix}transformation.weight")
-    if like is None:
-        return {}
-    filled = {"roberta.embeddings.position_ids": torch.arange(config.max_position_embeddings, device=like.device)[None]}
-    if not config.has_pre_transformation:
-        filled["pre_LN.weight"] = like.new_ones(config.hidden_size)
-        filled["pre_LN.bias"] = like.new_zeros(config.hidden_size)
-    return {prefix + name: tensor for name, tensor in filled.items() if prefix + name not in state}

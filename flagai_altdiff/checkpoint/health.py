@@ -26,8 +26,8 @@ def check_weights(state: Mapping[str, Tensor], where: str, *, thorough: bool = F
     Args:
         state: Key -> tensor; those that hold no floating-point numbers are passed over.
         where: The file, for errors.
-        thorough: Look at every number. Otherwise small tensors whole, and of each large one its beginning, middle and end,
-            which leaves a mapped file on the disk.
+        thorough: Look at every number. Otherwise at small tensors whole, and at the beginning, middle and end of large
+            ones, which leaves a mapped file on the disk.
 
     Raises:
         CheckpointError: A tensor holds NaN or infinity. Tensors that are all zero are warned of.
@@ -42,8 +42,8 @@ def check_weights(state: Mapping[str, Tensor], where: str, *, thorough: bool = F
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 kind = "NaN" if torch.isnan(low) else "infinity"
                 raise CheckpointError(
-                    f"{where}: {key} holds {kind}, so every picture would be black or noise. The training that made it failed, "
-                    "or the file is damaged: fetch it again, or take an earlier checkpoint."
+                    f"{where}: {key} holds {kind}, so every image would be black or noise. The training that made it "
+                    "failed, or the file is damaged: fetch it again, or take an earlier checkpoint."
                 )
             nonzero = nonzero or bool(low) or bool(high)
         if not (nonzero or _MAY_BE_ZERO.search(key) or tensor.any()):

@@ -36,7 +36,9 @@ class ConfigFile:
     def error(self, field: str, expected: str) -> ConfigError:
         """What to raise for a field that is not as expected."""
         shown = repr(self.fields.get(field))
-        return ConfigError(f"{self.path}: {field}={shown if len(shown) <= 80 else shown[:77] + '...'}: expected {expected}.")
+        return ConfigError(
+            f"{self.path}: {field}={shown if len(shown) <= 80 else shown[:77] + '...'}: expected {expected}."
+        )
 
     def integer(self, field: str, default: int) -> int:
         """A whole number from 1 to ``MAX_SIZE``."""
@@ -68,9 +70,9 @@ class ConfigFile:
             raise self.error(field, "a positive number")
         return float(value)
 
-    def flag(self, field: str) -> bool:
+    def flag(self, field: str, default: bool) -> bool:
         """True or false."""
-        value = self.fields.get(field, False)
+        value = self.fields.get(field, default)
         if not isinstance(value, bool):
             raise self.error(field, "true or false")
         return value
@@ -83,12 +85,18 @@ class ConfigFile:
         return values[value]
 
     def check(self, expected: Mapping[str, object], known: Iterable[str] | None = None) -> None:
-        """Refuse a field whose value differs from the expected one; and, given the ``known`` ones, any other that is set."""
+        """Refuse a field with another value than the expected one; and, given ``known`` ones, any other that is set."""
         for field, value in self.fields.items():
             if field in expected and value != expected[field]:
                 raise self.error(field, json.dumps(expected[field]))
             is_set = value is not None and value is not False
-            if known is not None and is_set and field not in expected and field not in known and not field.startswith("_"):
+            if (
+                known is not None
+                and is_set
+                and field not in expected
+                and field not in known
+                and not field.startswith("_")
+            ):
                 raise self.error(field, "it unset, because AltDiffusion's models have nothing like it")
 
 
@@ -106,7 +114,9 @@ def load_json(path: Path) -> ConfigFile:
         with path.open("rb") as file:
             data = file.read(_MAX_JSON_BYTES + 1)
         if len(data) > _MAX_JSON_BYTES:
-            raise ConfigError(f"{path} has over {_MAX_JSON_BYTES} bytes; such a file has a few thousand. Is it another file?")
+            raise ConfigError(
+                f"{path} has over {_MAX_JSON_BYTES} bytes; such a file has a few thousand. Is it another file?"
+            )
         fields = json.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Was the download complete?") from error

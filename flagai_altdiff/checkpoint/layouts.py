@@ -1,81 +1,152 @@
-"""What lies at a path: a FlagAI folder, a diffusers folder, a Hugging Face cache entry or a single file. Found by content."""
+"""What lies at a path, told by content: a FlagAI or diffusers folder, a Hugging Face cache entry or a single file."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys
+from flagai_altdiff.checkpoint.ldm_yaml import load_config
 from flagai_altdiff.checkpoint.reading import read_tensors
-from flagai_altdiff.checkpoint.structure import complete_text_encoder, infer_config, refuse_other_models
-from flagai_altdiff.config import LatentDiffusionConfig, load_config
+from flagai_altdiff.checkpoint.structure import complete_text_encoder, fill_unread, infer_config, refuse_other_models
+from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.model_files import (
+    CHECKER_FOLDERS,
+    DIFFUSERS_INDEX,
+    FLAGAI_CONFIG,
+    FLAGAI_WEIGHTS,
+    WEIGHED_PARTS,
+    is_hidden,
+    is_weight,
+)
+from flagai_altdiff.tokenizer import own_tokenizer
 
-WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
-_WEIGHT_NAMES = ("model.safetensors", "model.ckpt", "dreambooth_model.ckpt")
+logger = logging.getLogger(__name__)
+
 _MAX_REF_BYTES = 200
-_SAFETY_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the parts of a model are.
+    """What one look at a path has found.
 
     Args:
+        name: Which layout this is, in words.
         folder: The folder that its tokenizer and safety checker are searched in.
         weights: The one file of weights; ``None`` for a diffusers folder.
         config: Its config.yaml; ``None`` for a diffusers folder and for a lone file.
+        tokenizer: The model's own tokenizer file.
+        safety_checker: Folder of the safety checker that lies with the model.
+        missing: What is missing for a model, in words; empty if there is one, with or without tokenizer and checker.
     """
 
+    name: str
     folder: Path
     weights: Path | None = None
     config: Path | None = None
+    tokenizer: Path | None = None
+    safety_checker: Path | None = None
+    missing: str = ""
 
-    @property
-    def name(self) -> str:
-        """Which layout this is, in words."""
-        if self.weights is None:
-            return "diffusers folder"
-        return "FlagAI folder" if self.config and self.config.name == "config.yaml" else "single file"
-
-    @property
-    def safety_checker(self) -> Path | None:
-        """Folder of the safety checker that lies with the model."""
-        places = ((self.folder / name).resolve() for name in _SAFETY_FOLDERS)
-        return next((p for p in places if (p / "config.json").is_file()), None)
+    def require(self) -> None:
+        """Raise CheckpointError, with what was found and what was expected, where no whole model lies."""
+        if self.missing:
+            raise CheckpointError(self.missing)
 
 
 def detect(path: Path) -> Layout:
-    """Find out what lies at ``path``.
+    """Find out, in one look, what lies at ``path`` and what it lacks.
 
     Raises:
-        CheckpointError: Nothing that can be loaded; the message says what was found and what was expected.
+        CheckpointError: Several files may be the weights, and nothing tells which; the message lists them.
     """
     if path.is_file():
-        beside = [path.with_suffix(".yaml"), path.with_suffix(".yml")]
-        return Layout(folder=path.parent, weights=path, config=next((c for c in beside if c.is_file()), None))
+        beside = [path.with_suffix(".yaml"), path.with_suffix(".yml"), path.with_name(FLAGAI_CONFIG)]
+        return _layout("single file", path.parent, weights=path, config=next((c for c in beside if c.is_file()), None))
     if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist.")
-    if diffusers_folder.is_diffusers_folder(path):
-        return Layout(folder=path)
-    config = path / "config.yaml"
-    weights = [path / name for name in _WEIGHT_NAMES if (path / name).is_file()]
-    if not weights:
-        weights = sorted(p for p in path.iterdir() if p.is_file() and p.suffix in WEIGHT_SUFFIXES)
-    if config.is_file() and weights:
-        return Layout(folder=path, weights=weights[0], config=config)
+        return Layout(name="nothing", folder=path, missing=f"{path} does not exist.")
+    bare = [part for part in WEIGHED_PARTS if not _weights_in(path / part)]
+    is_diffusers = diffusers_folder.is_diffusers_folder(path)
+    if is_diffusers and not bare:
+        return _layout("diffusers folder", path)
+    config = path / FLAGAI_CONFIG
+    weights = _choose(path)
+    if weights and config.is_file():
+        return _layout("FlagAI folder", path, weights=weights, config=config)
+    if is_diffusers:
+        lacking = ", ".join(f"{part}/*.safetensors" for part in bare)
+        return _layout("diffusers folder", path, missing=f"{path} lacks {lacking}. Was the download complete?")
     if (path / "snapshots").is_dir():
         return detect(_snapshot(path))
-    if len(weights) == 1:
-        return detect(weights[0])
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise CheckpointError(
-        f"{path} holds no model that is known here. Expected config.yaml with model.ckpt or model.safetensors (FlagAI), "
-        f"model_index.json with unet/, vae/, text_encoder/ and tokenizer/ (diffusers), snapshots/ (Hugging Face cache) "
-        f"or one file of weights. Found: {found}."
+    return detect(weights) if weights else Layout(name="nothing", folder=path, missing=_nothing_known(path))
+
+
+def checker_folder(folder: Path) -> Path | None:
+    """Folder of the safety checker that lies in a model's folder or beside it."""
+    for name in CHECKER_FOLDERS:
+        with suppress(OSError, RuntimeError):  # a loop of links is either, by the version of Python
+            place = (folder / name).resolve()
+            if (place / "config.json").is_file():
+                return place
+    return None
+
+
+def _layout(
+    name: str, folder: Path, *, weights: Path | None = None, config: Path | None = None, missing: str = ""
+) -> Layout:
+    return Layout(
+        name=name,
+        folder=folder,
+        weights=weights,
+        config=config,
+        tokenizer=own_tokenizer(folder),
+        safety_checker=checker_folder(folder),
+        missing=missing,
+    )
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Files of weights in a folder; an empty one holds none."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if is_weight(p.name) and p.is_file() and p.stat().st_size)
+
+
+def _choose(folder: Path) -> Path | None:
+    """The file of weights in a folder: the first of the known names, or the only one there is."""
+    weights = _weights_in(folder)
+    known = [path for name in FLAGAI_WEIGHTS for path in weights if path.name == name]
+    if len(weights) > 1 and not known:
+        names = ", ".join(path.name for path in weights)
+        raise CheckpointError(
+            f"{folder} has {len(weights)} files of weights ({names}), and nothing tells which is the model. "
+            f"Give the path of one of them, for example {weights[0]}, or rename that to {FLAGAI_WEIGHTS[0]}."
+        )
+    if len(known) > 1:
+        newer = [path for path in known[1:] if path.stat().st_mtime > known[0].stat().st_mtime]
+        logger.log(
+            logging.WARNING if newer else logging.INFO,
+            "%s has %s: taking %s%s. Give the path of another to load that.",
+            folder,
+            " and ".join(path.name for path in known),
+            known[0].name,
+            f", although {newer[0].name} is newer" if newer else "",
+        )
+    return next(iter(known or weights), None)
+
+
+def _nothing_known(folder: Path) -> str:
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    return (
+        f"{folder} holds no model that is known here. Expected {FLAGAI_CONFIG} with model.ckpt or model.safetensors "
+        f"(FlagAI), {DIFFUSERS_INDEX} with unet/, vae/, text_encoder/ and tokenizer/ (diffusers), snapshots/ (Hugging "
+        f"Face cache) or one file of weights. Found: {found}."
     )
 
 
@@ -89,18 +160,19 @@ def read(layout: Layout) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
         The config, complete; and LDM key -> tensor, as the files have them.
 
     Raises:
-        CheckpointError: Unreadable or of another kind.
+        CheckpointError: No whole model, unreadable, or of another kind.
         ConfigError: The config cannot be built, or contradicts the weights.
     """
+    layout.require()
+    where = str(layout.weights or layout.folder)
     if layout.weights is None:
-        return _read_diffusers(layout.folder)
-    state = read_tensors(layout.weights)
-    where = str(layout.weights)
-    refuse_other_models(state, where)
-    if layout.config is None:
-        return infer_config(state, where), state
-    config = load_config(layout.config)
-    return replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, where), use_ema=False), state
+        config, state = _read_diffusers(layout.folder)
+    else:
+        state = read_tensors(layout.weights)
+        refuse_other_models(state, where)
+        config = load_config(layout.config) if layout.config else infer_config(state, where)
+    config = replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, where), use_ema=False)
+    return config, fill_unread(config.cond_stage, state)
 
 
 def _read_diffusers(folder: Path) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
@@ -111,12 +183,11 @@ def _read_diffusers(folder: Path) -> tuple[LatentDiffusionConfig, dict[str, Tens
         for file in diffusers_folder.weight_files(folder, part):
             tensors.update(read_tensors(file))
         parts[part] = tensors
-    state = diffusers_keys.to_ldm(parts, config)
-    return replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, str(folder))), state
+    return config, diffusers_keys.to_ldm(parts, config)
 
 
 def _snapshot(folder: Path) -> Path:
-    snapshots = [p for p in (folder / "snapshots").iterdir() if p.is_dir()]
+    snapshots = [p for p in (folder / "snapshots").iterdir() if p.is_dir() and not is_hidden(p.name)]
     main = folder / "refs" / "main"
     if main.is_file():
         with main.open("rb") as file:

@@ -1,8 +1,8 @@
 """Pickles of weights, interpreted without a way to run anything.
 
-A pickle is a program for a stack machine. This machine has numbers, texts, lists and dicts; where a program names a class or
-calls a function, it gets a thing that does nothing. Two functions of torch that describe a tensor become a description. Any
-name outside a short list makes the whole file refused.
+A pickle is a program for a stack machine. This machine has numbers, texts, lists and dicts; where a program names a
+class or calls a function, it gets a thing that does nothing. Two functions of torch that describe a tensor become a
+description. Any name outside a short list makes the whole file refused.
 
 **Source**: the opcodes are those of Python's ``pickletools``.
 """
@@ -40,11 +40,28 @@ _STORAGES = {
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch.nn.parameter.Parameter")
 _DICTS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict")
-_INERT_MODULES = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "argparse.", "omegaconf.", "pathlib.", "datetime.")
+_INERT_MODULES = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "argparse.",
+    "omegaconf.",
+    "pathlib.",
+    "datetime.",
+)
 _INERT = frozenset(
-    {f"builtins.{name}" for name in "bool bytearray bytes complex float frozenset int list long object set str tuple".split()}
+    {
+        f"builtins.{name}"
+        for name in "bool bytearray bytes complex float frozenset int list long object set str tuple".split()
+    }
     | {"copyreg._reconstructor", "copy_reg._reconstructor", "typing.Any"}
-    | {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray", "_codecs.encode"}
+    | {
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.ndarray",
+        "_codecs.encode",
+    }
     | {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "torch.Size", "torch.device"}
     | {f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 )
@@ -192,7 +209,9 @@ class _Machine:
             case "BINPERSID":
                 storage = _storage(stack.pop())
                 if self.storages.setdefault(storage.key, storage) != storage:
-                    raise CheckpointError(f"it gives two types or lengths to the block of numbers {storage.key[:40]!r}.")
+                    raise CheckpointError(
+                        f"it gives two types or lengths to the block of numbers {storage.key[:40]!r}."
+                    )
                 stack.append(storage)
             case "BUILD":
                 stack.pop()  # attributes; nothing here has any
@@ -200,7 +219,9 @@ class _Machine:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_SET":
-                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": _Nothing}[opcode]())
+                stack.append(
+                    {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": _Nothing}[opcode]()
+                )
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(opcode[-1])
                 stack[len(stack) - count :] = [tuple(stack[len(stack) - count :])]
@@ -281,7 +302,9 @@ def _call(function: object, arguments: object) -> object:
 
 def _described(values: Sequence[object]) -> PickledTensor:
     match values:
-        case (Storage() as storage, int(offset), tuple(shape), tuple(stride), *_) if _are_counts((offset, *shape, *stride)):
+        case (Storage() as storage, int(offset), tuple(shape), tuple(stride), *_) if _are_counts(
+            (offset, *shape, *stride)
+        ):
             return PickledTensor(storage, offset, shape, stride)
     raise CheckpointError("it describes a tensor by something else than a storage, an offset, a shape and strides.")
 
@@ -308,6 +331,8 @@ def _extend(target: object, values: list[object]) -> None:
 def _put(target: object, values: Sequence[object]) -> None:
     """Keys and values in turn. Only plain keys count: comparing nested ones could take for ever."""
     if isinstance(target, dict):
-        target.update({k: v for k, v in zip(values[::2], values[1::2], strict=True) if isinstance(k, (str, int, float))})
+        target.update(
+            {k: v for k, v in zip(values[::2], values[1::2], strict=True) if isinstance(k, (str, int, float))}
+        )
     elif not isinstance(target, (_Nothing, _Name)):
         raise ValueError("a value is put into what is no dict")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flagai_altdiff.checkpoint.archive import Member, members
 from flagai_altdiff.checkpoint.pickled import Pickled, PickledTensor, interpret
-from flagai_altdiff.checkpoint.records import Record, map_tensors
+from flagai_altdiff.checkpoint.records import Record, open_tensors
 from flagai_altdiff.checkpoint.safetensors_header import read_header
 from flagai_altdiff.errors import CheckpointError
 
@@ -23,10 +23,15 @@ logger = logging.getLogger(__name__)
 _MAX_PICKLE_BYTES = 64 << 20
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_WRAPPERS = ("state_dict", "module", "model_state_dict", "model")
+"""Under which key trainers file the weights; FlagAI's is the second."""
+_MAX_WRAPPERS = 2
+_PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
+"""What DataParallel, torch.compile and Lightning put before every key."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The weights in a ``.safetensors``, ``.ckpt``, ``.bin`` or ``.pt`` file, memory-mapped.
+    """The weights in a ``.safetensors``, ``.ckpt``, ``.bin`` or ``.pt`` file; large ones are mapped into memory.
 
     Args:
         path: The file; its content decides how it is read, not its name.
@@ -56,11 +61,18 @@ def _read(file: BinaryIO, where: str) -> dict[str, Tensor]:
         records = _legacy(file, before.st_size, where)
     else:
         raise _unknown(file, head, where)
-    tensors = map_tensors(file, records, where)
+    tensors = open_tensors(file, _without_prefix(records), where)
     after = os.fstat(file.fileno())
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise CheckpointError(f"{where} changed while it was read. Wait until it is written, then load it again.")
     return tensors
+
+
+def _without_prefix(records: dict[str, Record]) -> dict[str, Record]:
+    """The keys without what a wrapper put before all of them."""
+    while prefix := next((p for p in _PREFIXES if records and all(key.startswith(p) for key in records)), ""):
+        records = {key.removeprefix(prefix): record for key, record in records.items()}
+    return records
 
 
 def _unknown(file: BinaryIO, head: bytes, where: str) -> CheckpointError:
@@ -87,21 +99,27 @@ def _zipped(file: BinaryIO, where: str) -> dict[str, Record]:
     if byteorder and _content(file, byteorder) != b"little":
         raise CheckpointError(f"{where} was written by a big-endian machine, whose numbers are not read here.")
     if found["data.pkl"].size_bytes > _MAX_PICKLE_BYTES:
-        raise CheckpointError(f"{where} is refused: its pickle has {found['data.pkl'].size_bytes} bytes without the weights.")
+        raise CheckpointError(
+            f"{where} is refused: its pickle has {found['data.pkl'].size_bytes} bytes without the weights."
+        )
     pickled = interpret(_content(file, found["data.pkl"]), where)
     blocks = {name.removeprefix("data/"): member for name, member in found.items() if name.startswith("data/")}
     return _records(pickled, blocks, where)
 
 
 def _legacy(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]:
-    """torch's format before 2020: pickles of a magic number, a version, the machine, the data and the names of the blocks of
-    numbers; then the blocks, each behind its length."""
+    """torch's format before 2020: pickles of a magic number, a version, the machine, the data and the names of the
+    blocks of numbers; then the blocks, each behind its length."""
     with mmap.mmap(file.fileno(), min(file_size, _MAX_PICKLE_BYTES), access=mmap.ACCESS_READ) as start:
         if interpret(start, where).data != _LEGACY_MAGIC:
             raise CheckpointError(f"{where} is a pickle, but not a whole torch checkpoint: torch's mark is missing.")
         version, machine, pickled, names = (interpret(start, where) for _ in range(4))
         position = start.tell()
-    if version.data != _LEGACY_PROTOCOL or not isinstance(machine.data, dict) or machine.data.get("little_endian") is not True:
+    if (
+        version.data != _LEGACY_PROTOCOL
+        or not isinstance(machine.data, dict)
+        or machine.data.get("little_endian") is not True
+    ):
         raise CheckpointError(f"{where} is not a whole torch checkpoint, or was written by a big-endian machine.")
     blocks: dict[str, Member] = {}
     for name in names.data if isinstance(names.data, list) else ():
@@ -109,7 +127,9 @@ def _legacy(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]:
         length, storage = file.read(8), pickled.storages.get(str(name))
         size = int.from_bytes(length, "little") * (storage.dtype.itemsize if storage else 0)
         if storage is None or len(length) < 8 or position + 8 + size > file_size:
-            raise CheckpointError(f"{where} is not a whole torch checkpoint: it ends before its weights. Fetch the file again.")
+            raise CheckpointError(
+                f"{where} is not a whole torch checkpoint: it ends before its weights. Fetch the file again."
+            )
         blocks[storage.key] = Member(position + 8, size)
         position += 8 + size
     return _records(pickled, blocks, where)
@@ -121,11 +141,22 @@ def _content(file: BinaryIO, member: Member) -> bytes:
 
 
 def _state_dict(data: object, where: str) -> dict[str, PickledTensor]:
-    state = data.get("state_dict", data) if isinstance(data, Mapping) else data
+    state = data
+    for _ in range(_MAX_WRAPPERS):
+        inner = (
+            state[name] for name in _WRAPPERS if isinstance(state, Mapping) and isinstance(state.get(name), Mapping)
+        )
+        state = next(inner, state)
     found = {str(k): v for k, v in state.items() if isinstance(v, PickledTensor)} if isinstance(state, Mapping) else {}
     if not found:
-        what = " (it is a textual inversion: one new word)" if isinstance(data, Mapping) and "string_to_param" in data else ""
-        raise CheckpointError(f"{where} holds no state dict; expected a dict of tensors, maybe under 'state_dict'{what}.")
+        what = (
+            " (it is a textual inversion: one new word)"
+            if isinstance(data, Mapping) and "string_to_param" in data
+            else ""
+        )
+        raise CheckpointError(
+            f"{where} holds no state dict; expected a dict of tensors, maybe under {' or '.join(_WRAPPERS)}{what}."
+        )
     return found
 
 
@@ -139,7 +170,8 @@ def _records(pickled: Pickled, blocks: Mapping[str, Member], where: str) -> dict
         if block is None or block.size_bytes != size:
             has = f"has {block.size_bytes} bytes instead of {size}" if block else "is missing"
             raise CheckpointError(
-                f"{where} is not a whole torch checkpoint: block {storage.key[:40]!r} of {key} {has}. Fetch the file again."
+                f"{where} is not a whole torch checkpoint: block {storage.key[:40]!r} of {key} {has}. "
+                "Fetch the file again."
             )
         records[key] = Record(
             dtype=storage.dtype,

@@ -1,4 +1,4 @@
-"""Where in a file the numbers of a tensor lie, and the tensors there: mapped into memory, not read."""
+"""Where in a file the numbers of a tensor lie, and the tensors there: mapped into memory, or read."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from flagai_altdiff.checkpoint.mapped import map_file
 from flagai_altdiff.errors import CheckpointError
 
 _MAX_DIMENSIONS = 16
@@ -50,14 +51,18 @@ class Record:
         if self.start + self.size_bytes > file_size:
             return f"ends at byte {self.start + self.size_bytes}, but the file has {file_size}"
         count = math.prod(self.shape)
-        last = sum((size - 1) * step for size, step in zip(self.shape, stride, strict=True)) if self.stride is not None else 0
+        last = (
+            sum((size - 1) * step for size, step in zip(self.shape, stride, strict=True))
+            if self.stride is not None
+            else 0
+        )
         if rest or count > numbers or (count and self.offset + last >= numbers) or self.offset > numbers:
             return f"of shape {list(self.shape)} does not lie within its {self.size_bytes} bytes"
         return ""
 
 
-def map_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> dict[str, Tensor]:
-    """The tensors of an open file; a number is read from the disk when it is first looked at.
+def open_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> dict[str, Tensor]:
+    """The tensors of an open file. Of a large file on a local disk, a number is read when it is first looked at.
 
     Args:
         file: Open for reading; may be closed afterwards.
@@ -77,17 +82,37 @@ def map_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> di
     total = sum(math.prod(record.shape) * record.dtype.itemsize for record in records.values())
     if total > _MAX_SHARING * size:
         raise CheckpointError(f"{where} has {size} bytes, but its tensors claim {total}; refused.")
-    mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    return {key: _tensor(mapping, record) for key, record in records.items()}
+    blocks = {(record.start, record.size_bytes, record.dtype): record for record in records.values()}
+    mapping = map_file(file, where)
+    numbers = {
+        block: _read(file, record, where) if mapping is None else _mapped(mapping, record)
+        for block, record in sorted(blocks.items(), key=lambda item: item[1].start)
+    }
+    return {key: _view(numbers[r.start, r.size_bytes, r.dtype], r) for key, r in records.items()}
 
 
-def _tensor(mapping: mmap.mmap, record: Record) -> Tensor:
-    numbers = record.size_bytes // record.dtype.itemsize
-    if numbers == 0 or 0 in record.shape:
-        return torch.empty(record.shape, dtype=record.dtype)
-    block = torch.frombuffer(mapping, dtype=record.dtype, count=numbers, offset=record.start)
-    if record.start % record.dtype.itemsize:
-        block = block.clone()  # not every processor computes with numbers at odd addresses
+def _mapped(mapping: mmap.mmap, record: Record) -> Tensor:
+    if record.size_bytes == 0:
+        return torch.empty(0, dtype=record.dtype, device="cpu")
+    count = record.size_bytes // record.dtype.itemsize
+    numbers = torch.frombuffer(mapping, dtype=record.dtype, count=count, offset=record.start)
+    # Not every processor computes with numbers at odd addresses.
+    return numbers.clone() if record.start % record.dtype.itemsize else numbers
+
+
+def _read(file: BinaryIO, record: Record, where: str) -> Tensor:
+    numbers = torch.empty(record.size_bytes // record.dtype.itemsize, dtype=record.dtype, device="cpu")
+    file.seek(record.start)
+    if numbers.numel() and file.readinto(numbers.view(torch.uint8).numpy()) != record.size_bytes:  # type: ignore[attr-defined]
+        raise CheckpointError(
+            f"{where} became shorter while it was read. Wait until it is written, then load it again."
+        )
+    return numbers
+
+
+def _view(numbers: Tensor, record: Record) -> Tensor:
+    if 0 in record.shape:
+        return torch.empty(record.shape, dtype=record.dtype, device="cpu")
     if record.stride is None:
-        return block[record.offset : record.offset + math.prod(record.shape)].view(record.shape)
-    return block.as_strided(record.shape, record.stride, record.offset)
+        return numbers[record.offset : record.offset + math.prod(record.shape)].view(record.shape)
+    return numbers.as_strided(record.shape, record.stride, record.offset)

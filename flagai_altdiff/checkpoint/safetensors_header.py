@@ -77,7 +77,9 @@ def _record(key: str, entry: object, data_start: int, where: str) -> Record:
         raise _malformed(where, f"{key} needs dtype, shape and data_offsets")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise _malformed(where, f"{key} has the unknown dtype {str(entry['dtype'])[:40]!r}; known: {', '.join(_DTYPES)}")
+        raise _malformed(
+            where, f"{key} has the unknown dtype {str(entry['dtype'])[:40]!r}; known: {', '.join(_DTYPES)}"
+        )
     shape, offsets = _counts(entry["shape"]), _counts(entry["data_offsets"])
     if shape is None or offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _malformed(where, f"{key} has a shape or data_offsets that are not counts")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
@@ -22,8 +24,8 @@ _OTHER_MODELS = {
     r"conditioner\.embedders\.": "Stable Diffusion XL",
     r"(lora_(unet|te)|.*\.lora_(A|B|up|down)\.|.*_lora\.(up|down)\.)": "a LoRA, an addition to a model",
     r"control_model\.|input_hint_block\.|controlnet_": "a ControlNet, an addition to a model",
-    r"(model\.diffusion_model\.)?(double_blocks|joint_blocks|single_blocks)\.": "a diffusion transformer (FLUX or SD 3)",
-    r"text_model\.|vision_model\.": "AltCLIP or CLIP, which matches text and pictures but draws none",
+    r"(model\.diffusion_model\.)?(double_blocks|joint_blocks|single_blocks)\.": "a diffusion transformer (FLUX, SD 3)",
+    r"text_model\.|vision_model\.": "AltCLIP or CLIP, which matches texts and images but draws none",
     r"roberta\.|transformation\.": "a text encoder without the UNet and the autoencoder",
     r"model\.diffusion_model\.": "a UNet without the text encoder",
     r"(first_stage_model\.)?(encoder|decoder)\.(conv_in|down|up|mid)": "an autoencoder (VAE) alone",
@@ -49,8 +51,8 @@ def complete_text_encoder(config: TextEncoderConfig, state: Mapping[str, Tensor]
     if has_pre != config.has_pre_transformation:
         found, said = ("m18", "m9 or AltDiffusion") if has_pre else ("m9 or AltDiffusion", "m18")
         raise ConfigError(
-            f"{where}: the weights have the text encoder of {found} ({'with' if has_pre else 'without'} transformation_pre), "
-            f"but the config says {said}. Put the weights and the config of one model together."
+            f"{where}: the weights have the text encoder of {found} ({'with' if has_pre else 'without'} "
+            f"transformation_pre), but the config says {said}. Put the weights and the config of one model together."
         )
     found_config = text_encoder_config(state, where)
     if config.hidden_size == found_config.hidden_size:
@@ -77,8 +79,31 @@ def text_encoder_config(state: Mapping[str, Tensor], where: str) -> TextEncoderC
     )
 
 
+def fill_unread(config: TextEncoderConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, with something harmless for those that nothing reads where a file has none, or none that can be.
+
+    In m9 that is the norm before m18's read-out, and XLM-R's pooler.
+    """
+    width, unread = config.hidden_size, dict[str, Tensor]()
+    if not config.has_pre_transformation:
+        unread[f"{TEXT}pre_LN.weight"] = torch.ones(width, device="cpu")
+        unread[f"{TEXT}pre_LN.bias"] = torch.zeros(width, device="cpu")
+    if config.has_pooler:
+        unread[f"{TEXT}roberta.pooler.dense.weight"] = torch.eye(width, device="cpu")
+        unread[f"{TEXT}roberta.pooler.dense.bias"] = torch.zeros(width, device="cpu")
+    return {**state, **{key: value for key, value in unread.items() if not _is_usable(state.get(key), value)}}
+
+
+def _is_usable(found: Tensor | None, like: Tensor) -> bool:
+    if found is None or found.shape != like.shape or not found.is_floating_point():
+        return False
+    return bool(found.isfinite().all()) and (like.ndim == 1 or bool(found.any()))
+
+
 def infer_config(state: Mapping[str, Tensor], where: str) -> LatentDiffusionConfig:
-    """The config of a file that comes without one; schedule, scale factor and head sizes are the released models'.
+    """The config of a file that comes without one; scale factor and head sizes are the released models'.
+
+    So is the noise schedule, unless the file has a whole one of another length or with other ends.
 
     Args:
         state: LDM key -> tensor.
@@ -92,7 +117,32 @@ def infer_config(state: Mapping[str, Tensor], where: str) -> LatentDiffusionConf
         unet=_unet_config(state, where),
         first_stage=_autoencoder_config(state, where),
         cond_stage=text_encoder_config(state, where),
+        **_schedule(state),
     )
+
+
+def _schedule(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the betas of a file say of the schedule, if they, or their roots, are even steps from end to end."""
+    betas = state.get("betas", torch.zeros(0))
+    if betas.dtype not in (torch.float32, torch.float64) or betas.ndim != 1 or len(betas) < 2:
+        return {}
+    betas = betas.double()
+    signal = state.get("alphas_cumprod")
+    if (
+        signal is None
+        or signal.shape != betas.shape
+        or not torch.allclose(signal.double(), (1 - betas).cumprod(0), rtol=1e-3)
+    ):
+        return {}  # a table that its neighbour does not agree with
+    for kind, power in (("linear", 0.5), ("sqrt_linear", 1.0)):
+        ends = betas[0].item(), betas[-1].item()
+        if not 0 < ends[0] < ends[1] < 1:
+            return {}
+        steps = torch.linspace(ends[0] ** power, ends[1] ** power, len(betas), dtype=torch.float64) ** (1 / power)
+        if torch.allclose(betas, steps, rtol=1e-5, atol=0):
+            start, end = (float(f"{value:.7g}") for value in ends)  # the number that was rounded to float32
+            return {"beta_schedule": kind, "timesteps": len(betas), "linear_start": start, "linear_end": end}
+    return {}
 
 
 def refuse_other_models(state: Mapping[str, Tensor], where: str) -> None:

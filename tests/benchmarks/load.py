@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.load FOLDER [--rounds 3] [--keep]
 
-The clock starts after the imports and stops when every page of every weight was touched. Each side runs in a fresh process,
-all in turn, with its files in the page cache. FlagAI's way is what its loader does: a model with freshly drawn weights, then
-``torch.load`` and ``load_state_dict``; with this package's modules, because the original's cannot be imported any more.
-diffusers loads the folder that ``altdiff convert --to diffusers`` writes, part by part as its pipeline does; its deprecated
-text encoder is loaded by transformers' class of the same layers. ``accelerate`` is installed for it, which makes it faster.
+The clock starts after the imports and stops when every page of every weight was touched. Each side runs in a fresh
+process, all in turn, with its files in the page cache. FlagAI's way is what its loader does: a model with freshly drawn
+weights, then ``torch.load`` and ``load_state_dict``; with this package's modules, because the original's cannot be
+imported any more. diffusers loads the folder that ``altdiff convert --to diffusers`` writes, part by part as its
+pipeline does; its deprecated text encoder is loaded by transformers' class of the same layers. ``accelerate`` is
+installed for it, which makes it faster.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ peak.running = False
 peak.join()
 size = sum(t.numel() * t.element_size() for t in weights) / 2**30
 highest = memory("VmHWM")["VmHWM"]
-print(json.dumps({"seconds": seconds, "cpu_s": cpu, "peak_gib": highest, "private_gib": peak.anonymous, "weights_gib": size}))
+found = {"seconds": seconds, "cpu_s": cpu, "peak_gib": highest, "private_gib": peak.anonymous, "weights_gib": size}
+print(json.dumps(found))
 """
 
 START = """
@@ -66,6 +68,11 @@ SIDES = {
     "flagai_altdiff": (
         "from flagai_altdiff.loading import load_path\n",
         "model = load_path(Path(sys.argv[1]), safety_checker=False)\nweights = list(model.state_dict().values())\n",
+    ),
+    "flagai_altdiff, mapped": (
+        "from flagai_altdiff.loading import load_path\n",
+        "model = load_path(Path(sys.argv[1]), safety_checker=False, mapped=True)\n"
+        "weights = list(model.state_dict().values())\n",
     ),
     "diffusers": (
         "from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel\n"

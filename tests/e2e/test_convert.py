@@ -18,7 +18,7 @@ from flagai_altdiff.request import GenerationRequest
 
 
 def picture(path: Path) -> np.ndarray:
-    request = GenerationRequest(prompts="a cat", height=64, width=64, steps=2, images_per_prompt=1)
+    request = GenerationRequest(prompts=("a cat",), height=64, width=64, steps=2, seed=7)
     return np.asarray(generate(load_path(path, safety_checker=False), request).images[0]).astype(int)
 
 

@@ -1,4 +1,4 @@
-"""config.yaml is data: every known target is read, nothing is imported, nonsense is refused before any memory is asked for."""
+"""config.yaml is data: every known target is read, nothing is imported, nonsense is refused before it costs memory."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from typing import Any
 
 import pytest
 
-from flagai_altdiff.config import (
-    TARGETS,
-    AutoencoderConfig,
-    LatentDiffusionConfig,
-    TextEncoderConfig,
-    UNetConfig,
-    dump_config,
-    load_config,
-    parse_config,
-)
+from flagai_altdiff.checkpoint.ldm_yaml import TARGETS, dump_config, load_config, parse_config
+from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from flagai_altdiff.errors import ConfigError, UnknownTargetError
 from tests import tiny
 
@@ -40,7 +32,11 @@ def changed(path: str, value: object, variant: tiny.Variant = tiny.M9) -> dict[s
 
 
 def part_of(config: LatentDiffusionConfig, key: str) -> object:
-    return {"unet_config": config.unet, "first_stage_config": config.first_stage, "cond_stage_config": config.cond_stage}[key]
+    return {
+        "unet_config": config.unet,
+        "first_stage_config": config.first_stage,
+        "cond_stage_config": config.cond_stage,
+    }[key]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -71,10 +67,14 @@ def test_released_configs_are_read(variant: str, tmp_path: Path) -> None:
     "config",
     [
         LatentDiffusionConfig(),
-        LatentDiffusionConfig(parameterization="v", scale_factor=0.5, timesteps=500, beta_schedule="cosine", use_ema=True),
+        LatentDiffusionConfig(
+            parameterization="v", scale_factor=0.5, timesteps=500, beta_schedule="cosine", use_ema=True
+        ),
         LatentDiffusionConfig(
             unet=UNetConfig(num_heads=None, num_head_channels=64, use_linear_in_transformer=True, context_dim=1024),
-            cond_stage=TextEncoderConfig(project_dim=1024, has_pre_transformation=True, has_pooler=False, layer_norm_eps=1e-12),
+            cond_stage=TextEncoderConfig(
+                project_dim=1024, has_pre_transformation=True, has_pooler=False, layer_norm_eps=1e-12
+            ),
         ),
         LatentDiffusionConfig(first_stage=AutoencoderConfig(resolution=32, attn_resolutions=(16,), ch_mult=(1, 2, 4))),
     ],
@@ -201,7 +201,11 @@ def test_sizes_that_contradict_each_other_are_refused_with_the_file(path: str, v
     assert str(caught.value).startswith(str(tmp_path / "config.yaml"))
 
 
-WIDTHS = ("unet_config.params.model_channels", "first_stage_config.params.ddconfig.ch", "cond_stage_config.params.hidden_size")
+WIDTHS = (
+    "unet_config.params.model_channels",
+    "first_stage_config.params.ddconfig.ch",
+    "cond_stage_config.params.hidden_size",
+)
 COUNTS = (
     "unet_config.params.num_res_blocks",
     "unet_config.params.transformer_depth",
@@ -227,12 +231,15 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         del data["model"]["params"][key]
         with pytest.raises(ConfigError, match=key):
             parse_config(data)
-    for nothing in (None, 7, "model", [], {}, {"model": None}, {"model": {"params": None}}, {1: 2}):
+    nothings: list[object] = [None, 7, "model", [], {}, {"model": None}, {"model": {"params": None}}, {1: 2}]
+    for nothing in nothings:
         with pytest.raises(ConfigError):
             parse_config(nothing)
 
 
-BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nmodel: [*b, *b, *b, *b, *b, *b, *b]\n"
+BOMB = (
+    "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nmodel: [*b, *b, *b, *b, *b, *b, *b]\n"
+)
 
 
 @pytest.mark.fault(38)
@@ -248,6 +255,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a
         ("\t- model", "YAML"),
         ("", "model"),
         ("just text", "model"),
+        ("0", "expected a mapping"),
+        ("true", "expected a mapping"),
+        ("2024-01-01", "expected a mapping"),
         ("- 1\n- 2\n", "mapping"),
     ],
 )

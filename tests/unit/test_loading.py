@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import resource
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from flagai_altdiff.errors import (
 )
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.pipeline import prepare
 from flagai_altdiff.registry import MODELS
 from tests import tiny
 
@@ -86,7 +90,9 @@ def test_files_that_nothing_needs_are_not_fetched(lacking: str, model_dir: Path,
     assert load_model("AltDiffusion-m9", model_dir) is not None
 
 
-def test_missing_weights_are_named_when_offline(model_dir: Path, monkeypatch: pytest.MonkeyPatch, no_network: None) -> None:
+def test_missing_weights_are_named_when_offline(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, no_network: None
+) -> None:
     monkeypatch.setenv("FLAGAI_ALTDIFF_OFFLINE", "1")
     (model_dir / "AltDiffusion-m9" / "model.ckpt").unlink()
     with pytest.raises(OfflineError, match=r"model\.ckpt"):
@@ -141,7 +147,7 @@ def test_a_tokenizer_of_a_smaller_model_is_refused(lacking: int, model_dir: Path
 
 @pytest.mark.fault(40)
 def test_the_tokenizer_is_judged_before_the_weights_are_read(model_dir: Path) -> None:
-    """The weights are 4 GB of holes, which would cost memory and time, and be refused for other reasons, if they were read."""
+    """The weights are 4 GB of holes, which would cost memory and time if they were read."""
     folder = model_dir / "AltDiffusion-m9"
     (folder / "model.ckpt").unlink()
     state = {k: v for k, v in tiny.tiny_state("m9").items() if "word_embeddings" not in k}
@@ -164,7 +170,9 @@ def test_the_tokenizer_is_judged_before_the_weights_are_read(model_dir: Path) ->
 
 
 @pytest.mark.fault(36)
-@pytest.mark.parametrize(("called", "holds"), [("AltDiffusion-m18", "m9"), ("AltDiffusion-m9", "m18"), ("AltDiffusion", "m18")])
+@pytest.mark.parametrize(
+    ("called", "holds"), [("AltDiffusion-m18", "m9"), ("AltDiffusion-m9", "m18"), ("AltDiffusion", "m18")]
+)
 @pytest.mark.parametrize("by_path", [True, False])
 def test_a_model_under_anothers_name_is_recognised(
     called: str, holds: str, by_path: bool, tmp_path: Path, no_network: None
@@ -218,13 +226,39 @@ def test_a_neighbours_tokenizer_of_another_vocabulary_is_not_borrowed(model_dir:
 
 @pytest.mark.parametrize("wrong", ["no", 2, None, "True"])
 def test_the_safety_checker_argument_is_checked(wrong: object, model_dir: Path) -> None:
-    for load in (load_model, lambda *a, **k: AutoLoader("text2img", *a, **k)):
+    loads: list[Callable[..., object]] = [load_model, functools.partial(AutoLoader, "text2img")]
+    for load in loads:
         with pytest.raises(InvalidRequestError, match="safety_checker"):
-            load("AltDiffusion-m9", model_dir, safety_checker=wrong)  # type: ignore[operator]
+            load("AltDiffusion-m9", model_dir, safety_checker=wrong)
+
+
+@pytest.mark.parametrize("device", [None, "cpu", "cpu:0", torch.device("cpu")])
+@pytest.mark.parametrize("dtype", [None, "float32", torch.float32, "float16", "torch.bfloat16", torch.float16])
+def test_the_cpu_draws_in_float32(
+    device: str | torch.device | None, dtype: str | torch.dtype | None, model_dir: Path
+) -> None:
+    model = load_model("AltDiffusion-m9", str(model_dir), device=device, dtype=dtype)
+    assert {v.dtype for v in model.parameters()} == {torch.float32}
+    notes = prepare(model, "a cat", height=64, width=64)[1]
+    assert [note.kind for note in notes] == ["precision"] * ("16" in str(dtype))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("device", v) for v in ("cuda:99", "tpu", "meta", "", "cpu:x", 7.5, ["cpu"])]
+    + [("dtype", v) for v in ("int64", "", torch.float64, torch.int8, 16, "nn")],
+)
+def test_devices_and_types_that_cannot_be_used(option: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match=f"{option}=") as caught:
+        load_model("AltDiffusion-m9", tmp_path, **{option: value})  # type: ignore[arg-type]
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_flagais_signature(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    loader = AutoLoader("text2img", "AltDiffusion-m9", str(model_dir), False, "cuda", torch.float16, True, None, None, True)
+    loader = AutoLoader(
+        "text2img", "AltDiffusion-m9", str(model_dir), False, "cuda", torch.float16, True, None, None, True
+    )
     model = loader.get_model()
     assert isinstance(model, LatentDiffusion)
     assert model.autocast_dtype is None
@@ -237,9 +271,15 @@ def test_flagais_signature(model_dir: Path, caplog: pytest.LogCaptureFixture) ->
 
 @pytest.mark.parametrize(
     ("kwargs", "dtype"),
-    [({}, None), ({"fp16": False}, None), ({"use_fp16": False}, None), ({"fp16": True}, True), ({"use_fp16": True}, True)],
+    [
+        ({}, None),
+        ({"fp16": False}, None),
+        ({"use_fp16": False}, None),
+        ({"fp16": True}, True),
+        ({"use_fp16": True}, True),
+    ],
 )
-def test_half_precision_is_an_option(kwargs: dict[str, bool], dtype: object, model_dir: Path) -> None:
+def test_half_precision_is_an_option(kwargs: dict[str, Any], dtype: object, model_dir: Path) -> None:
     model = AutoLoader("text2img", "AltDiffusion-m9", model_dir, **kwargs).get_model()
     assert model.autocast_dtype == (torch.float16 if dtype else None)
     assert next(model.parameters()).dtype == torch.float32
@@ -248,7 +288,14 @@ def test_half_precision_is_an_option(kwargs: dict[str, bool], dtype: object, mod
 
 def test_arguments_without_meaning_are_named_once(model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     AutoLoader(
-        "text2img", "AltDiffusion-m9", model_dir, lora_dir="x", all_devices=True, inference_mode=False, surprise=1, fp16=False
+        "text2img",
+        "AltDiffusion-m9",
+        model_dir,
+        lora_dir="x",
+        all_devices=True,
+        inference_mode=False,
+        surprise=1,
+        fp16=False,
     )
     lines = [r for r in caplog.records if "no effect" in r.getMessage()]
     assert len(lines) == 1 and lines[0].levelno == logging.WARNING
@@ -260,7 +307,8 @@ def test_arguments_without_meaning_are_named_once(model_dir: Path, caplog: pytes
 def test_only_download_config_reads_no_weights(model_dir: Path, no_network: None) -> None:
     (model_dir / "AltDiffusion-m9" / "model.ckpt").unlink()
     loader = AutoLoader("text2img", "AltDiffusion-m9", model_dir, only_download_config=True)
-    assert loader.get_tokenizer()("a cat")["input_ids"][0] == 0
+    tokenizer = loader.get_tokenizer()
+    assert tokenizer is not None and tokenizer("a cat")["input_ids"][0] == 0
     with pytest.raises(CheckpointError, match="only_download_config"):
         loader.get_model()
 
@@ -271,8 +319,10 @@ def test_load_pretrain_params_takes_other_weights(model_dir: Path, tmp_path: Pat
     other = tiny.tiny_state("m9", seed=9)
     torch.save({"state_dict": other}, tmp_path / "other.ckpt")
     before = generate(model, SMALL).images[0].tobytes()
+    parameters = dict(model.named_parameters())
     loader.load_pretrain_params(tmp_path / "other.ckpt")
     assert loader.get_model() is model
+    assert all(value is parameters[key] for key, value in model.named_parameters())
     assert all(torch.equal(v, other[k]) for k, v in model.state_dict().items())
     assert generate(model, SMALL).images[0].tobytes() != before
     torch.save(tiny.tiny_state("m18"), tmp_path / "m18.ckpt")

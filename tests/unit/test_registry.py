@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from flagai_altdiff.errors import FlagAIAltDiffError, RegistryError, UnknownModelError, UnknownTaskError
-from flagai_altdiff.registry import MODELS, TASKS, check_task, embedded_dir, find_model, get_model_spec
+from flagai_altdiff.registry import MODELS, TASKS, check_task, embedded_dir, find_model, get_model_spec, locate
 
 RELEASED = ("AltDiffusion", "AltDiffusion-m9", "AltDiffusion-m18")
 
@@ -75,3 +77,42 @@ def test_languages_of_the_released_models() -> None:
     assert len(MODELS["AltDiffusion-m9"].languages) == 9
     assert len(set(MODELS["AltDiffusion-m18"].languages)) == 18
     assert set(MODELS["AltDiffusion-m9"].languages) < set(MODELS["AltDiffusion-m18"].languages)
+
+
+LEFT_BEHIND: dict[str, tuple[str, ...]] = {
+    "nothing": (),
+    "a lock": (".altdiff.lock",),
+    "hidden files": (".DS_Store", "._model.safetensors", "._config.yaml"),
+    "hidden folders": (".cache/model.safetensors", ".git/config"),
+    "half a download": ("config.yaml", "sentencepiece.bpe.model", "model.safetensors.partial"),
+    "results": ("samples/00000.png",),
+}
+
+
+@pytest.mark.parametrize("left", LEFT_BEHIND)
+@pytest.mark.parametrize("written", [str, Path])
+def test_a_folder_without_weights_does_not_hide_the_embedded_model(left: str, written: type, tmp_path: Path) -> None:
+    for name in LEFT_BEHIND[left]:
+        (tmp_path / "altdiffusion-MINI" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "altdiffusion-MINI" / name).write_bytes(b"x")
+    (tmp_path / "altdiffusion-MINI").mkdir(exist_ok=True)
+    spec, path = locate("AltDiffusion-mini", written(tmp_path))
+    assert (spec, path) == (MODELS["AltDiffusion-mini"], embedded_dir() / "AltDiffusion-mini")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.ckpt", "own.safetensors", "unet/diffusion_pytorch_model.bin", "snapshots/a/model.ckpt"]
+)
+def test_a_folder_with_weights_is_the_users_own(name: str, tmp_path: Path) -> None:
+    (tmp_path / "altdiffusion-mini" / name).parent.mkdir(parents=True)
+    (tmp_path / "altdiffusion-mini" / name).write_bytes(b"x")
+    assert locate("AltDiffusion-mini", tmp_path)[1] == tmp_path / "altdiffusion-mini"
+
+
+def test_of_two_spellings_the_folder_with_weights_is_taken(tmp_path: Path) -> None:
+    for folder in ("ALTDIFFUSION-M9", "altdiffusion-m9"):
+        (tmp_path / folder).mkdir()
+    assert locate("AltDiffusion-m9", tmp_path)[1] == tmp_path / "ALTDIFFUSION-M9"
+    (tmp_path / "altdiffusion-m9" / "model.ckpt").write_bytes(b"x")
+    assert locate("AltDiffusion-m9", tmp_path)[1] == tmp_path / "altdiffusion-m9"
+    assert locate("AltDiffusion-m18", str(tmp_path))[1] == tmp_path / "AltDiffusion-m18"

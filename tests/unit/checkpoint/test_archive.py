@@ -125,7 +125,9 @@ def one_inside_the_other(path: Path) -> None:
     rewritten(path, lambda name, data: [(name, data), *([("m/data/1", data)] if name.endswith("data/0") else [])])
     plain_archive = path.read_bytes()
     inner = plain_archive[(at := plain_archive.index(b"m/data/1") - 30) : at + 30 + len("m/data/1") + 24]
-    rewritten(path, lambda name, data: [(name, inner), ("m/data/1", data)] if name.endswith("data/0") else [(name, data)])
+    rewritten(
+        path, lambda name, data: [(name, inner), ("m/data/1", data)] if name.endswith("data/0") else [(name, data)]
+    )
     data = bytearray(path.read_bytes())
     directory = data.rindex(b"m/data/1") - 46
     data[directory + 42 : directory + 46] = struct.pack("<I", data.index(inner))
@@ -174,7 +176,9 @@ def without_pickle(path: Path) -> None:
 
 
 def torchscript(path: Path) -> None:
-    rewritten(path, lambda name, data: [(name, data), *([("m/constants.pkl", data)] if name.endswith("data.pkl") else [])])
+    rewritten(
+        path, lambda name, data: [(name, data), *([("m/constants.pkl", data)] if name.endswith("data.pkl") else [])]
+    )
 
 
 def big_endian(path: Path) -> None:
@@ -189,7 +193,7 @@ def missing_block(path: Path) -> None:
     rewritten(path, lambda name, data: [] if name.endswith("data/0") else [(name, data)])
 
 
-TRICKS = {
+TRICKS: dict[Callable[[Path], None], str] = {
     escape: "does not lie in the archive's one folder",
     absolute: "one folder",
     backslash: "one folder",

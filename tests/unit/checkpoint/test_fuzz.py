@@ -21,8 +21,8 @@ from safetensors.torch import save
 
 from flagai_altdiff.checkpoint.diffusers_folder import read_config, weight_files
 from flagai_altdiff.checkpoint.layouts import detect
+from flagai_altdiff.checkpoint.ldm_yaml import dump_config, load_config
 from flagai_altdiff.checkpoint.reading import read_tensors
-from flagai_altdiff.config import dump_config, load_config
 from flagai_altdiff.errors import FlagAIAltDiffError
 from flagai_altdiff.tokenizer import load_tokenizer
 from tests import tiny
@@ -31,7 +31,11 @@ from tests.unit.checkpoint.test_diffusers_folder import RELEASED_M9
 EXAMPLES = int(os.environ.get("ALTDIFF_FUZZ_EXAMPLES", "60"))
 MAX_GROWTH_BYTES = 1 << 30
 
-STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16), "c": torch.tensor([1, 2])}
+STATE = {
+    "a.weight": torch.arange(6.0).reshape(2, 3),
+    "b": torch.ones(2, dtype=torch.float16),
+    "c": torch.tensor([1, 2]),
+}
 
 
 class Touch:
@@ -75,7 +79,9 @@ def read_yaml(data: bytes) -> None:
 def read_tokenizer(name: str) -> Callable[[bytes], None]:
     def read(data: bytes) -> None:
         (home() / name).write_bytes(data)
-        load_tokenizer(home() / name)("a photo of a cat 猫")
+        tokenizer = load_tokenizer(home() / name)
+        tokenizer.encode("a photo of a cat 猫")
+        tokenizer.to_transformers()
 
     return read
 
@@ -113,7 +119,11 @@ def read_ref(data: bytes) -> None:
 def tokenizer_json() -> bytes:
     path = home() / "sentencepiece.bpe.model"
     path.write_bytes(tiny.sentencepiece_model())
-    return load_tokenizer(path).backend_tokenizer.to_str().encode()
+    return load_tokenizer(path).to_transformers().backend_tokenizer.to_str().encode()
+
+
+def released_json(name: str) -> bytes:
+    return json.dumps(RELEASED_M9[name]).encode()
 
 
 INDEX = {"metadata": {"total_size": 8}, "weight_map": {"a": "x-1.safetensors", "b": "x-2.safetensors"}}
@@ -127,7 +137,7 @@ READERS: dict[str, tuple[Callable[[], bytes], Callable[[bytes], None]]] = {
     "zip attack": (lambda: saved(ATTACK, True), read_file("m.safetensors")),
     "legacy attack": (lambda: saved(ATTACK, False), read_file("m.pt")),
     "config.yaml": (lambda: dump_config(tiny.tiny_config(tiny.M18)).encode(), read_yaml),
-    **{name: (lambda name=name: json.dumps(RELEASED_M9[name]).encode(), read_json(name)) for name in RELEASED_M9},
+    **{name: (functools.partial(released_json, name), read_json(name)) for name in RELEASED_M9},
     "shard index": (lambda: json.dumps(INDEX).encode(), read_index),
     "ref": (lambda: b"abc\n", read_ref),
     "sentencepiece": (tiny.sentencepiece_model, read_tokenizer("sentencepiece.bpe.model")),

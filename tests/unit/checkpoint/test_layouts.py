@@ -1,22 +1,27 @@
-"""Every layout that a released or trained model may lie in gives the same model; everything else is named for what it is."""
+"""Every layout that a model may lie in gives the same model; everything else is named for what it is."""
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flagai_altdiff import GenerationRequest, generate
+from flagai_altdiff import GenerationRequest, generate, load_model
 from flagai_altdiff.checkpoint.layouts import detect
 from flagai_altdiff.checkpoint.saving import save_folder, save_single
+from flagai_altdiff.convert import convert
 from flagai_altdiff.errors import CheckpointError, ConfigError, FlagAIAltDiffError, StateDictMismatchError
 from flagai_altdiff.loading import load_path
+from flagai_altdiff.sampling.schedule import schedule_buffers
 from tests import tiny
 
 TEXT = "cond_stage_model."
@@ -59,7 +64,11 @@ def after_training(folder: Path, name: str) -> Path:
     """As a trainer leaves it: averaged weights, optimizer states, another average beside the state dict."""
     tiny.write_flagai_folder(folder, name)
     state = dict(tiny.tiny_state(name))
-    ema = {"model_ema." + k.replace("model.", "", 1).replace(".", ""): v for k, v in state.items() if k.startswith("model.")}
+    ema = {
+        "model_ema." + k.replace("model.", "", 1).replace(".", ""): v
+        for k, v in state.items()
+        if k.startswith("model.")
+    }
     extra = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5, dtype=torch.int)}
     optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
     whole = {
@@ -89,7 +98,7 @@ def tokenizer_json(folder: Path, name: str) -> Path:
 
     tiny.write_flagai_folder(folder, name)
     source = folder / "sentencepiece.bpe.model"
-    load_tokenizer(source).backend_tokenizer.save(str(folder / "tokenizer.json"))
+    load_tokenizer(source).to_transformers().backend_tokenizer.save(str(folder / "tokenizer.json"))
     source.unlink()
     return folder
 
@@ -97,7 +106,10 @@ def tokenizer_json(folder: Path, name: str) -> Path:
 def saved_again(folder: Path, name: str) -> Path:
     first = tiny.write_flagai_folder(folder / "first", name)
     save_folder(
-        folder / "second", tiny.tiny_config(tiny.VARIANTS[name]), tiny.tiny_state(name), first / "sentencepiece.bpe.model"
+        folder / "second",
+        tiny.tiny_config(tiny.VARIANTS[name]),
+        tiny.tiny_state(name),
+        first / "sentencepiece.bpe.model",
     )
     shutil.rmtree(first)
     return folder / "second"
@@ -143,7 +155,7 @@ def test_every_layout_gives_the_same_weights(layout: str, variant: str, tmp_path
 
 @pytest.mark.parametrize("layout", ["lone ckpt"])
 def test_every_layout_draws_the_same_pictures(layout: str, variant: str, variant_folder: Path, tmp_path: Path) -> None:
-    request = GenerationRequest(prompts=(tiny.CAT,), height=64, width=64, steps=1, images_per_prompt=1)
+    request = GenerationRequest(prompts=(tiny.CAT,), height=64, width=64, steps=1, seed=7)
     pictures = [
         generate(load_path(p, safety_checker=False).to("cpu"), request).images[0].tobytes()
         for p in (variant_folder, LAYOUTS[layout](tmp_path, variant))
@@ -155,7 +167,7 @@ def test_half_precision_is_widened(variant: str, tmp_path: Path) -> None:
     half = {k: v.half() if v.is_floating_point() else v for k, v in tiny.tiny_state(variant).items()}
     state = state_of(tiny.write_flagai_folder(tmp_path, variant, half))
     assert {v.dtype for v in state.values()} == {torch.float32, torch.int64}
-    assert all(torch.equal(v, half[k].to(v.dtype)) for k, v in state.items())
+    assert all(torch.equal(v, half[k].to(v.dtype)) for k, v in state.items() if "." in k)
 
 
 def test_another_ref_chooses_another_snapshot(tmp_path: Path) -> None:
@@ -169,7 +181,7 @@ def test_another_ref_chooses_another_snapshot(tmp_path: Path) -> None:
         detect(entry)
 
 
-def broken(tmp_path: Path, name: str = "m9", **changes: Tensor | None) -> Path:
+def broken(tmp_path: Path, name: str, changes: Mapping[str, Tensor | None]) -> Path:
     """A folder whose weights lack the keys that are None and have the others on top."""
     state = {**tiny.tiny_state(name), **{k: v for k, v in changes.items() if v is not None}}
     return tiny.write_flagai_folder(tmp_path, name, {k: v for k, v in state.items() if changes.get(k, v) is not None})
@@ -182,7 +194,7 @@ def test_keys_that_differ_are_counted_and_named(tmp_path: Path) -> None:
     wrong |= {f"model.surprise.{i}": torch.ones(1) for i in range(4)}
     wrong["first_stage_model.quant_conv.bias"] = torch.ones(3)
     with pytest.raises(StateDictMismatchError) as caught:
-        load_path(broken(tmp_path, **wrong), safety_checker=False)
+        load_path(broken(tmp_path, "m9", wrong), safety_checker=False)
     message = str(caught.value)
     assert f"{len(keys)} missing keys: {keys[0]}" in message
     assert f"and {len(keys) - 3} more" in message
@@ -192,17 +204,135 @@ def test_keys_that_differ_are_counted_and_named(tmp_path: Path) -> None:
     assert caught.value.missing == keys
 
 
-@pytest.mark.parametrize("key", ["betas", "first_stage_model.decoder.conv_in.weight", f"{TEXT}pre_LN.weight"])
-def test_no_key_may_be_missing(key: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "key"), [("m9", "first_stage_model.decoder.conv_in.weight"), ("m18", f"{TEXT}pre_LN.weight")]
+)
+def test_no_weight_may_be_missing(name: str, key: str, tmp_path: Path) -> None:
     with pytest.raises(StateDictMismatchError, match=re.escape(f"1 missing keys: {key}.")):
-        load_path(broken(tmp_path, **{key: None}), safety_checker=False)
+        load_path(broken(tmp_path, name, {key: None}), safety_checker=False)
+
+
+SCHEDULE = [key for key in tiny.tiny_state("m9") if "." not in key]
+ROUNDED = {
+    "half": lambda v: v.half(),
+    "bfloat16": lambda v: v.bfloat16(),
+    "float64": lambda v: v.double(),
+}
+NONSENSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "half and back": lambda v: v.half().float(),
+    "NaN": lambda v: torch.full_like(v, float("nan")),
+    "infinity": lambda v: torch.full_like(v, float("inf")),
+    "zeros": torch.zeros_like,
+    "integers": lambda v: v.long(),
+    "booleans": lambda v: v.bool(),
+    "another length": lambda v: v[:500].flip(0),
+    "a number": lambda v: v.sum(),
+    "another schedule": lambda v: v * 1.01,
+    "one wrong": lambda v: v.index_fill(0, torch.tensor([700]), 0.5),
+}
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "schedule" in r.getMessage()]
+
+
+@pytest.mark.fault(114)
+@pytest.mark.parametrize("kind", ["none", *ROUNDED, *NONSENSE])
+@pytest.mark.parametrize("config", [True, False])
+def test_the_schedule_is_the_configs(kind: str, config: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change: Callable[[Tensor], Tensor] | None = {**ROUNDED, **NONSENSE}.get(kind)
+    state = {k: v for k, v in tiny.tiny_state("m9").items() if k not in SCHEDULE}
+    if change is not None:
+        state |= {k: change(tiny.tiny_state("m9")[k]) for k in SCHEDULE}
+    if kind == "another schedule":
+        state["betas"] = torch.linspace(0.1, 0.9, 1000).flip(0)  # no schedule that a config could say
+    folder = tiny.write_flagai_folder(tmp_path, "m9", state)
+    if not config:
+        (folder / "config.yaml").unlink()
+    assert_same(state_of(folder), "m9")
+    said = warnings_of(caplog)
+    assert len(said) == (kind in NONSENSE)
+    assert all("betas" in text and "config" in text for text in said)
+
+
+@pytest.mark.fault(114)
+def test_one_schedule_buffer_may_be_missing_and_another_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert_same(state_of(broken(tmp_path, "m9", {"betas": None, "alphas_cumprod": torch.zeros(1000)})), "m9")
+    assert "(alphas_cumprod)" in warnings_of(caplog)[0]
+
+
+@pytest.mark.parametrize(("start", "end", "steps", "power"), [(0.0001, 0.02, 500, 1.0), (0.002, 0.03, 1000, 0.5)])
+def test_a_lone_file_tells_its_schedule(
+    start: float, end: float, steps: int, power: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    betas = torch.linspace(start**power, end**power, steps, dtype=torch.float64) ** (1 / power)
+    path = lone(tmp_path, "m9", "m.ckpt")
+    torch.save({**tiny.tiny_state("m9"), **schedule_buffers(betas)}, path)
+    model = load_path(path, safety_checker=False)
+    assert (model.config.timesteps, model.config.linear_start, model.config.linear_end) == (steps, start, end)
+    assert torch.allclose(model.betas, betas.float(), rtol=1e-6)
+    assert warnings_of(caplog) == []
+
+
+INERT: dict[str, Tensor] = {
+    "logvar": torch.zeros(1000),
+    "scale_factor": torch.tensor(0.18215),
+    "lvlb_weights": torch.full((1000,), float("nan")),
+    "posterior_variance": torch.zeros(1000, dtype=torch.int64),
+    "first_stage_model.loss.logvar": torch.zeros(()),
+    "first_stage_model.loss.discriminator.main.0.weight": torch.full((3,), float("inf")),
+    "first_stage_model.model_ema.decay": torch.tensor(0.9),
+    "model_ema.decay": torch.tensor(float("nan")),
+    "model_ema.diffusion_modelout0weight": torch.ones(2, dtype=torch.int8),
+    "logit_scale": torch.tensor(2.6),
+    f"{TEXT}logit_scale": torch.tensor(2, dtype=torch.int64),
+    f"{TEXT}roberta.pooler.dense.weight": torch.full((3, 5), float("nan")),
+    f"{TEXT}roberta.embeddings.token_type_ids": torch.zeros(1, 514),
+    POSITION_IDS: torch.arange(514.0)[None].bfloat16(),
+}
+
+
+@pytest.mark.parametrize("key", INERT)
+@pytest.mark.parametrize("config", [True, False])
+def test_what_nothing_reads_is_never_a_reason_to_refuse(key: str, config: bool, tmp_path: Path) -> None:
+    folder = broken(tmp_path, "m18", {key: INERT[key]})
+    if not config:
+        (folder / "config.yaml").unlink()
+    assert_same(state_of(folder), "m18")
+
+
+@pytest.mark.fault(114)
+def test_every_buffer_in_half_and_averages_beside(
+    variant: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = {k: v.half() for k, v in {**tiny.tiny_state(variant), **INERT}.items()}
+    state |= {
+        f"{TEXT}roberta.pooler.dense.weight": torch.ones(128, 128),
+        f"{TEXT}roberta.pooler.dense.bias": torch.ones(128),
+    }
+    loaded = state_of(tiny.write_flagai_folder(tmp_path, variant, state))
+    assert torch.equal(loaded[POSITION_IDS], torch.arange(514)[None])
+    assert torch.equal(loaded["betas"], tiny.tiny_state(variant)["betas"])
+
+
+def test_a_norm_that_the_read_out_does_not_use_may_be_missing(tmp_path: Path) -> None:
+    state = state_of(broken(tmp_path, "m9", {f"{TEXT}pre_LN.weight": None, f"{TEXT}pre_LN.bias": None}))
+    assert state[f"{TEXT}pre_LN.weight"].unique().tolist() == [1.0]
+
+
+def test_a_diffusers_folder_may_lack_what_nothing_reads(m9_folder: Path, tmp_path: Path) -> None:
+    convert(m9_folder, tmp_path / "d", "diffusers")
+    path = tmp_path / "d" / "text_encoder" / "model.safetensors"
+    text = {k: v for k, v in load_file(path).items() if "position_ids" not in k and "pre_LN" not in k}
+    save_file({**text, "logit_scale": torch.ones(())}, path)
+    assert load_path(tmp_path / "d", safety_checker=False) is not None
 
 
 @pytest.mark.fault(37)
 def test_integers_are_no_weights(tmp_path: Path) -> None:
     key = "model.diffusion_model.out.2.bias"
     with pytest.raises(CheckpointError, match=re.escape(key)):
-        load_path(broken(tmp_path, **{key: torch.ones(4, dtype=torch.int64)}), safety_checker=False)
+        load_path(broken(tmp_path, "m9", {key: torch.ones(4, dtype=torch.int64)}), safety_checker=False)
 
 
 @pytest.mark.fault(36)
@@ -298,7 +428,7 @@ def test_a_file_of_a_million_layers_is_refused(tmp_path: Path) -> None:
     path = lone(tmp_path, "m9", "m.safetensors")
     layers = {f"{TEXT}roberta.encoder.layer.{i}.output.dense.bias": torch.ones(1) for i in range(3, 2000)}
     save_file({**tiny.tiny_state("m9"), **layers}, path)
-    with pytest.raises(ConfigError, match="num_hidden_layers=2000: expected 1 to 100"):
+    with pytest.raises(ConfigError, match="num_hidden_layers=2000: expected at most 100"):
         load_path(path)
 
 
@@ -314,14 +444,122 @@ def test_a_folder_without_a_model_says_what_was_found_and_expected(files: tuple[
     for name in files:
         (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
     with pytest.raises(CheckpointError) as caught:
-        detect(tmp_path)
+        detect(tmp_path).require()
     assert str(tmp_path) in str(caught.value)
     assert "snapshots" in str(caught.value)
 
 
+JUNK = ("._model.ckpt", "._model.safetensors", ".model.ckpt", "._config.yaml", "._sentencepiece.bpe.model", ".DS_Store")
+
+
+@pytest.mark.fault(116)
+@pytest.mark.parametrize(
+    "layout", ["FlagAI folder", "lone ckpt", "folder of one file", "tokenizer.json", "Hugging Face cache"]
+)
+def test_hidden_files_are_never_a_part_of_a_model(layout: str, tmp_path: Path, no_network: None) -> None:
+    path = LAYOUTS[layout](tmp_path / "model", "m9")
+    for place in {folder for folder in (tmp_path / "model").rglob("*") if folder.is_dir()} | {tmp_path / "model"}:
+        for name in JUNK:
+            (place / name).write_bytes(b"\0\5\x16\7 Mac OS X")
+    (tmp_path / "model" / ".Trash" / "tokenizer").mkdir(parents=True)
+    assert_same(state_of(path), "m9")
+
+
+@pytest.mark.parametrize("hidden", JUNK[:3])
+def test_a_folder_of_hidden_weights_holds_none(hidden: str, tmp_path: Path) -> None:
+    tiny.write_flagai_folder(tmp_path, "m9")
+    (tmp_path / "model.ckpt").rename(tmp_path / hidden)
+    with pytest.raises(CheckpointError, match="holds no model"):
+        load_path(tmp_path)
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_a_choice_between_files_of_weights_is_the_users(config: bool, tmp_path: Path, no_network: None) -> None:
+    tiny.write_flagai_folder(tmp_path / "AltDiffusion-m9", "m9")
+    folder = tmp_path / "AltDiffusion-m9"
+    (folder / "model.ckpt").rename(folder / "one.ckpt")
+    shutil.copy(folder / "one.ckpt", folder / "two.pt")
+    (folder / "._zero.ckpt").touch()
+    (folder / "empty.bin").touch()
+    if not config:
+        (folder / "config.yaml").unlink()
+    for load in (
+        lambda: load_path(folder),
+        lambda: load_model("AltDiffusion-m9", tmp_path),
+        lambda: load_model(folder),
+    ):
+        with pytest.raises(CheckpointError, match=r"2 files of weights \(one\.ckpt, two\.pt\)") as caught:
+            load()
+        assert str(folder / "one.ckpt") in str(caught.value)
+    assert_same(state_of(folder / "two.pt"), "m9")
+
+
+@pytest.mark.parametrize("newer", ["model.safetensors", "model.ckpt"])
+def test_of_two_known_names_one_is_taken_and_said(newer: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder may have both by conversion; but a model saved beside the old one should not be lost sight of."""
+    tiny.write_flagai_folder(tmp_path, "m9", tiny.tiny_state("m9", seed=3))
+    save_file(tiny.tiny_state("m9"), tmp_path / "model.safetensors")
+    shutil.copy(tmp_path / "model.ckpt", tmp_path / "dreambooth_model.ckpt")
+    for name in ("model.safetensors", "model.ckpt", "dreambooth_model.ckpt"):
+        os.utime(tmp_path / name, (1, 2 if name == newer else 1))
+    caplog.set_level(logging.INFO, "flagai_altdiff")
+    assert_same(state_of(tmp_path), "m9")
+    (record,) = [r for r in caplog.records if "taking model.safetensors" in r.getMessage()]
+    assert record.levelname == ("INFO" if newer == "model.safetensors" else "WARNING")
+    assert ("although model.ckpt is newer" in record.getMessage()) is (newer == "model.ckpt")
+
+
+@pytest.mark.parametrize("wrapper", ["module", "model_state_dict", "state_dict of module", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_what_trainers_wrap_around_is_taken_off(wrapper: str, prefix: str, tmp_path: Path) -> None:
+    folder = tiny.write_flagai_folder(tmp_path / "m", "m9")
+    data: dict[str, Any] = {prefix + key: value for key, value in tiny.tiny_state("m9").items()}
+    for name in wrapper.split(" of "):
+        data = {name: data, "iteration": 5, "rng": torch.get_rng_state()}
+    torch.save(data, folder / "model.ckpt")
+    assert load_path(folder, safety_checker=False).num_timesteps == 1000
+
+
+def test_a_file_of_a_folder_has_the_folders_config(tmp_path: Path) -> None:
+    folder = tiny.write_flagai_folder(tmp_path / "m", "m9")
+    assert detect(folder / "model.ckpt").config == folder / "config.yaml"
+    (folder / "model.yaml").write_text((folder / "config.yaml").read_text())
+    assert detect(folder / "model.ckpt").config == folder / "model.yaml"
+
+
+@pytest.mark.parametrize("value", [torch.full((128, 128), torch.nan), torch.ones(128, 128).long(), torch.ones(3, 3)])
+def test_weights_that_nothing_reads_are_no_reason_to_refuse(value: torch.Tensor, tmp_path: Path) -> None:
+    state = dict(tiny.tiny_state("m9"))
+    state["cond_stage_model.roberta.pooler.dense.weight"] = value
+    state["cond_stage_model.pre_LN.weight"] = torch.full((128,), torch.nan)
+    folder = tiny.write_flagai_folder(tmp_path / "m", "m9", state)
+    assert len(generate(load_path(folder, safety_checker=False), "a cat", steps=1, height=64, width=64).images) == 1
+
+
+def test_a_loop_of_links_is_no_safety_checker(tmp_path: Path) -> None:
+    folder = tiny.write_flagai_folder(tmp_path / "m", "m9")
+    (folder / "safety_checker").symlink_to("safety_checker")
+    assert detect(folder).safety_checker is None
+
+
+@pytest.mark.fault(116)
+def test_an_empty_file_is_no_weights(tmp_path: Path) -> None:
+    tiny.write_flagai_folder(tmp_path, "m9")
+    (tmp_path / "model.safetensors").touch()
+    assert_same(state_of(tmp_path), "m9")
+
+
+def test_half_a_diffusers_folder_says_what_it_lacks(m9_folder: Path, tmp_path: Path) -> None:
+    convert(m9_folder, tmp_path / "d", "diffusers")
+    weights = tmp_path / "d" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("._" + weights.name))
+    with pytest.raises(CheckpointError, match=r"lacks vae/\*\.safetensors"):
+        load_path(tmp_path / "d")
+
+
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
-        detect(tmp_path / "nothing")
+        detect(tmp_path / "nothing").require()
 
 
 def test_a_single_file_is_written_with_its_config_and_tokenizer(variant: str, tmp_path: Path, m9_folder: Path) -> None:

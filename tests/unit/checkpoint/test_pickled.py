@@ -149,7 +149,9 @@ def test_other_ways_to_build_a_tensor_are_refused_by_name(name: str, tmp_path: P
 def test_every_name_that_is_asked_for_is_listed(tmp_path: Path) -> None:
     names = [b"cposix\nsystem\n", b"\x8c\x08builtins\x8c\x04eval\x93", b"cnt\nsystem\n", b"c__builtin__\nexec\n"]
     path = archive(tmp_path / "m.ckpt", b"\x80\x04}(" + b"".join(text(str(i)) + n for i, n in enumerate(names)) + b"u.")
-    with pytest.raises(UnsafeCheckpointError, match=r"asks for builtins\.eval, builtins\.exec, nt\.system, posix\.system\."):
+    with pytest.raises(
+        UnsafeCheckpointError, match=r"asks for builtins\.eval, builtins\.exec, nt\.system, posix\.system\."
+    ):
         read_tensors(path)
 
 
@@ -271,11 +273,14 @@ def test_a_file_that_is_replaced_meanwhile_stays_as_it_was(kind: str, tmp_path: 
 
 @pytest.mark.fault(41)
 def test_a_file_that_shrinks_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flagai_altdiff.checkpoint import records
+    import mmap
+
+    from flagai_altdiff.checkpoint import mapped
 
     path = tmp_path / "m.safetensors"
     save_file({"a": torch.arange(5000.0)}, path)
-    real = records.mmap.mmap
+    monkeypatch.setattr(mapped, "_WORTH_MAPPING_BYTES", 0)
+    real = mmap.mmap
 
     def shrink_then_map(*args: object, **kwargs: object) -> object:
         mapped = real(*args, **kwargs)  # type: ignore[arg-type]
@@ -283,6 +288,6 @@ def test_a_file_that_shrinks_meanwhile_is_noticed(tmp_path: Path, monkeypatch: p
             file.truncate(100)
         return mapped
 
-    monkeypatch.setattr(records.mmap, "mmap", shrink_then_map)
+    monkeypatch.setattr(mmap, "mmap", shrink_then_map)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         read_tensors(path)

@@ -21,7 +21,11 @@ from safetensors.torch import save_file
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError, UnsafeCheckpointError
 
-WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.float16), "c": torch.tensor([1, 2])}
+WEIGHTS = {
+    "a.weight": torch.arange(6.0).reshape(2, 3),
+    "b": torch.ones(2, dtype=torch.float16),
+    "c": torch.tensor([1, 2]),
+}
 
 
 def assert_weights(path: Path) -> None:
@@ -79,7 +83,9 @@ NAMES = tuple(attacks(Path("x")))
 @pytest.mark.parametrize("attack", NAMES)
 @pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_asks_for_code_is_refused_and_runs_nothing(attack: str, name: str, zipped: bool, tmp_path: Path) -> None:
+def test_a_pickle_that_asks_for_code_is_refused_and_runs_nothing(
+    attack: str, name: str, zipped: bool, tmp_path: Path
+) -> None:
     canary = tmp_path / "canary"
     path = tmp_path / name
     data = {"state_dict": WEIGHTS, "callbacks": attacks(canary)[attack]}
@@ -291,7 +297,9 @@ def bad_link(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["m.ckpt", "m.safetensors"])
-def test_what_is_no_file_of_weights_gives_a_precise_error(make: Callable[[Path], None], name: str, tmp_path: Path) -> None:
+def test_what_is_no_file_of_weights_gives_a_precise_error(
+    make: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     make(path)
     with pytest.raises(CheckpointError) as caught:
