@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -13,8 +14,9 @@ from pathlib import Path
 import torch
 
 from flagai_altdiff import __version__, hub
+from flagai_altdiff.errors import DiskError, HubError
 from flagai_altdiff.memory import free_memory
-from flagai_altdiff.registry import MODELS, embedded_dir
+from flagai_altdiff.registry import MODELS, ModelSpec, embedded_dir
 
 _PACKAGES = ("torch", "transformers", "pytorch-lightning", "safetensors", "tokenizers", "omegaconf", "einops", "pillow")
 _GIB = 2**30
@@ -53,12 +55,27 @@ def examine(model_dir: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(existing).free
     small = free < MODELS["AltDiffusion-m18"].size_bytes
     yield Finding("disk", f"{free / _GIB:.1f} GiB free at {existing}", "a released model needs 9 GiB" if small else "")
+    yield from _network()
+    for name, spec in MODELS.items():
+        yield _model(spec, (embedded_dir() if spec.embedded else model_dir) / name)
+
+
+def _network() -> Iterator[Finding]:
     offline = hub.offline_switch()
     yield Finding("network", f"not used: {offline} is set" if offline else "used for missing files only")
-    for name, spec in MODELS.items():
-        folder = (embedded_dir() if spec.embedded else model_dir) / name
+    for check in hub.CHECKS:
+        try:
+            check()
+        except HubError as error:
+            yield Finding("network", "a variable of the environment is wrong", str(error))
+
+
+def _model(spec: ModelSpec, folder: Path) -> Finding:
+    try:
         missing = hub.missing_files(spec, folder)
-        yield Finding(name, f"complete in {folder}" if not missing else f"not in {folder} (missing {', '.join(missing)})")
+    except DiskError as error:
+        return Finding(spec.name, f"{folder} cannot be read", str(error))
+    return Finding(spec.name, f"not in {folder} (missing {', '.join(missing)})" if missing else f"complete in {folder}")
 
 
 def _package(name: str) -> Finding:
@@ -74,9 +91,10 @@ def _shim() -> Finding:
         version = importlib.metadata.version("flagai")
     except importlib.metadata.PackageNotFoundError:
         version = ""
-    import flagai
-
-    place = Path(str(flagai.__file__)).parent
+    found = importlib.util.find_spec("flagai")  # found, not imported: the real one loads half of the machine
+    if found is None or not found.origin:
+        return Finding("import flagai", "not there; scripts that say flagai need it", "pip install flagai-altdiff")
+    place = Path(found.origin).parent
     real = (place / "data").exists() or (place / "trainer.py").exists()
     advice = "pip uninstall flagai flagai-altdiff && pip install flagai-altdiff" if version or real else ""
     return Finding("import flagai", f"{place}" + (f" (FlagAI {version} is installed too)" if version else ""), advice)
@@ -88,7 +106,9 @@ def _devices() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
-            yield Finding(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free")
+            yield Finding(
+                f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+            )
     else:
         yield Finding("cuda", "none")
     if torch.backends.mps.is_available():

@@ -29,7 +29,10 @@ class InvalidRequestError(FlagAIAltDiffError, ValueError):
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field, self.value, self.expected = field, value, expected
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except ValueError:  # a number of thousands of digits
+            shown = f"a huge {type(value).__name__}"
         super().__init__(f"{field}={shown if len(shown) <= 80 else shown[:77] + '...'}: {expected}")
 
 
@@ -130,16 +133,29 @@ class OfflineError(HubError):
     """Files are missing and the offline switch forbids fetching them."""
 
 
+class DiskError(HubError):
+    """The local disk failed while files were fetched or checked; another source would not help.
+
+    Args:
+        text: What happened and what to do.
+        code: The system's ``errno``.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.errno = code
+
+
 class InsufficientMemoryError(FlagAIAltDiffError, MemoryError):
     """A batch does not fit into memory; the message has one that does."""
 
 
 class NotFiniteError(FlagAIAltDiffError, ArithmeticError):
-    """Sampling gave values that are no numbers, so there is no picture."""
+    """Sampling gave NaN or infinite values, so there is no image."""
 
 
 class OutputError(FlagAIAltDiffError, OSError):
-    """A picture cannot be saved; those saved before stay.
+    """An image cannot be saved; those saved before stay.
 
     Args:
         text: What happened and what to do.

@@ -168,7 +168,8 @@ def serve(
     files: Mapping[str, bytes] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[HubServer]:
-    """Run a server on a free port of 127.0.0.1 until the block ends; arguments as in :class:`HubServer`, and TLS if given."""
+    """Run a server on a free port of 127.0.0.1 until the block ends; arguments as in :class:`HubServer`, and TLS if
+    given."""
     hub = HubServer(
         models={name: dict(content) for name, content in (models or {}).items()},
         repositories={name: dict(content) for name, content in (repositories or {}).items()},

@@ -9,10 +9,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from flagai_altdiff import hub
 from flagai_altdiff.cli.common import add_model_dir
-from flagai_altdiff.errors import HubError, InvalidRequestError
-from flagai_altdiff.registry import MODELS, SAFETY_CHECKER, ModelSpec, get_model_spec, locate
+from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.progress import show_bars
+from flagai_altdiff.registry import MODELS, ModelSpec, get_model_spec, locate
 
 _VERIFY_ADVICE = {
     "missing": "altdiff download fetches the files of a model that has a name.",
@@ -30,20 +30,27 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _models(args: argparse.Namespace) -> int:
+    from flagai_altdiff import hub
+
     if args.json:
-        places = [(spec, locate(name, args.model_dir)[1]) for name, spec in MODELS.items()]
-        known = [{**asdict(spec), "folder": str(folder), "missing": hub.missing_files(spec, folder)} for spec, folder in places]
+        known = [_describe(spec, locate(name, args.model_dir)[1]) for name, spec in MODELS.items()]
         print(json.dumps(known, ensure_ascii=False, indent=2))
         return 0
     for spec in MODELS.values():
-        origin = (
-            "comes with the package" if spec.embedded else "from " + ", ".join(f"{k} ({v})" for k, v in spec.sources.items())
-        )
+        places = ", ".join(f"{source} ({name})" for source, name in spec.sources)
+        origin = "comes with the package" if spec.embedded else f"from {places}"
         print(f"{spec.name}\n  task       {spec.task}\n  languages  {' '.join(spec.languages)} ({len(spec.languages)})")
         print(f"  size       {hub.human(spec.size_bytes)}, {origin}\n  licence    {spec.licence}")
         print(f"  files      {', '.join(f.name for f in spec.files)}")
         print(f"  draws      {spec.width}x{spec.height} px in {spec.steps} steps, scale {spec.guidance_scale:g}\n")
     return 0
+
+
+def _describe(spec: ModelSpec, folder: Path) -> dict[str, object]:
+    from flagai_altdiff import hub
+
+    missing = hub.missing_files(spec, folder)
+    return {**asdict(spec), "sources": dict(spec.sources), "folder": str(folder), "missing": missing}
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
@@ -58,29 +65,31 @@ def add_download(parser: argparse.ArgumentParser) -> None:
     )
     add("--revision", metavar="NAME", help="commit, branch or tag of the Hugging Face repository")
     add("--dry-run", action="store_true", help="only say what would be fetched, and from where")
-    add("--no-safety-checker", action="store_true", help="leave the released models' picture checker out")
+    add("--no-safety-checker", action="store_true", help="leave the released models' image checker out")
     parser.set_defaults(run=_download, kept="; what has arrived is kept, the same command goes on")
 
 
 def _download(args: argparse.Namespace) -> int:
     spec = get_model_spec(args.model)
     folder = locate(spec.name, args.model_dir)[1]
-    if not sys.stderr.isatty():  # where no bar is drawn, the log tells how far it is
+    if not show_bars():  # where no bar is drawn, the log tells how far it is
         logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
-    names = _fetch(spec, folder, args)
-    brings_checker = any(name.startswith("safety_checker/") for name in names) or (folder / "safety_checker").is_dir()
-    if spec.needs_safety_checker and not args.no_safety_checker and not brings_checker:
-        try:
-            _fetch(SAFETY_CHECKER, folder.parent / SAFETY_CHECKER.name, args)
-        except HubError as error:
-            if error.errno is not None:
-                raise
-            print(f"the safety checker could not be fetched; pictures would not be checked: {error}", file=sys.stderr)
+    from flagai_altdiff.loading import fetch_model
+
+    planned: list[str] = []
+
+    def fetch(spec: ModelSpec, folder: Path) -> None:
+        if not any(name.startswith("safety_checker/") for name in planned):  # in a dry run, no checker lies there yet
+            planned.extend(_fetch(spec, folder, args))
+
+    fetch_model(spec, folder, safety_checker="auto" if not args.no_safety_checker else False, fetch=fetch)
     return 0
 
 
 def _fetch(spec: ModelSpec, folder: Path, args: argparse.Namespace) -> list[str]:
     """Fetch a model, or say what that would do; the names of the planned files."""
+    from flagai_altdiff import hub
+
     if not hub.missing_files(spec, folder):
         print(f"{spec.name}: complete in {folder}")
         return []
@@ -100,11 +109,15 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``verify``."""
     parser.add_argument("model", help="name of a model, or path of its folder")
     add_model_dir(parser)
-    parser.add_argument("--record", action="store_true", help="record files of which no SHA-256 is known, as they are now")
+    parser.add_argument(
+        "--record", action="store_true", help="record files of which no SHA-256 is known, as they are now"
+    )
     parser.set_defaults(run=_verify)
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from flagai_altdiff import hub
+
     spec, folder = locate(args.model, args.model_dir)
     if folder.is_file():
         raise InvalidRequestError("model", args.model, "expected the name of a model or the path of its folder")
@@ -112,9 +125,9 @@ def _verify(args: argparse.Namespace) -> int:
         for name in hub.record_missing(folder):
             print(f"recorded      {name}")
     states = set()
-    for finding in hub.verify(folder, spec):
-        print(f"{finding.state:12}  {finding.name}: {finding.detail}", flush=True)
-        states.add(finding.state)
+    for check in hub.verify(folder, spec):
+        print(f"{check.state:12}  {check.name}: {check.detail}", flush=True)
+        states.add(check.state)
     for state in sorted(states & _VERIFY_ADVICE.keys()):
         print(f"{state}: {_VERIFY_ADVICE[state]}", file=sys.stderr)
     return 0 if states == {"ok"} else 1

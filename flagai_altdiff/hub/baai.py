@@ -9,27 +9,30 @@ import ast
 import json
 import re
 from functools import partial
+from urllib.parse import urlencode
 
-from flagai_altdiff.errors import HubError, ModelNotFoundError
-from flagai_altdiff.hub.client import Answer, ask, check_scheme, first_line, shown
+from flagai_altdiff.errors import ModelNotFoundError
+from flagai_altdiff.hub.addresses import check_url, first_line, redact_url
+from flagai_altdiff.hub.client import Answer, ask
 from flagai_altdiff.hub.environment import baai_endpoint
-from flagai_altdiff.hub.remote import Location, RemoteFile
+from flagai_altdiff.hub.remote import Location, RemoteFile, check_size
 
 MAX_LIST_CHARACTERS = 1 << 16
 MISSING_FILE = "40002"
 
 
 def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
-    """The files of the model called ``name``, without sizes: the hub tells them with the address. It has no revisions."""
+    """The files of the model called ``name``, without sizes: the hub tells them with the address; no revisions."""
     if revision is not None:
         raise ModelNotFoundError(f"BAAI's hub has no revisions, so not {revision!a} of {name} either.")
-    found = ask("GET", f"{baai_endpoint()}/api/searchModleByName", params={"model_name": name})
+    query = urlencode({"model_name": name})
+    found = ask("GET", f"{baai_endpoint()}/api/searchModleByName?{query}")
     model_id = found.text.strip()
     if model_id == "null":
-        raise ModelNotFoundError(f"{shown(found.url)}: there is no model {name!r}.")
+        raise ModelNotFoundError(f"{redact_url(found.url)}: there is no model {name!r}.")
     if not re.fullmatch(r'"?[\w-]{1,64}"?', model_id, re.ASCII):
-        raise HubError(f"{shown(found.url)} answered with something that is not a model id: {first_line(found.text)}")
-    listed = ask("GET", f"{baai_endpoint()}/api/searchModelFileByName", params={"model_name": name})
+        raise found.unusable("a model id")
+    listed = ask("GET", f"{baai_endpoint()}/api/searchModelFileByName?{query}")
     return [RemoteFile(name=file, locate=partial(_locate, model_id, file)) for file in _parse_names(listed)]
 
 
@@ -45,7 +48,7 @@ def _parse_names(answer: Answer) -> list[str]:
             except (ValueError, SyntaxError, MemoryError, RecursionError):
                 names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise HubError(f"{shown(answer.url)} answered with something that is not a list of files: {first_line(answer.text)}")
+        raise answer.unusable("a list of files")
     return names
 
 
@@ -54,13 +57,13 @@ def _locate(model_id: str, file: str) -> Location:
     answer = ask("POST", f"{baai_endpoint()}/api/downloadCode", body=body)
     fields = answer.parse_json()
     if not isinstance(fields, dict):
-        raise HubError(f"{shown(answer.url)} answered with something that is not an object: {first_line(answer.text)}")
+        raise answer.unusable("an object")
     if str(fields.get("code")) == MISSING_FILE:
         known = fields.get("files")
         tail = f" It has {first_line(', '.join(map(str, known)))}." if isinstance(known, list) else ""
-        raise ModelNotFoundError(f"{shown(answer.url)}: there is no file {file!a}.{tail}")
-    url, size = fields.get("url"), fields.get("size")
-    if not isinstance(url, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise HubError(f"{shown(answer.url)} answered without url and size for {file!a}: {first_line(answer.text)}")
-    check_scheme(url)
+        raise ModelNotFoundError(f"{redact_url(answer.url)}: there is no file {file!a}.{tail}")
+    url, size = fields.get("url"), check_size(fields.get("size"))
+    if not isinstance(url, str) or size is None:
+        raise answer.unusable(f"url and size of {file!a}")
+    check_url(url)
     return Location(url=url, size_bytes=size)

@@ -1,27 +1,29 @@
-"""One HTTP request: time-outs, redirects, status, bounded retries. What a server sends is data to check, never to run."""
+"""One HTTP request: time-outs, redirects, status, bounded retries. What a server sends is checked, never run."""
 
 from __future__ import annotations
 
 import email.utils
 import functools
-import ipaddress
 import json
 import logging
+import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 import requests
 import urllib3
 from requests.auth import HTTPBasicAuth
-from requests.utils import get_auth_from_url
+from requests.utils import get_auth_from_url, get_environ_proxies, select_proxy
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError
-from flagai_altdiff.hub.environment import read_timeout_s
+from flagai_altdiff.hub.addresses import check_url, first_line, is_private, redact_url
+from flagai_altdiff.hub.environment import ca_bundle, certificate_advice, check_proxy, proxy_variable, read_timeout_s
 from flagai_altdiff.hub.threads import Stop
 
 logger = logging.getLogger(__name__)
@@ -63,11 +65,13 @@ class Answer:
     Args:
         url: Where it came from.
         text: The body.
+        headers: Its headers.
         next_url: The next page of a list, if the server named one.
     """
 
     url: str
     text: str
+    headers: Mapping[str, str] = field(default_factory=dict)
     next_url: str | None = None
 
     def parse_json(self) -> object:
@@ -75,32 +79,35 @@ class Answer:
         try:
             return json.loads(self.text)
         except (ValueError, RecursionError) as error:
-            raise HubError(f"{shown(self.url)} answered with something that is not JSON: {first_line(self.text)}") from error
+            raise self.unusable("JSON") from error
 
-
-def shown(url: str) -> str:
-    """``url`` as messages show it: without user, query and fragment, where secrets are."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def first_line(text: str, length: int = 120) -> str:
-    """The first line of a server's text, escaped and shortened."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return ascii(line if len(line) <= length else line[: length - 3] + "...")
+    def unusable(self, expected: str) -> HubError:
+        """The error for an answer that is not what was asked for."""
+        return HubError(
+            f"{redact_url(self.url)} answered with something that is not {expected}: {first_line(self.text)}"
+        )
 
 
 class _Session(requests.Session):
     """Follows redirects to allowed addresses only, and takes credentials from the caller only, never from a .netrc."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Do one hop; the proxy and the certificates in force are checked before, so that an error names them."""
+        url = request.url or ""
+        if proxy := select_proxy(url, options.get("proxies")):
+            check_proxy(proxy)
+        if url.startswith("https:"):
+            options["verify"] = ca_bundle() or True
+        return super().send(request, **options)
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """The address that an answer sends us to; HubError before it is asked if that is not allowed."""
         target = super().get_redirect_target(resp)
         if target is not None:
             new = urljoin(resp.url, target)
-            check_scheme(new)
+            check_url(new)
             if resp.url.startswith("https:") and not new.startswith("https:"):
-                raise HubError(f"{shown(resp.url)} redirects from https to {shown(new)}; refused.")
+                raise HubError(f"{redact_url(resp.url)} redirects from https to {redact_url(new)}; refused.")
         return target
 
     def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
@@ -109,24 +116,16 @@ class _Session(requests.Session):
             prepared_request.headers.pop("Authorization", None)
 
 
-def send(
-    method: str,
-    url: str,
-    *,
-    headers: Mapping[str, str] | None = None,
-    params: Mapping[str, str] | None = None,
-    body: object = None,
-) -> requests.Response:
+def send(method: str, url: str, *, headers: Mapping[str, str] | None = None, body: object = None) -> requests.Response:
     """Send one request and return when the headers of its answer are there.
 
-    Proxies and certificates come from the environment. Credentials in ``headers`` follow no redirect to another host, and
-    are left out where everybody on the way could read them.
+    Proxies and certificates come from the environment. Credentials in ``headers`` follow no redirect to another host,
+    and are left out where everybody on the way could read them.
 
     Args:
         method: ``"GET"``, ``"HEAD"`` or ``"POST"``.
         url: http or https.
         headers: Further headers.
-        params: Query.
         body: Sent as JSON, if given.
 
     Returns:
@@ -136,10 +135,10 @@ def send(
         TransientError: Worth another try.
         HubError: Not worth one.
     """
-    check_scheme(url)
+    check_url(url)
     allowed = {"User-Agent": "flagai_altdiff", **(headers or {})}
-    if "Authorization" in allowed and not _is_private(url):
-        _warn_of_exposure(shown(url).removesuffix(urlsplit(url).path))
+    if "Authorization" in allowed and not is_private(url):
+        _warn_of_exposure(redact_url(urljoin(url, "/")))
         del allowed["Authorization"]
     with _Session() as session, translated(url):
         session.max_redirects = MAX_REDIRECTS
@@ -148,7 +147,6 @@ def send(
             method,
             url,
             headers=allowed,
-            params=params,
             json=body,
             stream=True,
             allow_redirects=True,
@@ -163,35 +161,24 @@ def read_pieces(response: requests.Response) -> Iterator[bytes]:
             yield piece
 
 
-def ask(
-    method: str,
-    url: str,
-    *,
-    headers: Mapping[str, str] | None = None,
-    params: Mapping[str, str] | None = None,
-    body: object = None,
-) -> Answer:
-    """Send a question whose answer is small text, with retries; arguments as in :func:`send`."""
+def ask(method: str, url: str, *, headers: Mapping[str, str] | None = None, body: object = None) -> Answer:
+    """Send a question whose answer is small text, or headers only; with retries. Arguments as in :func:`send`."""
+    uncompressed = {"Accept-Encoding": "identity"} if method == "HEAD" else {}  # so that it tells the file's length
 
     def attempt() -> Answer:
-        with send(method, url, headers=headers, params=params, body=body) as response:
+        with send(method, url, headers={**uncompressed, **(headers or {})}, body=body) as response:
             if response.status_code != requests.codes.ok:
                 raise refusal(response)
-            return Answer(url=url, text=_read_text(response), next_url=response.links.get("next", {}).get("url"))
+            next_url = response.links.get("next", {}).get("url")
+            return Answer(url=url, text=_read_text(response), headers=response.headers, next_url=next_url)
 
     return retry(attempt, url)
 
 
-def ask_headers(url: str, *, headers: Mapping[str, str] | None = None) -> Mapping[str, str]:
-    """The headers of an answer, without its body, with retries; arguments as in :func:`send`."""
-
-    def attempt() -> Mapping[str, str]:
-        with send("HEAD", url, headers={**(headers or {}), "Accept-Encoding": "identity"}) as response:
-            if response.status_code != requests.codes.ok:
-                raise refusal(response)
-            return response.headers
-
-    return retry(attempt, url)
+def read_number(headers: Mapping[str, str], name: str) -> int | None:
+    """A count of bytes from a header; ``None`` if there is none that can be believed."""
+    text = headers.get(name, "")
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def retry(attempt: Callable[[], T], url: str, progress: Callable[[], int] = lambda: 0, stop: Stop | None = None) -> T:
@@ -216,58 +203,63 @@ def retry(attempt: Callable[[], T], url: str, progress: Callable[[], int] = lamb
             failures = 0 if progress() > most else failures + 1
             most = max(most, progress())
             if failures >= (TRIES if most else error.tries):
-                raise HubError(f"{shown(url)}: {error} (tried {failures} times).") from error
+                raise HubError(f"{redact_url(url)}: {error} (tried {failures} times).") from error
             wait_s = min(max(error.wait_s, FIRST_WAIT_S * 2 ** max(failures - 1, 0)), LONGEST_WAIT_S)
-            logger.info("%s: %s; next try in %.0f s", shown(url), error, wait_s)
+            logger.info("%s: %s; next try in %.0f s", redact_url(url), error, wait_s)
         stop.wait(wait_s)
 
 
 def refusal(response: requests.Response) -> TransientError | HubError:
     """The error that an answer's status stands for."""
-    status, where = response.status_code, shown(response.url)
+    status, where = response.status_code, redact_url(response.url)
     if status in TRANSIENT_STATUS:
         return TransientError(f"HTTP {status}", wait_s=_retry_after_s(response.headers.get("Retry-After", "")))
     if status in (404, 410) or response.headers.get("X-Error-Code", "").endswith("NotFound"):
         return ModelNotFoundError(f"{where}: HTTP {status}, there is no such model or file.")
-    if status in (401, 403, 407):
+    if status == requests.codes.proxy_authentication_required:
+        return HubError(f"{where}: HTTP {status}, the proxy wants user:password@. {_proxy_to(response.url)}")
+    if status in (401, 403):
         return HubError(f"{where}: HTTP {status}, access refused. A gated Hugging Face repository needs HF_TOKEN.")
     return HubError(f"{where}: HTTP {status} {first_line(response.reason or '')}.")
-
-
-def check_scheme(url: str) -> None:
-    """HubError unless ``url`` is http or https and names a host."""
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        valid = False
-    if not valid:
-        raise HubError(f"refused the address {url[:200]!a}: only http:// and https:// are fetched.")
 
 
 @contextmanager
 def translated(url: str) -> Iterator[None]:
     """Turn what requests raises into TransientError or HubError."""
+    where = redact_url(url)
     try:
         yield
+    except HubError:
+        raise
     except (requests.exceptions.SSLError, urllib3.exceptions.SSLError) as error:
-        raise HubError(f"{shown(url)}: the certificate was refused: {_cause(error)}.") from error
+        *_, last = _chain(error)
+        what = "the certificate was refused" if isinstance(last, ssl.CertificateError) else "no secure connection"
+        raise HubError(f"{where}: {what}: {_cause(error)}. {certificate_advice()}") from error
     except requests.exceptions.TooManyRedirects as error:
-        raise HubError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects.") from error
+        raise HubError(f"{where}: more than {MAX_REDIRECTS} redirects.") from error
+    except requests.exceptions.ProxyError as error:
+        reason = f"the proxy does not connect: {_cause(error)}. {_proxy_to(url)}"
+        raise TransientError(reason, tries=UNREACHABLE_TRIES) from error
     except requests.exceptions.ConnectTimeout as error:
         raise TransientError(f"no connection within {CONNECT_TIMEOUT_S:.0f} s", tries=UNREACHABLE_TRIES) from error
     except (requests.exceptions.Timeout, urllib3.exceptions.ReadTimeoutError) as error:
-        raise TransientError(f"no data for {read_timeout_s():.0f} s") from error
+        raise TransientError(f"no data for {read_timeout_s():g} s") from error
     except requests.exceptions.ConnectionError as error:
         *_, last = _chain(error)
         if isinstance(last, TimeoutError):
-            raise TransientError(f"no data for {read_timeout_s():.0f} s") from error
+            raise TransientError(f"no data for {read_timeout_s():g} s") from error
         tries = TRIES if isinstance(last, ConnectionResetError | BrokenPipeError) else UNREACHABLE_TRIES
         raise TransientError(f"connection failed: {_cause(error)}", tries=tries) from error
     except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.ProtocolError) as error:
         raise TransientError("the connection was cut") from error
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:
-        raise HubError(f"{shown(url)}: {type(error).__name__}; not a usable answer.") from error
+    except (OSError, urllib3.exceptions.HTTPError, ValueError) as error:  # requests' other errors are OSErrors
+        raise HubError(f"{where}: {type(error).__name__}; not a usable answer.") from error
+
+
+def _proxy_to(url: str) -> str:
+    """What a message says about the proxy in the way, if there is one."""
+    proxy = select_proxy(url, get_environ_proxies(url))
+    return f"Check or unset {proxy_variable(proxy)}, which is {redact_url(proxy)}." if proxy else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -278,7 +270,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _cause(error: BaseException) -> str:
     *_, last = _chain(error)
-    return (last.strerror if isinstance(last, OSError) else None) or type(last).__name__
+    if not isinstance(last, OSError):
+        return type(last).__name__
+    return f"{last.strerror or first_line(str(last))}{f' ({last.filename!a})' if last.filename else ''}"
 
 
 def _read_text(response: requests.Response) -> str:
@@ -286,26 +280,17 @@ def _read_text(response: requests.Response) -> str:
     for piece in read_pieces(response):
         data += piece
         if len(data) > MAX_ANSWER_BYTES:
-            raise HubError(f"{shown(response.url)} answered with more than {MAX_ANSWER_BYTES} bytes.")
+            raise HubError(f"{redact_url(response.url)} answered with more than {MAX_ANSWER_BYTES} bytes.")
         if time.monotonic() > until:
             raise TransientError(f"no whole answer within {ANSWER_DEADLINE_S:.0f} s", tries=UNREACHABLE_TRIES)
     with translated(response.url):
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
 
 
 def _named_in_address(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Authorize with ``user:password@`` of the address, if it has them; instead of a .netrc, which requests would read."""
+    """Authorize with ``user:password@`` of the address, if it has them; requests would read a .netrc."""
     user, password = get_auth_from_url(request.url or "")
     return HTTPBasicAuth(user, password)(request) if user or password else request
-
-
-def _is_private(url: str) -> bool:
-    """Whether nobody on the way can read what is sent there: https, or this machine."""
-    parts = urlsplit(url)
-    try:
-        return parts.scheme == "https" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return parts.hostname == "localhost"
 
 
 @functools.cache
@@ -314,10 +299,9 @@ def _warn_of_exposure(host: str) -> None:
 
 
 def _retry_after_s(text: str) -> float:
-    if text.strip().isdecimal():
+    if re.fullmatch("[0-9]+", text.strip()):
         return float(text)
     try:
-        until = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+        return (email.utils.parsedate_to_datetime(text).astimezone(UTC) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError, OverflowError):
         return 0.0
-    return (until.astimezone(UTC) - datetime.now(UTC)).total_seconds()

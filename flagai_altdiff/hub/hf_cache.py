@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from flagai_altdiff.errors import ModelNotFoundError
-from flagai_altdiff.hub.environment import hf_cache
+from flagai_altdiff.hub import environment
+from flagai_altdiff.hub.disk import size_of
 from flagai_altdiff.hub.names import safe_name
 from flagai_altdiff.hub.remote import Location, RemoteFile
-from flagai_altdiff.hub.selection import select
+from flagai_altdiff.model_files import diffusers_files
 
 BRANCH = "main"
 COMMIT, SHA256 = "[0-9a-f]{40}", "[0-9a-f]{64}"
@@ -24,8 +26,10 @@ def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
     """
     snapshot = _snapshot(name, revision or BRANCH)
     if snapshot is None:
-        raise ModelNotFoundError(f"{hf_cache()} has no snapshot of {name} at {revision or BRANCH}.")
-    return select([_file(path, snapshot) for path in sorted(snapshot.rglob("*")) if path.is_file()])
+        place = ascii(str(environment.hf_cache()))
+        raise ModelNotFoundError(f"{place} has no snapshot of {name} at {revision or BRANCH}.")
+    paths = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if os.path.isfile(path))
+    return [_file(snapshot, path) for path in diffusers_files(paths)]
 
 
 def has(name: str, revision: str | None = None) -> bool:
@@ -33,15 +37,16 @@ def has(name: str, revision: str | None = None) -> bool:
     return _snapshot(name, revision or BRANCH) is not None
 
 
-def find(name: str, commit: str, path: str) -> Path | None:
-    """A file of a commit, if the cache has it."""
+def find(name: str, commit: str, path: str, size_bytes: int | None) -> Path | None:
+    """A file of a commit, if the cache has it in that size."""
     snapshot = _snapshot(name, commit)
     found = snapshot / safe_name(path) if snapshot else None
-    return found if found and found.is_file() else None
+    return found if found and size_of(found) == size_bytes else None
 
 
 def _snapshot(name: str, revision: str) -> Path | None:
-    repository = hf_cache() / f"models--{name.replace('/', '--')}"
+    """The folder of a revision; ``None`` also where the cache cannot be read, for it is nothing but a short cut."""
+    repository = environment.hf_cache() / f"models--{name.replace('/', '--')}"
     commit = revision
     if not re.fullmatch(COMMIT, revision):
         try:
@@ -49,16 +54,17 @@ def _snapshot(name: str, revision: str) -> Path | None:
         except (OSError, ValueError):
             return None
     snapshot = repository / "snapshots" / commit
-    return snapshot if re.fullmatch(COMMIT, commit) and snapshot.is_dir() else None
+    return snapshot if re.fullmatch(COMMIT, commit) and os.path.isdir(snapshot) else None
 
 
-def _file(path: Path, snapshot: Path) -> RemoteFile:
-    blob = path.resolve()
+def _file(snapshot: Path, name: str) -> RemoteFile:
+    path = snapshot / name
+    digest = os.path.basename(os.path.realpath(path))
     return RemoteFile(
-        name=path.relative_to(snapshot).as_posix(),
+        name=name,
         locate=lambda: Location(url=path.as_uri()),
-        size_bytes=blob.stat().st_size,
-        sha256=blob.name if re.fullmatch(SHA256, blob.name) else None,
+        size_bytes=size_of(path),
+        sha256=digest if re.fullmatch(SHA256, digest) else None,
         revision=snapshot.name,
         copy=path,
     )

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from urllib.parse import quote, urljoin, urlsplit
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError
 from flagai_altdiff.hub import hf_cache
-from flagai_altdiff.hub.client import Answer, ask, ask_headers, shown
+from flagai_altdiff.hub.addresses import redact_url
+from flagai_altdiff.hub.client import Answer, ask
 from flagai_altdiff.hub.environment import hf_endpoint, hf_token
-from flagai_altdiff.hub.remote import Location, RemoteFile
-from flagai_altdiff.hub.selection import INDEX, select
+from flagai_altdiff.hub.hf_cache import BRANCH, COMMIT, SHA256
+from flagai_altdiff.hub.remote import Location, RemoteFile, check_size
+from flagai_altdiff.model_files import DIFFUSERS_INDEX, diffusers_files
 
-BRANCH = "main"
-COMMIT = "[0-9a-f]{40}"
 MAX_PAGES = 50
 
 
@@ -33,25 +34,27 @@ def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
     """
     commit = find_commit(name, revision or BRANCH)
     url: str | None = f"{hf_endpoint()}/api/models/{quote(name)}/tree/{quote(commit, safe='')}?recursive=true"
-    listed: list[RemoteFile] = []
+    listed: dict[str, RemoteFile] = {}
     for _ in range(MAX_PAGES):
         if url is None:
             break
         answer = ask("GET", url, headers=_headers())
-        listed += _parse_tree(answer, name, commit)
+        listed |= {file.name: file for file in _parse_tree(answer, name, commit)}
         url = _next_page(answer)
-    wanted = select(listed)
-    if not any(file.name == INDEX for file in wanted):
-        raise ModelNotFoundError(f"{hf_endpoint()}/{name} has no {INDEX}, so it is not in the diffusers layout.")
-    return wanted
+    wanted = diffusers_files(listed)
+    if DIFFUSERS_INDEX not in wanted:
+        where = f"{redact_url(hf_endpoint())}/{name}"
+        raise ModelNotFoundError(f"{where} has no {DIFFUSERS_INDEX}, so it is not in the diffusers layout.")
+    files = (listed[path] for path in wanted)
+    return [replace(file, copy=hf_cache.find(name, commit, file.name, file.size_bytes)) for file in files]
 
 
 def find_commit(name: str, revision: str) -> str:
-    """The commit that a revision is now, so that all files are of one; the revision itself where the server names none."""
+    """The commit that a revision is now, so that all files are of one; the revision where the server names none."""
     if re.fullmatch(COMMIT, revision):
         return revision
-    headers = ask_headers(_address(name, revision, INDEX), headers=_headers())
-    commit = headers.get("X-Repo-Commit", "")
+    answer = ask("HEAD", _address(name, revision, DIFFUSERS_INDEX), headers=_headers())
+    commit = answer.headers.get("X-Repo-Commit", "")
     return commit if re.fullmatch(COMMIT, commit) else revision
 
 
@@ -66,32 +69,34 @@ def _headers() -> dict[str, str]:
 def _next_page(answer: Answer) -> str | None:
     if answer.next_url is None:
         return None
-    url = urljoin(answer.url, answer.next_url)
-    if urlsplit(url)[:2] != urlsplit(answer.url)[:2]:
-        raise HubError(f"{shown(answer.url)} continues its list at another host, {shown(url)}; refused.")
+    try:
+        url = urljoin(answer.url, answer.next_url)
+        same = urlsplit(url)[:2] == urlsplit(answer.url)[:2]
+    except ValueError:
+        url, same = answer.next_url, False
+    if not same:
+        raise HubError(f"{redact_url(answer.url)} continues its list at another host, {redact_url(url)}; refused.")
     return url
 
 
 def _parse_tree(answer: Answer, repository: str, commit: str) -> list[RemoteFile]:
-    entries = answer.parse_json()
+    entries, where = answer.parse_json(), redact_url(answer.url)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise HubError(f"{shown(answer.url)} answered with something that is not a list of files.")
+        raise answer.unusable("a list of files")
     files = []
     for entry in entries:
-        path, size, lfs = entry.get("path"), entry.get("size"), entry.get("lfs")
+        path, size, lfs = entry.get("path"), check_size(entry.get("size")), entry.get("lfs")
         if entry.get("type") == "directory":
             continue
-        if not isinstance(path, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise HubError(f"{shown(answer.url)} lists a file without path and size.")
+        if not isinstance(path, str) or size is None:
+            raise HubError(f"{where} lists a file without path and size.")
         sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
-        if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256)):
-            raise HubError(f"{shown(answer.url)} lists {path!a} with a hash that is not SHA-256.")
-        copy = hf_cache.find(repository, commit, path)
-        same = copy if copy is not None and copy.stat().st_size == size else None
-        locate = partial(_locate, repository, commit, path, size)
-        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, revision=commit, copy=same))
+        if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(SHA256, sha256)):
+            raise HubError(f"{where} lists {path!a} with a hash that is not SHA-256.")
+        locate = partial(_locate, repository, commit, path)
+        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, revision=commit))
     return files
 
 
-def _locate(repository: str, commit: str, path: str, size_bytes: int) -> Location:
-    return Location(url=_address(repository, commit, path), size_bytes=size_bytes, headers=_headers())
+def _locate(repository: str, commit: str, path: str) -> Location:
+    return Location(url=_address(repository, commit, path), headers=_headers())

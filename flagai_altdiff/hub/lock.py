@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from flagai_altdiff.errors import HubError
+from flagai_altdiff.hub.disk import on_disk
 from flagai_altdiff.hub.names import LOCK_NAME
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 
 @contextmanager
-def alone_in(folder: Path, describe: Callable[[], str]) -> Iterator[bool]:
+def folder_lock(folder: Path, describe: Callable[[], str]) -> Iterator[bool]:
     """Hold a folder's lock, waiting for the process that has it; without support for locks, go on with a warning.
 
     Args:
@@ -34,31 +34,33 @@ def alone_in(folder: Path, describe: Callable[[], str]) -> Iterator[bool]:
         Whether the lock is held.
 
     Raises:
-        HubError: The folder cannot be written to (``errno`` is set).
+        DiskError: The folder cannot be written to.
     """
-    lock = _acquired(folder, describe)
-    try:
-        yield lock is not None
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def _acquired(folder: Path, describe: Callable[[], str]) -> BaseFileLock | None:
-    path, timeout_s = folder / LOCK_NAME, 0.0
-    try:
+    path = folder / LOCK_NAME
+    lock = FileLock(path, fallback_to_soft=False)
+    with on_disk(path):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, fallback_to_soft=False)
-        while True:
-            try:
-                lock.acquire(timeout=timeout_s, poll_interval=POLL_S)
-            except Timeout:
-                logger.warning("another process is filling %s (%s); waiting for it", folder, describe())
-                timeout_s = EVERY_S
-            else:
-                return lock
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise HubError(error.errno, f"{path}: {error.strerror}. Choose a folder that can be written to.") from error
-        logger.warning("%s: this file system has no locks (%s); processes download side by side", folder, error.strerror)
-        return None
+        held = _acquire(lock, folder, describe)
+    try:
+        yield held
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, folder: Path, describe: Callable[[], str]) -> bool:
+    timeout_s = 0.0
+    while True:
+        try:
+            lock.acquire(timeout=timeout_s, poll_interval=POLL_S)
+        except Timeout:
+            logger.warning("another process is filling %s (%s); waiting for it", folder, describe())
+            timeout_s = EVERY_S
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            logger.warning(
+                "%s: this file system has no locks (%s); processes download side by side", folder, error.strerror
+            )
+            return False
+        else:
+            return True

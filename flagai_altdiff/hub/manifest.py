@@ -1,18 +1,18 @@
-"""The record of a model's files: size and SHA-256 as they arrived, and from where. A check against it finds what changed."""
+"""The record of a model's files: size, SHA-256 and origin as they arrived. A check against it finds what changed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from flagai_altdiff.errors import HubError
-from flagai_altdiff.files import grant_usual_mode
-from flagai_altdiff.hub.contents import missing_files, model_files, size_of
+from flagai_altdiff.files import new_file
+from flagai_altdiff.hub.disk import missing_files, model_files, on_disk, size_of
 from flagai_altdiff.hub.names import MANIFEST_NAME, safe_names
 from flagai_altdiff.registry import ModelSpec
 
@@ -23,7 +23,7 @@ LOCAL = "this disk"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class FileRecord:
     """What is known of one file.
 
     Args:
@@ -45,27 +45,22 @@ class Record:
     etag: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+@dataclass(frozen=True)
+class FileCheck:
     """What a check says about one file.
 
     Args:
         name: Path inside the model's folder.
-        state: ``"ok"``, ``"missing"``, ``"unreadable"``, ``"wrong size"``, ``"wrong hash"`` or ``"not recorded"``.
+        state: Whether it is what it should be.
         detail: What was expected and what is there.
     """
 
     name: str
-    state: str
+    state: Literal["ok", "missing", "unreadable", "wrong size", "wrong hash", "not recorded"]
     detail: str
 
-    @property
-    def ok(self) -> bool:
-        """Whether the file is what it should be."""
-        return self.state == "ok"
 
-
-def parse(text: str, where: str) -> dict[str, Record]:
+def parse(text: str, where: str) -> dict[str, FileRecord]:
     """The records in the text of a manifest, by name.
 
     Args:
@@ -81,68 +76,51 @@ def parse(text: str, where: str) -> dict[str, Record]:
         if book["version"] != VERSION:
             raise ValueError(f"version {book['version']!a}, expected {VERSION}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise HubError(f"{where} is not a record of files ({error!s:.80}).") from error
+        raise HubError(f"{where} is not a record of files ({ascii(str(error))[1:81]}).") from error
     safe_names(record.name for record in records)
     return {record.name: record for record in records}
 
 
-def read(folder: Path) -> dict[str, Record]:
+def read(folder: Path) -> dict[str, FileRecord]:
     """The records of a model's folder, by name; none if there is no manifest.
 
     Raises:
         HubError: There is one that cannot be understood.
+        DiskError: There is one that cannot be read.
     """
     path = folder / MANIFEST_NAME
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise HubError(f"{path} has more than {MAX_BYTES} bytes; it is not a record of files. Remove it.")
-        return parse(path.read_text("utf-8"), str(path))
-    except FileNotFoundError:
-        return {}
-    except HubError:
-        raise
-    except (OSError, UnicodeError) as error:
-        raise HubError(f"{path}: {error}") from error
+    with on_disk(path):
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise HubError(f"{path} has more than {MAX_BYTES} bytes; it is not a record of files. Remove it.")
+            text = path.read_text("utf-8-sig")
+        except FileNotFoundError:
+            return {}
+    return parse(text, str(path))
 
 
-def write(folder: Path, records: Mapping[str, Record]) -> None:
+def write(folder: Path, records: Mapping[str, FileRecord]) -> None:
     """Replace the manifest of a folder; the old one stays until the new one is whole."""
-    path = folder / MANIFEST_NAME
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     files = [{k: v for k, v in asdict(records[name]).items() if v is not None} for name in sorted(records)]
-    try:
-        with open(new, "w", encoding="utf-8") as file:
-            file.write(json.dumps({"version": VERSION, "files": files}, ensure_ascii=False, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        grant_usual_mode(new)
-        os.replace(new, path)
-    except OSError as error:
-        raise HubError(error.errno, f"{path}: {error.strerror}. Choose a folder that can be written to.") from error
+    with on_disk(folder / MANIFEST_NAME), new_file(folder / MANIFEST_NAME, replace=True) as new:
+        text = json.dumps({"version": VERSION, "files": files}, ensure_ascii=False, indent=2) + "\n"
+        new.write_text(text, encoding="utf-8")
 
 
-def record_missing(folder: Path, report: Callable[[str], None] = lambda name: None) -> list[str]:
-    """Record the files of a model that have no record yet, as they are now.
-
-    Args:
-        folder: The model's folder.
-        report: Called with the name of each such file before it is read.
-
-    Returns:
-        Their names.
-    """
+def record_missing(folder: Path) -> list[str]:
+    """Record the files of a model's folder that have no record yet, as they are now; their names."""
     records = read(folder)
     new = [name for name in model_files(folder) if name not in records]
     for name in new:
-        report(name)
-        size, sha256 = digest(folder / name)
-        records[name] = Record(name=name, size_bytes=size, sha256=sha256, source=LOCAL)
+        with on_disk(folder / name):
+            size, sha256 = digest(folder / name)
+        records[name] = FileRecord(name=name, size_bytes=size, sha256=sha256, source=LOCAL)
     if new:
         write(folder, records)
     return new
 
 
-def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[Finding]:
+def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
     """Check every file of a model: against what the registry knows of it, else against its record.
 
     Args:
@@ -150,19 +128,17 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[Finding]:
         spec: The model, if it has a name.
 
     Yields:
-        One finding per file, as soon as it is known.
+        One check per file, as soon as it is known.
 
     Raises:
         HubError: The manifest cannot be understood.
     """
-    records = read(folder)
+    records, present = read(folder), model_files(folder)
     known = {file.name: file for file in spec.files} if spec else {}
-    present = model_files(folder)
-    lacking = missing_files(spec, folder) if spec else []
-    for name in sorted({*records, *present, *lacking}):
+    for name in sorted({*records, *present, *(missing_files(spec, folder) if spec else ())}):
         fact, record = known.get(name), records.get(name)
         if name not in present:
-            yield Finding(name=name, state="missing", detail=f"expected in {folder}")
+            yield FileCheck(name, "missing", f"expected in {folder}")
             continue
         size = (fact.size_bytes if fact else None) or (record.size_bytes if record else None)
         sha256 = (fact.sha256 if fact else None) or (record.sha256 if record else None)
@@ -176,29 +152,30 @@ def digest(path: Path) -> tuple[int, str]:
         return file.tell(), sha256
 
 
-def _check(path: Path, name: str, size: int | None, sha256: str | None, origin: str) -> Finding:
+def _check(path: Path, name: str, size: int | None, sha256: str | None, origin: str) -> FileCheck:
     there = size_of(path)
     if size is not None and size != there:
-        return Finding(name=name, state="wrong size", detail=f"expected {size:,} bytes, there are {there:,}")
+        return FileCheck(name, "wrong size", f"expected {size:,} bytes, there are {there:,}")
     if sha256 is None:
-        return Finding(name=name, state="not recorded", detail="no SHA-256 is known")
+        return FileCheck(name, "not recorded", "no SHA-256 is known")
     try:
         got = digest(path)[1]
     except OSError as error:
-        return Finding(name=name, state="unreadable", detail=str(error.strerror))
+        return FileCheck(name, "unreadable", str(error.strerror))
     if got != sha256:
-        return Finding(name=name, state="wrong hash", detail=f"expected SHA-256 {sha256} ({origin}), it is {got}")
-    return Finding(name=name, state="ok", detail=f"{there:,} bytes, SHA-256 {got} ({origin})")
+        return FileCheck(name, "wrong hash", f"expected SHA-256 {sha256} ({origin}), it is {got}")
+    return FileCheck(name, "ok", f"{there:,} bytes, SHA-256 {got} ({origin})")
 
 
-def _parse_record(entry: object) -> Record:
+def _parse_record(entry: object) -> FileRecord:
     if not isinstance(entry, dict):
         raise TypeError("an entry is not an object")
-    record = Record(**entry)
-    texts = (record.name, record.sha256, record.source)
-    options = (record.url, record.revision, record.etag)
-    if not (all(isinstance(t, str) for t in texts) and all(isinstance(t, str | None) for t in options)):
+    record = FileRecord(**entry)
+    texts = [record.name, record.sha256, record.source]
+    texts += [option for option in (record.url, record.revision, record.etag) if option is not None]
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError("an entry has a value of another type")
+    "".join(texts).encode()  # half a character cannot be written again
     if type(record.size_bytes) is not int or record.size_bytes < 0 or not re.fullmatch("[0-9a-f]{64}", record.sha256):
         raise ValueError(f"{record.name!a} has no size and SHA-256")
     return record

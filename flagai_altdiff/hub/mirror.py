@@ -7,38 +7,43 @@ from urllib.parse import quote
 
 from flagai_altdiff.errors import ModelNotFoundError
 from flagai_altdiff.hub import manifest
-from flagai_altdiff.hub.client import ask, ask_headers, check_scheme, shown
-from flagai_altdiff.hub.contents import EQUIVALENTS
+from flagai_altdiff.hub.addresses import check_typed, redact_url
+from flagai_altdiff.hub.client import ask, read_number
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.hub.remote import Location, RemoteFile
-
-USUAL_FILES = ("config.yaml", "config.json", "model.ckpt", "pytorch_model.bin", "sentencepiece.bpe.model")
-"""What is looked for where the folder has no manifest: FlagAI's files, or what does as well."""
+from flagai_altdiff.model_files import EQUIVALENTS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mirror:
     """A hub whose models are plain folders.
 
     Args:
         address: The folder of one model, or of model folders: ``<address>/<name>`` goes before ``<address>``.
+        setting: Where the user wrote the address.
+        usual_files: What is looked for where the folder has no manifest: these files, or what does as well.
     """
 
     address: str
+    setting: str
+    usual_files: tuple[str, ...]
 
     def list_files(self, name: str, revision: str | None = None) -> list[RemoteFile]:
-        """The files that the folder's manifest records, with their hashes; without one, FlagAI's usual files."""
-        check_scheme(self.address)
+        """The files that the folder's manifest records, with their hashes; without one, the usual files."""
+        base = self.address.rstrip("/")
+        check_typed(base, self.setting)
         if revision is not None:
-            raise ModelNotFoundError(f"{shown(self.address)} is a plain folder without revisions, so not {revision!a} either.")
-        folders = [f"{self.address.rstrip('/')}/{quote(name)}", self.address.rstrip("/")]
+            raise ModelNotFoundError(
+                f"{redact_url(base)} is a plain folder without revisions, so not {revision!a} either."
+            )
+        folders = [f"{base}/{quote(name)}", base]
         for folder in folders:
             if files := _recorded(folder):
                 return files
         for folder in folders:
-            if found := {file.name: file for usual in USUAL_FILES if (file := _probe(folder, usual))}:
+            if found := {file.name: file for usual in self.usual_files if (file := _probe(folder, usual))}:
                 return list(found.values())
-        raise ModelNotFoundError(f"{shown(self.address)} has neither {MANIFEST_NAME} nor {', '.join(USUAL_FILES)}.")
+        raise ModelNotFoundError(f"{redact_url(base)} has neither {MANIFEST_NAME} nor {', '.join(self.usual_files)}.")
 
 
 def _recorded(folder: str) -> list[RemoteFile]:
@@ -46,7 +51,7 @@ def _recorded(folder: str) -> list[RemoteFile]:
         answer = ask("GET", f"{folder}/{MANIFEST_NAME}")
     except ModelNotFoundError:
         return []
-    records = manifest.parse(answer.text, shown(answer.url)).values()
+    records = manifest.parse(answer.text, redact_url(answer.url)).values()
     return [_file(folder, record.name, record.size_bytes, record.sha256) for record in records]
 
 
@@ -55,13 +60,13 @@ def _probe(folder: str, usual: str) -> RemoteFile | None:
         if name is None:
             continue
         try:
-            size = ask_headers(f"{folder}/{name}").get("Content-Length", "")
+            answer = ask("HEAD", f"{folder}/{name}")
         except ModelNotFoundError:
             continue
-        return _file(folder, name, int(size) if size.isdecimal() else None, None)
+        return _file(folder, name, read_number(answer.headers, "Content-Length"), None)
     return None
 
 
 def _file(folder: str, name: str, size_bytes: int | None, sha256: str | None) -> RemoteFile:
-    location = Location(url=f"{folder}/{quote(name)}", size_bytes=size_bytes)
+    location = Location(url=f"{folder}/{quote(name)}")
     return RemoteFile(name=name, locate=lambda: location, size_bytes=size_bytes, sha256=sha256)

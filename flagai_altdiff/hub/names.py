@@ -15,7 +15,9 @@ LOCK_NAME = ".altdiff.lock"
 PART_SUFFIX = ".part"
 STATE_SUFFIX = ".part.json"
 
-_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³"}
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
+    f"{d}{n}" for d in ("com", "lpt") for n in "123456789¹²³"
+}
 _FORBIDDEN = set('<>:"|?*\\')
 
 
@@ -29,7 +31,7 @@ def safe_name(text: str) -> PurePosixPath:
         The same path.
 
     Raises:
-        HubError: It could leave the folder, is not portable between file systems, or is a name that downloads use themselves.
+        HubError: It could leave the folder, is not portable between file systems, or is one that downloads use.
     """
     for part in text.split("/"):
         if problem := _problem(part):

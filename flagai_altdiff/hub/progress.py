@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+from flagai_altdiff.progress import bar_class, show_bars
 
-from flagai_altdiff.hub.environment import bars_wanted
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Progress:
     def __init__(self, label: str, total_bytes: int) -> None:
         self._label, self._total, self._lock = label, total_bytes, threading.Lock()
         self._done, self._began, self._said = 0, time.monotonic(), time.monotonic()
-        self._shown = sys.stderr.isatty() and bars_wanted()
+        self._shown = show_bars()
         self._bar = self._make_bar(label, total_bytes, leave=True)
 
     def __enter__(self) -> Progress:
@@ -53,10 +53,10 @@ class Progress:
         self._bar.close()
 
     @contextmanager
-    def file(self, name: str) -> Iterator[Report]:
+    def file(self, name: str, size_bytes: int | None) -> Iterator[Report]:
         """Follow one file; what it yields takes the absolute position, which may also go back."""
         at = 0
-        with self._make_bar(name, None, leave=False) as bar:
+        with self._make_bar(name, size_bytes, leave=False) as bar:
 
             def report(position: int, total: int | None) -> None:
                 nonlocal at
@@ -67,8 +67,8 @@ class Progress:
 
             yield report
 
-    def _make_bar(self, label: str, total: int | None, *, leave: bool) -> tqdm[NoReturn]:
-        return tqdm(total=total, unit="B", unit_scale=True, desc=label, disable=not self._shown, leave=leave)
+    def _make_bar(self, label: str, total: int | None, *, leave: bool) -> tqdm:  # type: ignore[type-arg]
+        return bar_class()(total=total, unit="B", unit_scale=True, desc=label, disable=not self._shown, leave=leave)
 
     def _advance(self, moved: int) -> None:
         with self._lock:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+MAX_SIZE_BYTES = 1 << 60
+
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
@@ -14,7 +16,7 @@ class Location:
 
     Args:
         url: http or https; may be valid for a while only.
-        size_bytes: Announced size, if known.
+        size_bytes: Announced size, if the hub tells it with the address.
         headers: What the request needs.
     """
 
@@ -50,3 +52,8 @@ class Hub(Protocol):
     def list_files(self, name: str, revision: str | None = None) -> list[RemoteFile]:
         """The files of the model called ``name`` there; ModelNotFoundError if there is none."""
         ...
+
+
+def check_size(value: object) -> int | None:
+    """A size in bytes as a server wrote it; ``None`` if it is none."""
+    return value if type(value) is int and 0 <= value < MAX_SIZE_BYTES else None

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import requests
 
 from flagai_altdiff.errors import HubError, IntegrityError
-from flagai_altdiff.hub.client import (
-    PIECE_BYTES,
-    TransientError,
-    check_scheme,
-    first_line,
-    read_pieces,
-    refusal,
-    retry,
-    send,
-    shown,
-)
+from flagai_altdiff.files import new_file
+from flagai_altdiff.hub.addresses import check_url, first_line, redact_url
+from flagai_altdiff.hub.client import PIECE_BYTES, TransientError, read_number, read_pieces, refusal, retry, send
+from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link, size_of
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
@@ -80,6 +70,10 @@ class _Job:
     def state(self) -> Path:
         return self.path.with_name(self.path.name + STATE_SUFFIX)
 
+    @property
+    def arrived_bytes(self) -> int:
+        return size_of(self.part) or 0
+
 
 def download(
     url: str,
@@ -106,23 +100,24 @@ def download(
         Size and hash of the file, computed as it arrived; a part from an earlier call is read again for it.
 
     Raises:
-        HubError: The transfer failed for good, or (with ``errno`` set) the disk did; what has arrived is kept.
+        HubError: The transfer failed for good; what has arrived is kept.
+        DiskError: The disk did.
         ModelNotFoundError: There is no such file.
         IntegrityError: What arrived is not what was announced.
         Stopped: ``stop`` was set.
     """
-    check_scheme(url)
+    check_url(url)
     digest = sha256.lower() if sha256 else None
-    identity = _Identity(url=shown(url), size_bytes=size_bytes or None, sha256=digest)
+    identity = _Identity(url=redact_url(url), size_bytes=size_bytes or None, sha256=digest)
     job = _Job(url=url, path=path, identity=identity, headers=headers or {}, report=report, stop=stop or Stop())
-    with _on_disk(path):
+    with on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    received = retry(lambda: _attempt(job), url, progress=lambda: _size(job.part), stop=job.stop)
+    received = retry(lambda: _attempt(job), url, progress=lambda: job.arrived_bytes, stop=job.stop)
     job.stop.check()
-    with _on_disk(path):
+    with on_disk(path):
         os.replace(job.part, path)
         job.state.unlink(missing_ok=True)
-    logger.info("%s: downloaded %d bytes from %s", path.name, received.size_bytes, shown(url))
+    logger.info("%s: downloaded %d bytes from %s", path.name, received.size_bytes, redact_url(url))
     return received
 
 
@@ -136,29 +131,27 @@ def copy(
     stop: Stop | None = None,
 ) -> Received:
     """Copy a file of this disk into ``path`` as :func:`download` fetches one; arguments, result and errors as there."""
-    part, stop, digest, got = path.with_name(path.name + PART_SUFFIX), stop or Stop(), hashlib.sha256(), 0
-    with _on_disk(path, size_bytes), open(source, "rb") as original, open(part, "wb", opener=_open_no_link) as file:
-        while piece := original.read(PIECE_BYTES):
+    stop, digest, got = stop or Stop(), hashlib.sha256(), 0
+    with on_disk(path, size_bytes), new_file(path, replace=True) as unfinished, open(unfinished, "wb") as file:
+        for piece in _pieces_of(source):
             stop.check()
             got += file.write(piece)
             digest.update(piece)
             report(got, size_bytes)
-        file.flush()
-        os.fsync(file.fileno())
-    if size_bytes not in (None, got) or sha256 not in (None, digest.hexdigest()):
-        part.unlink(missing_ok=True)
-        raise IntegrityError(f"{source} is damaged: it has {got} bytes and SHA-256 {digest.hexdigest()}. Remove it.")
-    with _on_disk(path):
-        os.replace(part, path)
+        if size_bytes not in (None, got) or sha256 not in (None, digest.hexdigest()):
+            found = f"{got} bytes with SHA-256 {digest.hexdigest()}"
+            raise IntegrityError(f"{source} is a truncated or corrupt file: {found}. Remove it.")
     return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """HubError with ``errno`` ENOSPC if the disk of ``folder`` (or of its nearest existing parent) has less free."""
-    existing = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path.cwd())
-    free = shutil.disk_usage(existing).free
-    if free < needed_bytes:
-        raise HubError(errno.ENOSPC, f"{folder}: needs {needed_bytes:,} bytes, {free:,} are free. Make room and try again.")
+def _pieces_of(source: Path) -> Iterator[bytes]:
+    """A file of this disk; HubError if it cannot be read, which another source would mend."""
+    try:
+        with open(source, "rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    except OSError as error:
+        raise HubError(f"{source} cannot be read: {error.strerror}.") from error
 
 
 def _attempt(job: _Job) -> Received:
@@ -184,15 +177,15 @@ def _resume_point(job: _Job) -> tuple[int, str | None]:
         recorded = _Identity(**json.loads(job.state.read_text("utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         return 0, None
-    if not isinstance(recorded.validator, str | None) or replace(recorded, validator=None) != job.identity:
+    if recorded.validator != _usable(recorded.validator) or replace(recorded, validator=None) != job.identity:
         return 0, None
     checkable = recorded.validator or recorded.sha256 or recorded.size_bytes
-    return (_size(job.part), recorded.validator) if checkable else (0, None)
+    return (job.arrived_bytes, recorded.validator) if checkable else (0, None)
 
 
 def _check_answer(job: _Job, response: requests.Response, have: int, validator: str | None) -> tuple[int, int | None]:
     """Where the body begins and how long the file will be; raises if the answer is not (the rest of) the file."""
-    where, size = shown(job.url), job.identity.size_bytes
+    where, size = redact_url(job.url), job.identity.size_bytes
     if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
         raise refusal(response)
     if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -200,18 +193,24 @@ def _check_answer(job: _Job, response: requests.Response, have: int, validator: 
     if response.headers.get("Content-Type", "").startswith("text/html") and job.path.suffix not in PAGES:
         raise _page(job, next(read_pieces(response), b""))
     if response.status_code == requests.codes.partial_content:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        match = re.fullmatch("bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", response.headers.get("Content-Range", ""))
         start, total = map(int, match.groups()) if match else (-1, 0)
         changed = validator is not None and _validator(response) not in (None, validator)
         if not have or start != have or size not in (None, total) or changed:
             raise _start_over(job, "another part of the file came than was asked for")
         return start, total
-    length = response.headers.get("Content-Length", "")
-    announced = int(length) if length.isdecimal() else size
+    announced = read_number(response.headers, "Content-Length")
+    announced = size if announced is None else announced
     if size is not None and announced != size:
         raise IntegrityError(f"{where}: expected {size} bytes, the server has {announced}.")
-    if announced is None and job.identity.sha256 is None and "chunked" not in response.headers.get("Transfer-Encoding", ""):
-        raise HubError(f"{where}: neither size nor hash of the file is known, so it cannot be told whether it is whole.")
+    if (
+        announced is None
+        and job.identity.sha256 is None
+        and "chunked" not in response.headers.get("Transfer-Encoding", "")
+    ):
+        raise HubError(
+            f"{where}: neither size nor hash of the file is known, so it cannot be told whether it is whole."
+        )
     return 0, announced
 
 
@@ -219,8 +218,8 @@ def _receive(job: _Job, response: requests.Response, start: int, total: int | No
     if total is not None:
         check_space(job.path.parent, total - start)
     got, digest = start, _hash_of(job, start)
-    with _on_disk(job.part, total), open(job.part, "ab" if start else "wb", opener=_open_no_link) as file:
-        with open(job.state, "w", encoding="utf-8", opener=_open_no_link) as state:
+    with on_disk(job.part, total), open(job.part, "ab" if start else "wb", opener=open_no_link) as file:
+        with open(job.state, "w", encoding="utf-8", opener=open_no_link) as state:
             json.dump(asdict(replace(job.identity, validator=validator)), state)
         job.report(got, total)
         for piece in read_pieces(response):
@@ -230,7 +229,7 @@ def _receive(job: _Job, response: requests.Response, start: int, total: int | No
             got += len(piece)
             if total is not None and got > total:
                 _start_over(job, "too long")
-                raise IntegrityError(f"{shown(job.url)}: expected {total} bytes, more came. The file was removed.")
+                raise IntegrityError(f"{redact_url(job.url)}: expected {total} bytes, more came. The file was removed.")
             file.write(piece)
             digest.update(piece)
             job.report(got, total)
@@ -238,7 +237,7 @@ def _receive(job: _Job, response: requests.Response, start: int, total: int | No
         os.fsync(file.fileno())
     if total is not None and got < total:
         raise TransientError(f"expected {total} bytes, the connection ended after {got}")
-    if _size(job.part) != got:
+    if job.arrived_bytes != got:
         raise _start_over(job, "another process writes the same file")
     return _verified(job, got, digest, validator, resumed=start > 0)
 
@@ -251,12 +250,12 @@ def _verified(job: _Job, size_bytes: int, digest: hashlib._Hash, validator: str 
     again = _start_over(job, "what was resumed does not have the announced SHA-256")
     if resumed:
         raise again
-    raise IntegrityError(f"{shown(job.url)}: expected SHA-256 {want}, got {got}. The file was removed.")
+    raise IntegrityError(f"{redact_url(job.url)}: expected SHA-256 {want}, got {got}. The file was removed.")
 
 
 def _start_over(job: _Job, reason: str) -> TransientError:
     """Remove the partial file; the error to raise."""
-    with _on_disk(job.part):
+    with on_disk(job.part):
         job.part.unlink(missing_ok=True)
         job.state.unlink(missing_ok=True)
     return TransientError(f"{reason}; starting over")
@@ -266,44 +265,22 @@ def _hash_of(job: _Job, length: int) -> hashlib._Hash:
     """SHA-256 of the partial file, ``length`` bytes that an earlier attempt left."""
     if not length:
         return hashlib.sha256()
-    with _on_disk(job.part), open(job.part, "rb") as file:
+    with on_disk(job.part), open(job.part, "rb") as file:
         return hashlib.file_digest(file, "sha256")
 
 
 def _validator(response: requests.Response) -> str | None:
     """A strong ETag or the date of change; a weak ETag says nothing about bytes."""
     etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
+    return _usable(etag if etag.startswith('"') else response.headers.get("Last-Modified"))
+
+
+def _usable(validator: object) -> str | None:
+    """A validator that can be sent back in a header."""
+    return validator if isinstance(validator, str) and re.fullmatch("[!-~][ -~]*", validator) else None
 
 
 def _page(job: _Job, beginning: bytes) -> HubError:
     """The error for an answer that is a web page: a login, a proxy's excuse."""
     line = first_line(beginning[:512].decode("utf-8", "replace"))
-    return HubError(f"{shown(job.url)}: a web page came instead of {job.path.name}: {line}")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-@contextmanager
-def _on_disk(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn an error of the local disk into a HubError whose ``errno`` is set: another source would not help."""
-    try:
-        yield
-    except HubError:
-        raise
-    except OSError as error:
-        text = f"{path}: {error.strerror}."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            needed = "unknown" if needed_bytes is None else f"{needed_bytes:,}"
-            text += f" Bytes needed: {needed}, free: {shutil.disk_usage(path.parent).free:,}."
-            text += " What has arrived is kept: make room and try again."
-        raise HubError(error.errno, text) from error
+    return HubError(f"{redact_url(job.url)}: a web page came instead of {job.path.name}: {line}")

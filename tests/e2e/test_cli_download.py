@@ -25,7 +25,13 @@ CHECKER = {"config.json": b"{}", "pytorch_model.bin": b"checker"}
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    for name in ("FLAGAI_ALTDIFF_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "FLAGAI_ALTDIFF_MIRROR", "HF_TOKEN"):
+    for name in (
+        "FLAGAI_ALTDIFF_OFFLINE",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "FLAGAI_ALTDIFF_MIRROR",
+        "HF_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -41,7 +47,9 @@ def run(*words: str, status: int = 0) -> None:
     assert main(list(words)) == status
 
 
-def test_a_model_is_downloaded_with_its_checker_and_verified(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_is_downloaded_with_its_checker_and_verified(
+    server: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("download", NAME.lower())
     assert capsys.readouterr().out.split() == [f"checkpoints/{NAME}", "checkpoints/SafetyChecker"]
     run("verify", NAME)
@@ -51,7 +59,9 @@ def test_a_model_is_downloaded_with_its_checker_and_verified(server: HubServer, 
     assert "complete" in capsys.readouterr().out and len(server.requests) == asked
 
 
-def test_a_dry_run_says_what_would_come_and_writes_nothing(server: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_says_what_would_come_and_writes_nothing(
+    server: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("download", NAME, "--dry-run", "--no-safety-checker")
     text = capsys.readouterr().out
     for words in (f"from baai ({NAME})", "absent", "50.0 kB  model.ckpt", "3 of 3 files to fetch, 50.0 kB"):
@@ -129,7 +139,9 @@ def test_an_interrupted_download_exits_as_interrupted_and_goes_on(server: HubSer
     server.always[path] = Fault(pause_s=0.5)
     words = [sys.executable, "-m", "flagai_altdiff", "download", NAME, "--no-safety-checker"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
+    process = subprocess.Popen(
+        words, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c
+    )
     until = time.monotonic() + 60
     while not any(part.stat().st_size for part in (tmp_path / "checkpoints").rglob("model.ckpt.part")):
         assert time.monotonic() < until and process.poll() is None

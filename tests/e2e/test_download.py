@@ -33,7 +33,14 @@ def checker(tmp_path: Path) -> Mapping[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def hubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("FLAGAI_ALTDIFF_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy"):
+    for name in (
+        "FLAGAI_ALTDIFF_OFFLINE",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_TOKEN",
+        "HTTP_PROXY",
+        "http_proxy",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -129,5 +136,6 @@ def test_config_only_fetches_no_weights(m18_folder: Path, monkeypatch: pytest.Mo
     with serve(models={NAME: files_below(m18_folder)}) as server:
         point_to(monkeypatch, server.url, "http://127.0.0.1:9")
         loader = AutoLoader(task_name="text2img", model_name=NAME, only_download_config=True)
-    assert loader.get_tokenizer()("a cat")["input_ids"][0] == 0
+    tokenizer = loader.get_tokenizer()
+    assert tokenizer is not None and tokenizer("a cat")["input_ids"][0] == 0
     assert not (Path("checkpoints") / NAME / "model.ckpt").exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import logging
-import ssl
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from flagai_altdiff.errors import HubError
-from flagai_altdiff.hub import client, environment
-from flagai_altdiff.hub.client import ask, ask_headers, send
+from flagai_altdiff.hub import addresses, client, environment
+from flagai_altdiff.hub.client import ask, send
 from flagai_altdiff.hub.transfer import download
 from tests.servers import Fault, HubServer, serve
 
@@ -26,25 +24,6 @@ TOKEN = {"Authorization": "Bearer hf_secret"}
 def server() -> Iterator[HubServer]:
     client._warn_of_exposure.cache_clear()
     with serve(files={PATH: b"[]"}) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key, made for this run."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1".split()
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(path), "-out", str(path) + ".crt"]
-    subprocess.run(["openssl", *words, *names], check=True, capture_output=True)
-    path.write_text(path.read_text() + Path(str(path) + ".crt").read_text())
-    return path
-
-
-@pytest.fixture
-def secure(certificate: Path) -> Iterator[HubServer]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    with serve(files={PATH: b"[]"}, tls=context) as running:
         yield running
 
 
@@ -63,7 +42,7 @@ def test_the_time_of_silence_is_the_users_to_choose(server: HubServer, monkeypat
     monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
     server.always[PATH] = Fault(stall_s=2.0)
     with pytest.raises(HubError, match="no data for 1 s"):
-        ask_headers(server.url + PATH)
+        ask("HEAD", server.url + PATH)
     for text in ("0", "soon", ""):
         monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", text)
         assert environment.read_timeout_s() == 30.0
@@ -135,7 +114,7 @@ def test_a_token_is_not_sent_where_everybody_can_read_it(
     ],
 )
 def test_which_addresses_are_private(url: str, private: bool) -> None:
-    assert client._is_private(url) is private
+    assert addresses.is_private(url) is private
 
 
 @pytest.mark.fault(26)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import socket
@@ -15,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from flagai_altdiff import hub
-from flagai_altdiff.errors import HubError, HubUnavailableError, ModelNotFoundError, OfflineError
-from flagai_altdiff.hub import fetch, fetching, missing_files
+from flagai_altdiff.errors import DiskError, HubError, HubUnavailableError, ModelNotFoundError, OfflineError
+from flagai_altdiff.hub import fetch, fetching, missing_files, planning
 from flagai_altdiff.hub.names import LOCK_NAME, MANIFEST_NAME
 from flagai_altdiff.registry import MODELS, SAFETY_CHECKER, FileSpec
 from tests.servers import Fault, HubServer, serve
@@ -69,7 +71,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def staging(folder: Path, hub_name: str) -> Path:
     """Where the files of a hub are gathered."""
-    return fetching.plan(replace(SPEC, sources={hub_name: SPEC.sources[hub_name]}), folder).staging
+    return fetching.plan(replace(SPEC, sources=((hub_name, dict(SPEC.sources)[hub_name]),)), folder).staging
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
@@ -79,7 +81,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def test_every_source_in_the_registry_is_a_hub() -> None:
-    assert {source for spec in (*MODELS.values(), SAFETY_CHECKER) for source in spec.sources} <= set(hub.HUBS)
+    assert {source for spec in (*MODELS.values(), SAFETY_CHECKER) for source, _ in spec.sources} <= set(planning.HUBS)
 
 
 def test_the_first_source_fills_the_folder(baai: HubServer, huggingface: HubServer, folder: Path) -> None:
@@ -129,7 +131,9 @@ def test_the_next_source_is_used_when_one_is_down(
     fetch(SPEC, folder)
     assert contents(folder) == DIFFUSERS
     assert missing_files(SPEC, folder) == []
-    assert [record.levelno for record in caplog.records if "cannot be had from baai" in record.message] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if "is unavailable from baai" in record.message] == [
+        logging.WARNING
+    ]
 
 
 def test_sources_are_not_mixed(baai: HubServer, huggingface: HubServer, folder: Path) -> None:
@@ -142,7 +146,7 @@ def test_sources_are_not_mixed(baai: HubServer, huggingface: HubServer, folder: 
 def test_a_file_with_the_wrong_hash_sends_us_to_the_next_source(
     baai: HubServer, huggingface: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = replace(SPEC, sources={"huggingface": "BAAI/AltDiffusion-m18", "baai": SPEC.name})
+    spec = replace(SPEC, sources=(("huggingface", "BAAI/AltDiffusion-m18"), ("baai", SPEC.name)))
     path = f"/BAAI/AltDiffusion-m18/resolve/{SPEC.revision}/unet/diffusion_pytorch_model.bin"
     huggingface.always[path] = Fault(body=WEIGHTS[::-1])
     fetch(spec, folder)
@@ -199,7 +203,9 @@ def test_a_killed_process_leaves_what_the_next_one_goes_on_with(baai: HubServer,
 
 
 def test_an_interruption_while_files_are_moved_is_mended(huggingface: HubServer, folder: Path) -> None:
-    write(staging(folder, "huggingface"), {name: data for name, data in DIFFUSERS.items() if not name.startswith("unet/")})
+    write(
+        staging(folder, "huggingface"), {name: data for name, data in DIFFUSERS.items() if not name.startswith("unet/")}
+    )
     write(folder, {name: data for name, data in DIFFUSERS.items() if name.startswith("unet/")})
     fetch(SPEC, folder)
     assert contents(folder) == DIFFUSERS
@@ -295,7 +301,10 @@ def test_when_all_sources_fail_each_attempt_is_listed(huggingface: HubServer, fo
     with pytest.raises(HubUnavailableError) as caught:
         fetch(SPEC, folder)
     text = str(caught.value)
-    assert "baai (AltDiffusion-m18): http://127.0.0.1:9/api/searchModleByName: connection failed: Connection refused" in text
+    assert (
+        "baai (AltDiffusion-m18): http://127.0.0.1:9/api/searchModleByName: connection failed: Connection refused"
+        in text
+    )
     assert f"huggingface (BAAI/AltDiffusion-m18 at {SPEC.revision})" in text and "HTTP 403" in text
     assert "model.ckpt" in text and str(folder) in text and "HF_ENDPOINT" in text
 
@@ -313,12 +322,25 @@ def test_an_embedded_model_is_not_looked_for_elsewhere(folder: Path) -> None:
 
 
 @pytest.mark.fault(16)
-def test_a_full_disk_does_not_try_another_source(baai: HubServer, huggingface: HubServer, folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_does_not_try_another_source(
+    baai: HubServer, huggingface: HubServer, folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(HubError) as caught:
         fetch(SPEC, folder)
     assert caught.value.errno is not None
     assert huggingface.requests == []
+
+
+@pytest.mark.fault(15)
+def test_a_disk_that_is_too_small_does_not_try_another_source(
+    baai: HubServer, huggingface: HubServer, folder: Path
+) -> None:
+    answer = json.dumps({"code": "20000", "url": f"{baai.url}/x", "size": 1 << 59}).encode()
+    baai.always["/api/downloadCode"] = Fault(body=answer)
+    with pytest.raises(DiskError, match="Make room") as caught:
+        fetch(SPEC, folder)
+    assert caught.value.errno == errno.ENOSPC and huggingface.requests == []
 
 
 @pytest.mark.fault(14)
@@ -346,7 +368,10 @@ def test_other_values_do_not_mean_offline(monkeypatch: pytest.MonkeyPatch, value
 
 def test_missing_files_of_the_flagai_layout(folder: Path) -> None:
     assert missing_files(SPEC, folder) == [file.name for file in SPEC.files]
-    write(folder, {"config.yaml": b"model: {}", "model.ckpt": b"", "preprocessor_config.json": b"{}", "tokenizer.json": b"{}"})
+    write(
+        folder,
+        {"config.yaml": b"model: {}", "model.ckpt": b"", "preprocessor_config.json": b"{}", "tokenizer.json": b"{}"},
+    )
     assert missing_files(SPEC, folder) == ["model.ckpt"]
     write(folder, {"model.safetensors": b"x"})
     assert missing_files(SPEC, folder) == []
@@ -360,6 +385,51 @@ def test_missing_files_knows_sizes_and_one_layout_is_enough(folder: Path) -> Non
     assert missing_files(spec, folder) == []
 
 
-def test_the_hub_needs_no_torch() -> None:
-    code = "import sys, flagai_altdiff.hub; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+def test_the_hub_is_light_until_something_is_asked() -> None:
+    code = "import sys, flagai_altdiff.hub as h; sys.exit(len({'torch', 'requests', 'tqdm', 'ssl'} & set(sys.modules)))"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+
+
+def test_a_model_can_be_a_key() -> None:
+    assert {spec: name for name, spec in MODELS.items()}[SPEC] == SPEC.name
+
+
+@pytest.mark.parametrize("name", ["._model.ckpt", ".DS_Store", ".cache/x.json"])
+def test_hidden_files_are_not_fetched(baai: HubServer, folder: Path, name: str) -> None:
+    """macOS leaves such files beside each real one where it packs or copies a folder."""
+    baai.models[SPEC.name][name] = b"hidden"
+    fetch(SPEC, folder)
+    assert contents(folder) == FLAGAI
+
+
+def test_hidden_weights_do_not_make_a_model(folder: Path) -> None:
+    write(folder, {"config.yaml": b"model: {}", "._model.ckpt": WEIGHTS, "tokenizer.json": b"{}"})
+    assert missing_files(SPEC, folder) == ["model.ckpt"]
+
+
+@pytest.mark.fault(106)
+def test_answers_with_half_characters_are_refused_or_harmless(
+    baai: HubServer, huggingface: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    baai.faults["/api/searchModelFileByName"] = [Fault(body=b'["config.yaml", "model\\ud800.ckpt"]')]
+    fetch(SPEC, folder)
+    assert contents(folder) == DIFFUSERS
+    assert "refused the file name 'model\\ud800.ckpt'" in caplog.text
+    caplog.text.encode()
+
+
+@pytest.mark.fault(106)
+def test_an_answer_may_begin_with_a_byte_order_mark(baai: HubServer, folder: Path) -> None:
+    baai.faults["/api/searchModelFileByName"] = [Fault(body=b"\xef\xbb\xbf" + str(list(FLAGAI)).encode())]
+    fetch(SPEC, folder)
+    assert contents(folder) == FLAGAI
+
+
+@pytest.mark.parametrize("size", [10**30, -1, 1.5, True, "7", None])
+def test_a_size_beyond_belief_is_refused(baai: HubServer, huggingface: HubServer, folder: Path, size: object) -> None:
+    answer = json.dumps({"code": "20000", "url": f"{baai.url}/x", "size": size}).encode()
+    baai.always["/api/downloadCode"] = Fault(body=answer)
+    fetch(SPEC, folder)
+    assert contents(folder) == DIFFUSERS

@@ -39,7 +39,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "unet/config.json", ".gitattributes", "说明 1.md", "a..b", "console.log"])
+@pytest.mark.parametrize(
+    "name", ["model.ckpt", "unet/config.json", ".gitattributes", "说明 1.md", "a..b", "console.log"]
+)
 def test_ordinary_names_are_kept(name: str) -> None:
     assert str(safe_name(name)) == name
 
@@ -63,4 +65,10 @@ def test_names_that_collide_on_some_file_system_are_refused(names: tuple[str, st
 
 
 def test_names_in_one_folder_do_not_collide() -> None:
-    assert [str(path) for path in safe_names(["unet/a", "unet/b", "a", "b", "a"])] == ["unet/a", "unet/b", "a", "b", "a"]
+    assert [str(path) for path in safe_names(["unet/a", "unet/b", "a", "b", "a"])] == [
+        "unet/a",
+        "unet/b",
+        "a",
+        "b",
+        "a",
+    ]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError
-from flagai_altdiff.hub import download, huggingface
+from flagai_altdiff.hub import huggingface
+from flagai_altdiff.hub.transfer import download
 from tests.servers import COMMIT, Fault, HubServer, serve
 
 NAME = "BAAI/AltDiffusion-m18"
@@ -91,6 +92,14 @@ def test_the_next_page_is_not_asked_from_another_host(server: HubServer, monkeyp
         assert other.requests == []
 
 
+@pytest.mark.fault(106)
+@pytest.mark.parametrize("link", ["http://[::1", "http://h:port/"])
+def test_a_next_page_at_no_address_is_refused(server: HubServer, link: str) -> None:
+    server.always[TREE] = Fault(body=b"[]", headers={"Link": f'<{link}>; rel="next"'})
+    with pytest.raises(HubError):
+        huggingface.list_files(NAME)
+
+
 @pytest.mark.fault(22)
 def test_an_endless_list_ends(server: HubServer) -> None:
     server.always[TREE] = Fault(body=b"[]", headers={"Link": f'<{TREE}>; rel="next"'})
@@ -123,7 +132,9 @@ def test_without_a_token_none_is_sent(server: HubServer) -> None:
 
 @pytest.mark.fault(26)
 @pytest.mark.parametrize("token", ["hf_a\nX-Header: b", "hf_a b", "hf_é"])
-def test_a_malformed_token_is_refused_and_not_shown(server: HubServer, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+def test_a_malformed_token_is_refused_and_not_shown(
+    server: HubServer, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(HubError) as caught:
         huggingface.list_files(NAME)

@@ -17,7 +17,7 @@ import pytest
 
 from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub import fetch, lock
-from flagai_altdiff.hub.lock import alone_in
+from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.names import LOCK_NAME
 from flagai_altdiff.registry import MODELS
 from tests.servers import Fault, HubServer, serve
@@ -36,8 +36,8 @@ fetch(MODELS["AltDiffusion-m18"], Path(sys.argv[1]))
 HOLD = """
 import sys, time
 from pathlib import Path
-from flagai_altdiff.hub.lock import alone_in
-with alone_in(Path(sys.argv[1]), lambda: ""):
+from flagai_altdiff.hub.lock import folder_lock
+with folder_lock(Path(sys.argv[1]), lambda: ""):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -52,7 +52,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 def start(code: str, folder: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", code, str(folder)], env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], env=environment, stdout=subprocess.PIPE, text=True
+    )
 
 
 def start_holder(folder: Path) -> subprocess.Popen[str]:
@@ -80,7 +82,7 @@ def test_a_waiting_process_says_what_it_waits_for_and_how_far_that_is(
     monkeypatch.setattr(lock, "EVERY_S", 0.1)
     holder = start_holder(tmp_path)
     threading.Timer(0.35, holder.kill).start()
-    with alone_in(tmp_path, lambda: "1.2 GB so far"):
+    with folder_lock(tmp_path, lambda: "1.2 GB so far"):
         pass
     holder.communicate()
     lines = [record.getMessage() for record in caplog.records]
@@ -142,6 +144,6 @@ def test_a_link_planted_as_the_lock_is_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / LOCK_NAME).symlink_to(outside)
-    with pytest.raises(HubError), alone_in(tmp_path / "model", lambda: ""):
+    with pytest.raises(HubError), folder_lock(tmp_path / "model", lambda: ""):
         pass
     assert not outside.exists()

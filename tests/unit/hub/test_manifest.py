@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from flagai_altdiff.errors import HubError, HubUnavailableError
 from flagai_altdiff.hub import fetch, manifest, record_missing, verify
-from flagai_altdiff.hub.manifest import Record
+from flagai_altdiff.hub.manifest import FileRecord
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.registry import MODELS, FileSpec
 from tests.servers import COMMIT, Fault, HubServer, etag, serve
@@ -144,6 +145,8 @@ BROKEN = {
     "a short hash": json.dumps({"version": 1, "files": [RECORD | {"sha256": "00"}]}),
     "a number for a name": json.dumps({"version": 1, "files": [RECORD | {"name": 1}]}),
     "a way out": json.dumps({"version": 1, "files": [RECORD | {"name": "../../x"}]}),
+    "half a character": json.dumps({"version": 1, "files": [RECORD | {"etag": "\ud800"}]}),
+    "half a character for a key": json.dumps({"version": 1, "files": [RECORD | {"\ud800": "x"}]}),
     "very deep": "[" * 100_000,
 }
 
@@ -155,8 +158,9 @@ def test_a_broken_record_is_refused_and_does_not_stop_a_download(
 ) -> None:
     folder.mkdir()
     (folder / MANIFEST_NAME).write_text(text)
-    with pytest.raises(HubError):
+    with pytest.raises(HubError) as caught:
         manifest.read(folder)
+    str(caught.value).encode()
     fetch(SPEC, folder)
     assert "A new record is begun" in caplog.text
     assert set(states(folder).values()) == {"ok"}
@@ -164,10 +168,36 @@ def test_a_broken_record_is_refused_and_does_not_stop_a_download(
 
 def test_a_record_is_written_whole(folder: Path) -> None:
     folder.mkdir()
-    records = {"图.json": Record(name="图.json", size_bytes=1, sha256="0" * 64, source="baai")}
+    records = {"图.json": FileRecord(name="图.json", size_bytes=1, sha256="0" * 64, source="baai")}
     manifest.write(folder, records)
     assert manifest.read(folder) == records
     assert [path.name for path in folder.iterdir()] == [MANIFEST_NAME]
     with pytest.raises(HubError) as caught:
         manifest.write(folder / "nowhere", records)
     assert caught.value.errno is not None
+
+
+@pytest.mark.fault(108)
+def test_a_record_is_not_written_through_a_planted_link(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    folder.mkdir()
+    for name in (MANIFEST_NAME, f"{MANIFEST_NAME}.{os.getpid()}.new"):
+        (folder / name).symlink_to(outside)
+    manifest.write(folder, {})
+    assert outside.read_text() == "mine" and not (folder / MANIFEST_NAME).is_symlink()
+
+
+def test_a_record_that_an_editor_saved_is_read(folder: Path) -> None:
+    folder.mkdir()
+    (folder / MANIFEST_NAME).write_text(json.dumps({"version": 1, "files": [RECORD]}), encoding="utf-8-sig")
+    assert list(manifest.read(folder)) == ["model.ckpt"]
+
+
+@pytest.mark.fault(106)
+def test_files_whose_names_are_no_text_are_passed_over(baai: HubServer, folder: Path) -> None:
+    fetch(SPEC, folder)
+    for name in (b"\xff.json", b"._model.ckpt", b".hidden.json", b"a\x1b.json"):
+        (folder / os.fsdecode(name)).write_bytes(b"x")
+    assert record_missing(folder) == []
+    assert set(states(folder)) == set(FILES)

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flagai_altdiff import hub
 from flagai_altdiff.errors import HubError, HubUnavailableError, IntegrityError, ModelNotFoundError, OfflineError
-from flagai_altdiff.hub import fetch, manifest, plan
+from flagai_altdiff.hub import environment, fetch, manifest, plan
 from flagai_altdiff.registry import MODELS, SAFETY_CHECKER
 from tests.servers import COMMIT, Fault, HubServer, serve
 
@@ -65,7 +64,9 @@ def fill_cache(files: dict[str, bytes] = DIFFUSERS, commit: str = COMMIT) -> Pat
 
 
 def has(folder: Path, files: dict[str, bytes]) -> bool:
-    return all((folder / name).read_bytes() == data and not (folder / name).is_symlink() for name, data in files.items())
+    return all(
+        (folder / name).read_bytes() == data and not (folder / name).is_symlink() for name, data in files.items()
+    )
 
 
 @pytest.mark.parametrize("address", ["/models", "/models/", f"/models/{SPEC.name}"])
@@ -89,11 +90,13 @@ def test_a_mirror_that_is_down_is_named_and_the_hubs_are_tried(
     monkeypatch.setenv("FLAGAI_ALTDIFF_MIRROR", "http://127.0.0.1:9/models")
     fetch(SPEC, folder)
     assert has(folder, DIFFUSERS)
-    assert "cannot be had from mirror-" in caplog.text and "http://127.0.0.1:9/models" in caplog.text
+    assert "is unavailable from mirror-" in caplog.text and "http://127.0.0.1:9/models" in caplog.text
 
 
 @pytest.mark.fault(13)
-def test_a_name_that_does_not_resolve_ends_with_every_attempt_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_resolve_ends_with_every_attempt_listed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLAGAI_ALTDIFF_MIRROR", "http://nowhere.invalid/models")
     with pytest.raises(HubUnavailableError) as caught:
         fetch(SPEC, folder)
@@ -124,7 +127,7 @@ def test_a_mirror_without_files_says_what_it_looked_for(plain: HubServer, folder
         fetch(SPEC, folder, source=plain.url + "/nothing")
     with pytest.raises(HubError, match="expected baai, huggingface, or the http"):
         fetch(SPEC, folder, source="ftp-mirror")
-    with pytest.raises(HubUnavailableError, match="only http"):
+    with pytest.raises(HubUnavailableError, match="does not begin with http:// or https://"):
         fetch(SPEC, folder, source="ftp://mirror/models")
 
 
@@ -153,7 +156,9 @@ def test_revisions_are_for_hugging_face(huggingface: HubServer, folder: Path, mo
 
 
 @pytest.mark.fault(14)
-def test_a_whole_snapshot_in_the_cache_works_offline(folder: Path, no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_snapshot_in_the_cache_works_offline(
+    folder: Path, no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = fill_cache()
     before = sorted((path, path.lstat().st_mtime_ns) for path in repository.rglob("*"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -189,7 +194,7 @@ def test_a_damaged_cache_is_noticed(huggingface: HubServer, folder: Path, caplog
     blob.write_bytes(blob.read_bytes()[::-1])
     fetch(SPEC, folder)
     assert has(folder, DIFFUSERS)
-    assert "is damaged" in caplog.text
+    assert "truncated or corrupt file" in caplog.text
 
 
 @pytest.mark.fault(14)
@@ -198,7 +203,7 @@ def test_a_damaged_cache_offline_is_an_error(folder: Path, no_network: None, mon
     blob = repository / "blobs" / hashlib.sha256(b"vae").hexdigest()
     blob.write_bytes(b"eav")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(OfflineError, match="is damaged"):
+    with pytest.raises(OfflineError, match="truncated or corrupt file"):
         fetch(SPEC, folder)
     assert not (folder / "model_index.json").exists()
     assert issubclass(IntegrityError, HubError)
@@ -213,7 +218,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, variables: dict[str
         monkeypatch.setenv(name, value)
     places = {"HF_HUB_CACHE": "a", "HF_HOME": "b/hub", "XDG_CACHE_HOME": "c/huggingface/hub"}
     expected = next((places[name] for name in variables), "/home/me/.cache/huggingface/hub")
-    assert hub.environment.hf_cache() == Path(expected)
+    assert environment.hf_cache() == Path(expected).absolute()
 
 
 def test_an_address_that_ran_out_is_asked_for_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,9 @@ def test_files_come_side_by_side(server: HubServer, tmp_path: Path) -> None:
 
 @pytest.mark.fault(19)
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_it_soon_and_what_arrived_is_used(server: HubServer, tmp_path: Path, sign: signal.Signals) -> None:
+def test_a_signal_ends_it_soon_and_what_arrived_is_used(
+    server: HubServer, tmp_path: Path, sign: signal.Signals
+) -> None:
     for name in ("model.ckpt", "sentencepiece.bpe.model"):
         server.always[server.file_path(SPEC.name, name)] = Fault(cut_at=None, pause_s=0.3)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -177,7 +179,7 @@ def test_bars_can_be_switched_off(server: HubServer, tmp_path: Path, variable: d
 
 
 def test_progress_may_go_back() -> None:
-    with Progress("model", 100) as whole, whole.file("a") as report:
+    with Progress("model", 100) as whole, whole.file("a", 100) as report:
         for position in (10, 60, 0, 100):
             report(position, 100)
         assert whole._done == 100
