@@ -1,4 +1,4 @@
-"""FlagAI's script for AltDiffusion, unchanged but for the model's name: pictures lie in ./AltDiffusionOutputs."""
+"""FlagAI's script for AltDiffusion, unchanged but for the model's name: images lie in ./AltDiffusionOutputs."""
 
 import torch
 from flagai.auto_model.auto_loader import AutoLoader
@@ -24,4 +24,4 @@ for prompt in (
     "большой фиолетовый цветок на жёлтом фоне",
 ):
     predictor.predict_generate_images(prompt, n_samples=2)
-print("Your pictures are in ./AltDiffusionOutputs")
+print("Your images are in ./AltDiffusionOutputs")

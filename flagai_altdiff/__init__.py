@@ -1,9 +1,9 @@
 """AltDiffusion: multilingual text to image, in FlagAI's calls or in these:
 
-    from flagai_altdiff import GenerationRequest, generate, load_model
+    from flagai_altdiff import generate, load_model
 
     model = load_model("AltDiffusion-mini")
-    result = generate(model, GenerationRequest(prompts=("a large red heart on a white background",)))
+    result = generate(model, "a large red heart on a white background", seed=7)
     result.images[0].show()
 
 Importing the package loads no torch; the names below are imported when they are used.
@@ -21,34 +21,49 @@ if TYPE_CHECKING:
     from flagai_altdiff.errors import FlagAIAltDiffError
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.models import LatentDiffusion
-    from flagai_altdiff.pipeline import GenerationResult, generate
+    from flagai_altdiff.output import draw_to_folder
+    from flagai_altdiff.pipeline import GenerationResult, Sample, generate, stream
     from flagai_altdiff.predictor import Predictor
     from flagai_altdiff.registry import MODELS
-    from flagai_altdiff.request import GenerationRequest
-
-__all__ = [
-    "MODELS",
-    "AutoLoader",
-    "FlagAIAltDiffError",
-    "GenerationRequest",
-    "GenerationResult",
-    "LatentDiffusion",
-    "Predictor",
-    "generate",
-    "load_model",
-]
+    from flagai_altdiff.request import GenerationRequest, Output
+    from flagai_altdiff.sampling import SAMPLERS, Step
 
 _HOMES = {
     "MODELS": "registry",
+    "SAMPLERS": "sampling",
     "AutoLoader": "auto_loader",
     "FlagAIAltDiffError": "errors",
     "GenerationRequest": "request",
     "GenerationResult": "pipeline",
     "LatentDiffusion": "models",
+    "Output": "request",
     "Predictor": "predictor",
+    "Sample": "pipeline",
+    "Step": "sampling",
+    "draw_to_folder": "output",
     "generate": "pipeline",
     "load_model": "loading",
+    "stream": "pipeline",
 }
+"""Public name -> the module that has it."""
+
+__all__ = [
+    "MODELS",
+    "SAMPLERS",
+    "AutoLoader",
+    "FlagAIAltDiffError",
+    "GenerationRequest",
+    "GenerationResult",
+    "LatentDiffusion",
+    "Output",
+    "Predictor",
+    "Sample",
+    "Step",
+    "draw_to_folder",
+    "generate",
+    "load_model",
+    "stream",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint.reading import read_tensors
@@ -15,7 +17,10 @@ from flagai_altdiff.loading import load_model
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.registry import check_task, locate
 from flagai_altdiff.safety import ClipImageTransform
-from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
+from flagai_altdiff.tokenizer import Tokenizer, load_tokenizer, own_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,9 @@ class AutoLoader:
         **kwargs: object,
     ) -> None:
         check_task(task_name)
+        for name in kwargs:  # FlagAI takes anything; a slip of the pen must not fetch another model
+            if near := difflib.get_close_matches(name, inspect.signature(AutoLoader).parameters, n=1, cutoff=0.85):
+                raise TypeError(f"AutoLoader has no argument {name!r}; did you mean {near[0]!r}?")
         half = bool(kwargs.pop("use_fp16", False)) if fp16 is None else fp16
         meaningless = {
             "torch_dtype": torch_dtype != torch.float16,
@@ -80,13 +88,11 @@ class AutoLoader:
         self.device = device
         self.process = self.transform = ClipImageTransform()
         self.model: LatentDiffusion | None = None
-        self.tokenizer: PreTrainedTokenizerBase
+        self._config_tokenizer: Tokenizer | None = None
         if only_download_config:
-            self.tokenizer = self._config_only()
+            self._config_tokenizer = self._config_only()
         else:
             self.model = load_model(model_name, self.model_dir, safety_checker=safety_checker)
-            assert self.model.tokenizer is not None
-            self.tokenizer = self.model.tokenizer
             self.model.autocast_dtype = torch.float16 if half else None
 
     def get_model(self) -> LatentDiffusion:
@@ -97,12 +103,19 @@ class AutoLoader:
             )
         return self.model
 
-    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The model's tokenizer as transformers has it, made when it is first asked for."""
+        if self._config_tokenizer is not None:
+            return self._config_tokenizer.to_transformers()
+        return self.get_model().tokenizer
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The model's tokenizer."""
         return self.tokenizer
 
     def get_transform(self) -> ClipImageTransform:
-        """CLIP's preparation of a picture, as a tensor."""
+        """CLIP's preparation of an image, as a tensor."""
         return self.transform
 
     def get_task_name(self, brief_name: str) -> str:
@@ -117,7 +130,7 @@ class AutoLoader:
         """
         checkpoint.assign(self.get_model(), read_tensors(Path(model_path)), str(model_path))
 
-    def _config_only(self) -> PreTrainedTokenizerBase:
+    def _config_only(self) -> Tokenizer:
         spec, path = locate(self.model_name, self.model_dir)
         found = own_tokenizer(path)
         if found is None and spec and spec.sources:

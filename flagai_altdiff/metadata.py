@@ -3,58 +3,59 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from flagai_altdiff import __version__
-from flagai_altdiff.pipeline import Picture
-from flagai_altdiff.request import GenerationRequest
+from flagai_altdiff.images import read_texts
+from flagai_altdiff.pipeline import Sample
+from flagai_altdiff.request import ResolvedRequest
+from flagai_altdiff.sampling import SAMPLERS
 
 RECORD_KEY = "flagai_altdiff"
 """Key of the JSON record."""
 
 _MAX_CHARACTERS = 20_000
 
-_SAMPLER_TITLES = {"ddim": "DDIM", "plms": "PLMS", "dpmpp_2m": "DPM++ 2M", "euler_ancestral": "Euler a"}
 
-
-def png_texts(picture: Picture, request: GenerationRequest, model_name: str, run: str) -> dict[str, str]:
-    """Texts to keep in a picture's PNG.
+def png_texts(sample: Sample, request: ResolvedRequest, model_name: str, run: str) -> dict[str, str]:
+    """Texts to keep in an image's PNG.
 
     Args:
-        picture: The picture.
-        request: The request it answers, as it was carried out.
+        sample: The image.
+        request: The request that it answers.
         model_name: Name of the model.
         run: Id of the run that it belongs to.
 
     Returns:
         Key -> text. A prompt may contain anything, so programs should read the record, not ``parameters``.
     """
-    picture = replace(picture, prompt=_shortened(picture.prompt))
+    prompt = _shortened(sample.prompt)
+    model_name = model_name.encode("utf-8", "backslashreplace").decode()  # a folder's name may be no text
     request = replace(request, negative_prompt=_shortened(request.negative_prompt))
-    return {"parameters": _parameters(picture, request, model_name), RECORD_KEY: _record(picture, request, model_name, run)}
+    return {
+        "parameters": _parameters(prompt, sample, request, model_name),
+        RECORD_KEY: _record(prompt, sample, request, model_name, run),
+    }
 
 
-def grid_texts(first: Picture, request: GenerationRequest, model_name: str, run: str) -> dict[str, str]:
-    """Texts to keep in a grid's PNG: those of its first picture, as A1111 does, with a record that says it is a grid."""
+def grid_texts(first: Sample, request: ResolvedRequest, model_name: str, run: str) -> dict[str, str]:
+    """Texts to keep in a grid's PNG: those of its first image, as A1111 does, with a record that says it is a grid."""
     texts = png_texts(first, request, model_name, run)
     record = {k: v for k, v in json.loads(texts[RECORD_KEY]).items() if k not in ("index", "safety")}
     return {**texts, RECORD_KEY: json.dumps({"grid": True, **record}, ensure_ascii=False)}
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The JSON record of a picture; empty where there is none that can be read.
+    """The JSON record of an image; empty where there is none that can be read.
 
     Args:
-        path: Any file. Texts of more than a mebibyte and pictures of absurd size are not looked at.
+        path: Any file. Texts of more than a mebibyte are not looked at.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            record = json.loads(image.info.get(RECORD_KEY, "{}"))
-    except (OSError, ValueError, SyntaxError, TypeError, RecursionError, Image.DecompressionBombError):
+        record = json.loads(read_texts(path).get(RECORD_KEY, "{}"))
+    except (OSError, ValueError, SyntaxError, TypeError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -64,12 +65,12 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}… ({len(text)} characters)"
 
 
-def _parameters(picture: Picture, request: GenerationRequest, model_name: str) -> str:
+def _parameters(prompt: str, sample: Sample, request: ResolvedRequest, model_name: str) -> str:
     pairs = {
         "Steps": request.steps,
-        "Sampler": _SAMPLER_TITLES[request.sampler],
+        "Sampler": SAMPLERS[request.sampler].title,
         "CFG scale": f"{request.guidance_scale:g}",
-        "Seed": picture.seed,
+        "Seed": sample.seed,
         "Size": f"{request.width}x{request.height}",
         "Model": json.dumps(model_name, ensure_ascii=False) if set(model_name) & set(",:\n") else model_name,
         "Version": f"flagai_altdiff {__version__}",
@@ -77,23 +78,20 @@ def _parameters(picture: Picture, request: GenerationRequest, model_name: str) -
     if request.eta:
         pairs["Eta"] = f"{request.eta:g}"
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
-    return f"{picture.prompt}{negative}\n" + ", ".join(f"{k}: {v}" for k, v in pairs.items())
+    return f"{prompt}{negative}\n" + ", ".join(f"{k}: {v}" for k, v in pairs.items())
 
 
-def _record(picture: Picture, request: GenerationRequest, model_name: str, run: str) -> str:
-    settings = asdict(request)
-    settings.pop("prompts")
-    return json.dumps(
-        {
-            "version": __version__,
-            "model": model_name,
-            "prompt": picture.prompt,
-            **settings,
-            "seed": picture.seed,
-            "request_seed": request.seed,
-            "run": run,
-            "index": picture.index,
-            "safety": picture.safety,
-        },
-        ensure_ascii=False,
-    )
+def _record(prompt: str, sample: Sample, request: ResolvedRequest, model_name: str, run: str) -> str:
+    settings = {name: value for name, value in request.as_json().items() if name != "prompts"}
+    own = {
+        "version": __version__,
+        "model": model_name,
+        "prompt": prompt,
+        **settings,
+        "seed": sample.seed,
+        "request_seed": request.seed,
+        "run": run,
+        "index": sample.index,
+        "safety": sample.safety,
+    }
+    return json.dumps(own, ensure_ascii=False)

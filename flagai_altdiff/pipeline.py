@@ -1,53 +1,69 @@
-"""Prompt -> latents -> pictures: the one algorithm behind every door. No files, no prints."""
+"""Prompts -> states -> latents -> images: the one algorithm behind every door. No files, no prints."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from pytorch_lightning import seed_everything
-from torch import Tensor
+from torch import Tensor, nn
 
-from flagai_altdiff.errors import NotFiniteError
-from flagai_altdiff.images import to_pil
+from flagai_altdiff.conditioning import cut_prompts, encode_prompts
+from flagai_altdiff.engine import EagerEngine, Engine
+from flagai_altdiff.errors import InvalidRequestError, NotFiniteError
+from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
-from flagai_altdiff.request import GenerationRequest
-from flagai_altdiff.sampling import SAMPLERS, NoiseFunction, Step
+from flagai_altdiff.noise import CallNoise
+from flagai_altdiff.request import Batch, GenerationRequest, Note, ResolvedRequest
+from flagai_altdiff.sampling import SAMPLERS, EpsFunction, NoiseFunction, Step
 from flagai_altdiff.sampling.guidance import guided
-from flagai_altdiff.sampling.schedule import Schedule
-from flagai_altdiff.tokenizer import lost_text
+from flagai_altdiff.sampling.schedule import timestep_grid
 
 logger = logging.getLogger(__name__)
 
+Prompts = str | Sequence[str]
+
 
 @dataclass(kw_only=True)
-class Picture:
-    """One finished picture.
+class Sample:
+    """One finished image with what is known of it.
 
     Args:
-        image: The picture; black where it was flagged.
         prompt: Its prompt.
         index: Its number within the request, from 0.
         seed: Its own seed where seeds are per image, else the seed of the request.
         safety: ``"safe"``, ``"flagged"``, or ``"unchecked"`` where the model has no checker.
-        path: Where it was saved, if it was.
+        path: Where it is saved, if it is.
     """
 
-    image: Image.Image
     prompt: str
     index: int
     seed: int
     safety: str
     path: Path | None = None
+    _image: Image.Image | None = field(default=None, repr=False)
+    _file: Path | None = field(default=None, repr=False)
+
+    @property
+    def image(self) -> Image.Image:
+        """The image; black where it was flagged. One that is saved is read from its file, and not kept in memory."""
+        if self._image is not None:
+            return self._image
+        file = self._file or self.path
+        assert file is not None
+        return load_image(file)
+
+    def saved(self, path: Path, file: Path) -> None:
+        """Remember where the image is, as the user says it and absolutely, and let go of the pixels."""
+        self.path, self._file, self._image = path, file, None
 
 
 @dataclass(kw_only=True)
@@ -56,222 +72,230 @@ class GenerationResult:
 
     Args:
         request: The request, with the model's defaults and the seed filled in.
-        pictures: In the order of the request.
-        grid_path: Where the grid was saved, if it was.
+        samples: In the order of the request.
+        notes: What the user should know, for example what a prompt lost.
+        grid_path: Where the grid is saved, if it is.
         seconds: Wall time.
     """
 
-    request: GenerationRequest
-    pictures: list[Picture] = field(default_factory=list)
+    request: ResolvedRequest
+    samples: list[Sample] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
     grid_path: Path | None = None
     seconds: float = 0.0
 
     @property
     def images(self) -> list[Image.Image]:
-        """The pictures as PIL images."""
-        return [p.image for p in self.pictures]
+        """The images, all of them in memory now."""
+        return [sample.image for sample in self.samples]
 
     @property
     def paths(self) -> list[Path]:
-        """Files of the saved pictures."""
-        return [p.path for p in self.pictures if p.path is not None]
+        """Files of the saved images."""
+        return [sample.path for sample in self.samples if sample.path is not None]
 
     @property
     def seeds(self) -> list[int]:
-        """Seed of each picture; with ``seed_mode="batch"`` all have the request's."""
-        return [p.seed for p in self.pictures]
+        """Seed of each image; with ``seed_mode="batch"`` all have the request's."""
+        return [sample.seed for sample in self.samples]
 
     @property
     def safety(self) -> list[str]:
-        """Verdict on each picture."""
-        return [p.safety for p in self.pictures]
-
-
-def prepare(model: LatentDiffusion, request: GenerationRequest) -> GenerationRequest:
-    """The request as this model will carry it out: defaults, seed and size filled in, checked before any work.
-
-    Args:
-        model: The model.
-        request: The request.
-
-    Raises:
-        InvalidRequestError: The model cannot draw this size.
-        InsufficientMemoryError: A batch of this size cannot fit into memory.
-    """
-    spec, config = model.spec, model.config
-    full = request.with_defaults(
-        height=spec.height, width=spec.width, steps=spec.steps, guidance_scale=spec.guidance_scale
-    ).fitted(config.first_stage.downsampling, len(config.unet.channel_mult) - 1)
-    if (request.height or full.height, request.width or full.width) != (full.height, full.width):
-        logger.warning(
-            "%sx%s is not a whole number of latent cells: drawing %dx%d (width x height)",
-            request.width or full.width,
-            request.height or full.height,
-            full.width,
-            full.height,
-        )
-    check_memory(full, config, model.device)
-    return full
+        """Verdict on each image."""
+        return [sample.safety for sample in self.samples]
 
 
 def generate(
-    model: LatentDiffusion, request: GenerationRequest, *, callback: Callable[[Step], object] | None = None
+    model: LatentDiffusion,
+    request: GenerationRequest | Prompts,
+    *,
+    callback: Callable[[Step], object] | None = None,
+    **options: Any,
 ) -> GenerationResult:
-    """Draw what a request asks for.
+    """Draw what a request asks for: ``generate(model, "a red heart", steps=20)``.
+
+    Any number of threads may draw with one model at once. Nothing of the process is changed, not its random numbers.
 
     Args:
         model: From ``load_model``.
-        request: What to draw.
+        request: What to draw: a prompt, several, or a request.
         callback: Called after every sampler step.
+        options: Options of ``GenerationRequest``, where ``request`` is only prompts.
 
     Returns:
-        Pictures with prompts, seeds and safety verdicts.
+        Images with prompts, seeds and safety verdicts, and notes.
 
     Raises:
-        InvalidRequestError: The model cannot draw this size.
+        InvalidRequestError: An option is wrong, or the model cannot draw this size.
         InsufficientMemoryError: A batch does not fit into memory.
-        NotFiniteError: Sampling gave no picture.
+        NotFiniteError: Sampling gave no image.
     """
-    start = time.perf_counter()
-    result = GenerationResult(request=prepare(model, request))
-    for event in stream(model, result.request):
-        if isinstance(event, Step):
-            if callback is not None:
-                callback(event)
-        else:
-            result.pictures.extend(event)
-    result.seconds = time.perf_counter() - start
+    began = time.perf_counter()
+    resolved, notes = prepare(model, request, **options)
+    result = GenerationResult(request=resolved, notes=notes)
+    for event in draw(model, resolved):
+        if isinstance(event, Sample):
+            result.samples.append(event)
+        elif callback is not None:
+            callback(event)
+    result.seconds = time.perf_counter() - began
     return result
 
 
+def prepare(
+    model: LatentDiffusion, request: GenerationRequest | Prompts, **options: Any
+) -> tuple[ResolvedRequest, list[Note]]:
+    """The request as a model will carry it out, checked before any work, and what its user should know.
+
+    Args:
+        model: The model.
+        request: As for :func:`generate`.
+        options: As for :func:`generate`.
+
+    Raises:
+        InvalidRequestError: An option is wrong, or the model cannot draw this size.
+        InsufficientMemoryError: A batch of this size cannot fit into memory.
+    """
+    request = as_request(request, options)
+    model = unwrapped(model)
+    resolved = _resolved(model, request)
+    if resolved.steps > model.num_timesteps:
+        raise InvalidRequestError(
+            "steps", resolved.steps, f"this model has {model.num_timesteps} timesteps; ask for fewer"
+        )
+    check_memory(resolved, EagerEngine(model).need(resolved), model.device)
+    notes = [*_changes(model, request, resolved), *cut_prompts(model, (*resolved.prompts, resolved.negative_prompt))]
+    return resolved, [say(note) for note in notes]
+
+
+def say(note: Note) -> Note:
+    """Log a note; where nobody can listen, a closed stream for one, drawing goes on."""
+    with suppress(OSError, ValueError):
+        logger.warning("%s", note.text)
+    return note
+
+
+def stream(model: LatentDiffusion, request: GenerationRequest | Prompts, **options: Any) -> Iterator[Step | Sample]:
+    """Draw bit by bit; stop iterating to cancel. Arguments and errors as of :func:`generate`.
+
+    Yields:
+        A Step after each sampler step, and after those of a batch its Samples.
+    """
+    yield from draw(model, prepare(model, request, **options)[0])
+
+
+def as_request(request: GenerationRequest | Prompts, options: Mapping[str, Any]) -> GenerationRequest:
+    """A request from prompts and options; InvalidRequestError where options come beside a request."""
+    if not isinstance(request, GenerationRequest):
+        return GenerationRequest(prompts=request, **options)  # type: ignore[arg-type]  # one text is taken as well
+    for name, value in options.items():
+        raise InvalidRequestError(name, value, "options go into the GenerationRequest where one is given")
+    return request
+
+
 @torch.no_grad()
-def stream(model: LatentDiffusion, request: GenerationRequest, done: Set[int] = frozenset()) -> Iterator[Step | list[Picture]]:
-    """Draw a prepared request bit by bit; stop iterating to cancel.
+def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = frozenset()) -> Iterator[Step | Sample]:
+    """What :func:`stream` gives for a prepared request.
 
     Args:
         model: The model.
         request: From :func:`prepare`.
-        done: Indices of pictures that are not needed again. A batch is left out if it has no others; all others are what
-            they would be without this.
-
-    Yields:
-        A Step after each sampler step, and the list of its pictures after each batch.
-
-    Raises:
-        InsufficientMemoryError: A batch does not fit into memory.
-        NotFiniteError: Sampling gave no picture.
+        skip: Indices of images that are not needed. A batch is left out if it has no others; the images that are drawn
+            are what they would be without this.
     """
-    assert request.seed is not None and request.height is not None and request.width is not None
-    assert request.steps is not None and request.guidance_scale is not None
-    _report_lost_text(model, request)
-    seed_everything(request.seed, verbose=False)
-    f = model.config.first_stage.downsampling
-    latent_shape = (model.channels, request.height // f, request.width // f)
-    schedule = Schedule.from_alphas_cumprod(model.alphas_cumprod, request.steps)
-    if len(schedule) != request.steps:
-        _warn_once(f"{request.steps} steps asked for: FlagAI's timestep grid makes them {len(schedule)}")
-    fixed = torch.randn(request.pictures_at_once, *latent_shape, device=model.device) if request.fixed_code else None
-    uncond: Tensor | None = None
-    count = 0
-    for prompts in request.batches():
-        first, count = count, count + len(prompts)
-        noise = _noise(request, first, (len(prompts), *latent_shape), model.device)
-        walk = partial(SAMPLERS[request.sampler], schedule=schedule, noise=noise, eta=request.eta)
-        start = noise if fixed is None else partial(fixed.__getitem__, slice(len(prompts)))
-        if done >= set(range(first, count)):
-            if request.seed_mode == "batch":  # later pictures depend on how often was drawn before them
-                for _ in walk(lambda x, t: torch.zeros_like(x), start()):
+    model = unwrapped(model)
+    engine = EagerEngine(model)
+    noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
+    for batch in request.batches():
+        x, fresh = noise.start(batch)
+        sample = partial(_sample, engine, request, x, fresh)
+        if skip >= set(batch.indices):
+            if request.seed_mode == "batch":  # later batches depend on how often was drawn before them
+                for _ in sample(lambda x, t: torch.zeros_like(x)):
                     pass
             continue
         with memory_advice(request):
-            if uncond is None and request.guidance_scale != 1.0:
-                uncond = model.get_learned_conditioning([request.negative_prompt])
-            eps = guided(
-                partial(_denoise, model),
-                model.get_learned_conditioning(prompts),
-                None if uncond is None else uncond.expand(len(prompts), -1, -1),
-                request.guidance_scale,
-                model.alphas_cumprod,
-                model.parameterization,
-            )
-            x = start()
-            for step in walk(eps, x):
+            eps = _condition(model, engine, request, batch)
+            for step in sample(eps):
                 x = step.x
                 yield step
-            pictures = to_pil(_decode(model, x))
-            flags = model.safety_checker.check(pictures, model.device) if model.safety_checker else None
-        yield [
-            _picture(request, first + i, prompt, image, None if flags is None else flags[i])
-            for i, (image, prompt) in enumerate(zip(pictures, prompts, strict=True))
-        ]
+            samples = _finish(model, engine, request, batch, x)
+        yield from (finished for finished in samples if finished.index not in skip)
 
 
-def _picture(request: GenerationRequest, index: int, prompt: str, image: Image.Image, flagged: bool | None) -> Picture:
-    return Picture(
-        image=Image.new("RGB", image.size) if flagged else image,
-        prompt=prompt,
-        index=index,
-        seed=_picture_seed(request, index),
-        safety="unchecked" if flagged is None else "flagged" if flagged else "safe",
+def _condition(model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch) -> EpsFunction:
+    """The noise prediction for the prompts of a batch."""
+    uncond = None
+    if request.guidance_scale != 1.0:
+        uncond = encode_prompts(model, engine, [request.negative_prompt] * len(batch))
+    cond = encode_prompts(model, engine, batch.prompts)
+    scale = request.guidance_scale
+    return guided(engine.denoise, cond, uncond, scale, engine.alphas_cumprod, engine.parameterization)
+
+
+def _sample(
+    engine: Engine, request: ResolvedRequest, x: Tensor, fresh: NoiseFunction, eps: EpsFunction
+) -> Iterator[Step]:
+    """Walk a batch from noise to latents."""
+    schedule = engine.schedule(request.steps)
+    return SAMPLERS[request.sampler].walk(eps, x, schedule, noise=fresh, eta=request.eta)
+
+
+def _finish(model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, x: Tensor) -> list[Sample]:
+    """Decode the latents of a batch and judge the images."""
+    if not x.isfinite().all():
+        raise NotFiniteError(
+            "sampling gave NaN or infinite values. Try a lower guidance scale, another sampler, or full precision."
+        )
+    images = to_pil(engine.decode(x))
+    flags = model.safety_checker.check(images, engine.device) if model.safety_checker else [None] * len(images)
+    return [
+        Sample(
+            _image=Image.new("RGB", image.size) if flagged else image,
+            prompt=prompt,
+            index=index,
+            seed=request.seed_of(index),
+            safety="unchecked" if flagged is None else "flagged" if flagged else "safe",
+        )
+        for image, prompt, index, flagged in zip(images, batch.prompts, batch.indices, flags, strict=True)
+    ]
+
+
+def unwrapped(model: LatentDiffusion) -> LatentDiffusion:
+    """The model itself, be it given inside ``torch.compile`` or a parallel wrapper.
+
+    Raises:
+        TypeError: There is no LatentDiffusion in it.
+    """
+    inner: object = model
+    while isinstance(inner, nn.Module) and not isinstance(inner, LatentDiffusion):
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    if not isinstance(inner, LatentDiffusion):
+        raise TypeError(f"expected a LatentDiffusion model, from load_model or AutoLoader, got {type(model).__name__}")
+    return inner
+
+
+def _resolved(model: LatentDiffusion, request: GenerationRequest) -> ResolvedRequest:
+    spec, config = model.spec, model.config
+    return request.resolve(
+        height=spec.height,
+        width=spec.width,
+        steps=spec.steps,
+        guidance_scale=spec.guidance_scale,
+        downsampling=config.first_stage.downsampling,
+        halvings=len(config.unet.channel_mult) - 1,
     )
 
 
-def _decode(model: LatentDiffusion, x: Tensor) -> Tensor:
-    """Decoded latents, (B, 3, H, W); in full precision where half precision overflows."""
-    if not x.isfinite().all():
-        raise NotFiniteError(
-            "sampling gave values that are no numbers. Try a lower guidance scale, another sampler, or full precision."
-        )
-    with _autocast(model):
-        images = model.decode_first_stage(x)
-    if not images.isfinite().all():
-        logger.warning("half precision overflowed in decoding: decoding again in float32")
-        with torch.autocast(model.device.type, enabled=False):
-            images = model.decode_first_stage(x.float())
-    if not images.isfinite().all():
-        raise NotFiniteError("decoding gave values that are no numbers. Are the autoencoder's weights whole?")
-    return images
-
-
-def _picture_seed(request: GenerationRequest, index: int) -> int:
-    assert request.seed is not None
-    return (request.seed + index) % 2**32 if request.seed_mode == "per_image" else request.seed
-
-
-def _noise(request: GenerationRequest, first: int, shape: Sequence[int], device: torch.device) -> NoiseFunction:
-    """Draws of a batch: from the global generator as FlagAI does, or from a generator of each picture's own."""
-    if request.seed_mode == "batch":
-        return lambda: torch.randn(*shape, device=device)
-    # On the CPU, so that a picture's noise depends on its seed alone.
-    generators = [torch.Generator().manual_seed(_picture_seed(request, first + i)) for i in range(shape[0])]
-    return lambda: torch.stack([torch.randn(*shape[1:], generator=g) for g in generators]).to(device)
-
-
-def _denoise(model: LatentDiffusion, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-    with _autocast(model):
-        return model.apply_model(x, t, cond).float()
-
-
-def _autocast(model: LatentDiffusion) -> AbstractContextManager[object]:
-    if model.autocast_dtype is None:
-        return nullcontext()
-    if model.device.type != "cuda":
-        _warn_once(f"half precision has no effect on {model.device.type}: drawing in float32")
-        return nullcontext()
-    return torch.autocast("cuda", model.autocast_dtype)
-
-
-def _report_lost_text(model: LatentDiffusion, request: GenerationRequest) -> None:
-    assert model.tokenizer is not None
-    for prompt in dict.fromkeys((*request.prompts, request.negative_prompt)):
-        lost = lost_text(model.tokenizer, prompt, MAX_TOKENS)
-        if lost:
-            shown = repr(lost) if len(lost) <= 500 else f"{lost[:200]!r} … {lost[-200:]!r}"
-            logger.warning(
-                "the prompt is cut at %d tokens; its last %d characters have no effect: %s", MAX_TOKENS, len(lost), shown
-            )
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
+def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: ResolvedRequest) -> Iterator[Note]:
+    """Where a model does something else than it was asked for."""
+    size = (asked.width or resolved.width, asked.height or resolved.height)
+    if size != (resolved.width, resolved.height):
+        drawn = f"drawing {resolved.width}x{resolved.height} (width x height)"
+        yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
+    steps = len(timestep_grid(resolved.steps, model.num_timesteps))
+    if steps != resolved.steps:
+        yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")
+    if model.autocast_dtype is not None and model.device.type != "cuda":
+        text = f"half precision has no effect on {model.device.type}: drawing in the precision of the weights"
+        yield Note("precision", text)

@@ -1,38 +1,37 @@
-"""Runs: which saved pictures belong to one call, so that a call that was interrupted can go on."""
+"""Runs: which saved images belong to one call, so that a call that was interrupted can go on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import secrets
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.images import load_image
 from flagai_altdiff.metadata import read_record
-from flagai_altdiff.pipeline import Picture
-from flagai_altdiff.request import GenerationRequest
+from flagai_altdiff.pipeline import Sample
+from flagai_altdiff.request import ResolvedRequest
 
 
 @dataclass(kw_only=True)
 class Run:
-    """One call's pictures.
+    """One call's images.
 
     Args:
         id: What its request is known by, a hyphen, and a random part of its own.
-        finished: Index -> picture, of those that lie in the folder.
+        finished: Index -> image, of those that lie in the folder.
         grid_path: Its grid, if that was made.
     """
 
     id: str
-    finished: dict[int, Picture] = field(default_factory=dict)
+    finished: dict[int, Sample] = field(default_factory=dict)
     grid_path: Path | None = None
 
 
-def new_run(request: GenerationRequest, model_name: str) -> Run:
-    """A run without pictures.
+def new_run(request: ResolvedRequest, model_name: str) -> Run:
+    """A run without images.
 
     Args:
         request: As it will be carried out.
@@ -41,57 +40,57 @@ def new_run(request: GenerationRequest, model_name: str) -> Run:
     return Run(id=f"{_digest(request, model_name)}-{secrets.token_hex(4)}")
 
 
-def find_run(outpath: Path, request: GenerationRequest, model_name: str) -> Run:
+def find_run(outdir: Path, request: ResolvedRequest, model_name: str) -> Run:
     """The latest run of the same request in a folder; a new one if there is none.
 
     Args:
-        outpath: Folder of the pictures.
+        outdir: Folder of the images.
         request: As it will be carried out.
         model_name: Name of the model.
     """
     run = new_run(request, model_name)
     known_by = run.id.partition("-")[0]
-    for path in sorted((outpath / "samples").glob("*.png"), key=_number, reverse=True):
+    expected = range(sum(len(batch) for batch in request.batches()))
+    for path in sorted(_files(outdir / "samples", "*.png"), key=_number, reverse=True):
         record = read_record(path)
         name, index = record.get("run"), record.get("index")
-        if not isinstance(name, str) or not isinstance(index, int) or name.partition("-")[0] != known_by:
+        if not isinstance(name, str) or name.partition("-")[0] != known_by:
+            continue
+        if type(index) is not int or index not in expected:
             continue
         if not run.finished:
             run.id = name
-        if name == run.id and (image := _whole(path)) is not None:
-            run.finished[index] = Picture(
-                image=image,
+        if name == run.id and _is_whole(path, request):
+            run.finished[index] = Sample(
                 prompt=str(record.get("prompt")),
                 index=index,
-                seed=int(record.get("seed", 0)),
+                seed=request.seed_of(index),
                 safety=str(record.get("safety")),
                 path=path,
+                _file=path.absolute(),
             )
-    grids = (path for path in outpath.glob("grid-*.png") if read_record(path).get("run") == run.id)
-    run.grid_path = next(grids, None)
+    grids = ((path, read_record(path)) for path in _files(outdir, "grid-*.png"))
+    run.grid_path = next((path for path, record in grids if record.get("run") == run.id and record.get("grid")), None)
     return run
 
 
-def check_resumable(seed: int | None, skip_save: bool) -> None:
-    """InvalidRequestError for a call that leaves nothing to go on with."""
-    if skip_save:
-        raise InvalidRequestError("skip_save", True, "nothing was saved that resume could go on with; leave one of them out")
-    if seed in (None, -1):
-        raise InvalidRequestError("seed", seed, "resume needs the seed of the interrupted run: request_seed in its pictures")
-
-
-def _digest(request: GenerationRequest, model_name: str) -> str:
-    settings = json.dumps({"model": model_name, **asdict(request)}, sort_keys=True)
+def _digest(request: ResolvedRequest, model_name: str) -> str:
+    settings = json.dumps({"model": model_name, **request.as_json()}, sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def _files(folder: Path, pattern: str) -> Iterator[Path]:
+    """Ordinary files only: a pipe of such a name would be waited for."""
+    return (path for path in folder.glob(pattern) if path.is_file())
 
 
 def _number(path: Path) -> int:
     return int(path.stem) if path.stem.isdecimal() and path.stem.isascii() else -1
 
 
-def _whole(path: Path) -> Image.Image | None:
+def _is_whole(path: Path, request: ResolvedRequest) -> bool:
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.convert("RGB")
+        load_image(path, size=(request.width, request.height))
     except (OSError, ValueError, SyntaxError):
-        return None
+        return False
+    return True

@@ -1,6 +1,6 @@
 """The image safety checker of the released models.
 
-A CLIP picture tower compares each picture with fixed concept vectors; one over its threshold flags the picture.
+A CLIP image tower compares each image with fixed concept vectors; one over its threshold flags the image.
 
 **Source**: Radford et al. 2021 (arXiv 2103.00020) for CLIP; Rando et al. 2022 (arXiv 2210.04610) describe the checker.
 """
@@ -10,18 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flagai_altdiff.checkpoint import assign
 from flagai_altdiff.checkpoint.json_config import ConfigFile, load_json
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.model_files import CHECKER_WEIGHTS
+
+if TYPE_CHECKING:
+    from transformers import CLIPVisionConfig
 
 _CONCEPTS, _SPECIAL = 17, 3
 _MAX_LAYERS = 100
@@ -31,7 +35,7 @@ _MARGIN = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class ClipImageTransform:
-    """CLIP's preparation of a picture: shorter side to ``size``, centre crop, normalised.
+    """CLIP's preparation of an image: shorter side to ``size``, centre crop, normalised.
 
     Args:
         size: Side of the result, in pixels.
@@ -44,7 +48,7 @@ class ClipImageTransform:
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Any PIL picture -> (3, size, size), float32."""
+        """Any PIL image -> (3, size, size), float32."""
         image = image.convert("RGB")
         scale = self.size / min(image.size)
         width, height = (max(self.size, int(side * scale)) for side in image.size)
@@ -55,14 +59,16 @@ class ClipImageTransform:
 
 
 class CheckerNetwork(nn.Module):
-    """Picture tower, projection and concept vectors, under the names of the released file.
+    """Image tower, projection and concept vectors, under the names of the released file.
 
     Args:
-        config: Sizes of the picture tower.
+        config: Sizes of the image tower.
         projection_dim: Width of the concept vectors.
     """
 
     def __init__(self, config: CLIPVisionConfig, projection_dim: int) -> None:
+        from transformers import CLIPVisionModel
+
         super().__init__()
         self.vision_model = CLIPVisionModel(config)
         self.visual_projection = nn.Linear(config.hidden_size, projection_dim, bias=False)
@@ -73,7 +79,7 @@ class CheckerNetwork(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, size, size) -> (B,) bool: whether each picture is flagged."""
+        """(B, 3, size, size) -> (B,) bool: whether each image is flagged."""
         pooled = self.vision_model(pixel_values).pooler_output
         embeds = F.normalize(self.visual_projection(pooled))
         special = embeds @ F.normalize(self.special_care_embeds).T - self.special_care_embeds_weights
@@ -83,11 +89,11 @@ class CheckerNetwork(nn.Module):
 
 
 class SafetyChecker:
-    """Judges finished pictures.
+    """Judges finished images.
 
     Args:
-        network: The picture tower with its concepts; moved to the device of each check.
-        image_size: Side of the pictures that it looks at, in pixels.
+        network: The image tower with its concepts; moved to the device of each check.
+        image_size: Side of the images that it looks at, in pixels.
     """
 
     def __init__(self, network: CheckerNetwork, image_size: int) -> None:
@@ -95,14 +101,14 @@ class SafetyChecker:
         self.transform = ClipImageTransform(size=image_size)
 
     def check(self, images: Sequence[Image.Image], device: torch.device) -> list[bool]:
-        """Judge pictures on ``device``.
+        """Judge images on ``device``.
 
         Args:
-            images: PIL pictures.
+            images: PIL images.
             device: Where to compute.
 
         Returns:
-            For each picture, whether it is flagged.
+            For each image, whether it is flagged.
         """
         pixel_values = torch.stack([self.transform(image) for image in images]).to(device)
         return [bool(flag) for flag in self.network.to(device)(pixel_values)]
@@ -117,9 +123,12 @@ def load_safety_checker(folder: Path) -> SafetyChecker:
     Raises:
         CheckpointError: Files are missing or of another kind.
     """
-    weights = next((p for n in ("model.safetensors", "pytorch_model.bin") if (p := folder / n).is_file()), None)
+    files = (path for name in CHECKER_WEIGHTS if (path := folder / name).is_file() and path.stat().st_size)
+    weights = next(files, None)
     if weights is None:
-        raise CheckpointError(f"{folder} has no model.safetensors and no pytorch_model.bin. Download the safety checker again.")
+        raise CheckpointError(
+            f"{folder} has no model.safetensors and no pytorch_model.bin. Download the safety checker again."
+        )
     try:
         network = _build(load_json(folder / "config.json"))
     except Exception as error:  # transformers refuses sizes with errors of its own
@@ -139,6 +148,8 @@ def load_safety_checker(folder: Path) -> SafetyChecker:
 
 def _build(file: ConfigFile) -> CheckerNetwork:
     """The network without storage: sizes of a config are believed only when the weights have them too."""
+    from transformers import CLIPVisionConfig
+
     sizes = file.fields.get("vision_config")
     if not isinstance(sizes, dict):
         raise file.error("vision_config", "a mapping")

@@ -12,7 +12,7 @@ from flagai_altdiff.registry import DEFAULT_MODEL_DIR
 
 def fail(error: Exception | str, status: int) -> int:
     """Print an error; ``status``, for the command to end with."""
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    colour = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(("\033[31merror:\033[0m " if colour else "error: ") + str(error), file=sys.stderr)
     return status
 
@@ -20,5 +20,9 @@ def fail(error: Exception | str, status: int) -> int:
 def add_model_dir(parser: argparse.ArgumentParser) -> None:
     """The flag for the folder of the models."""
     parser.add_argument(
-        "--model-dir", type=Path, default=DEFAULT_MODEL_DIR, metavar="DIR", help="folder of the models (default: %(default)s)"
+        "--model-dir",
+        type=Path,
+        default=DEFAULT_MODEL_DIR,
+        metavar="DIR",
+        help="folder of the models (default: %(default)s)",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -22,8 +23,8 @@ _EPILOG = """\
 examples:
   altdiff generate "a large red heart on a white background" "蓝色背景上的黄色的大星星"
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
-  altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures
-  altdiff generate --from-file prompts.txt --n-samples 2 --outdir pictures --resume     # after an interruption
+  altdiff generate --from-file prompts.txt --n-samples 2 --outdir images
+  altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
@@ -34,7 +35,7 @@ exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminate
 
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
-    "generate": (add_generate, "draw pictures", "Draw pictures from prompts."),
+    "generate": (add_generate, "draw images", "Draw images from prompts."),
     "models": (add_models, "list the models", "List the models that have a name."),
     "download": (add_download, "fetch a model's files", "Fetch what a model lacks; an interrupted download goes on."),
     "verify": (
@@ -45,7 +46,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
     "convert": (
         add_convert,
         "change a model's layout on disk",
-        "Write all weights of a model in another layout. Its defaults (steps, scale) belong to its name and stay behind.",
+        "Write a model in another layout: all its weights, but not the defaults (steps, scale) that go with its name.",
     ),
     "doctor": (add_doctor, "look at this machine", "Say what this machine has and what is wrong."),
     "train-mini": (
@@ -66,7 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated.
     """
-    args = _parser().parse_args([_hyphened(word) for word in (sys.argv[1:] if argv is None else argv)])
+    parser = _parser()
+    words = [_as_utf8(word) for word in sys.argv[1:]] if argv is None else argv
+    args = parser.parse_args(_hyphened(words, _flags(parser)))
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a path may have characters that the terminal has not; it is shown all the same
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
@@ -110,7 +119,7 @@ def _termination() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="altdiff",
-        description="Draw pictures from prompts in 18 languages with AltDiffusion.",
+        description="Draw images from prompts in 18 languages with AltDiffusion.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -124,7 +133,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _hyphened(word: str) -> str:
-    """A flag spelled with underscores, as FlagAI's users know them, with hyphens."""
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else word
+def _as_utf8(word: str) -> str:
+    """A word of the command line as UTF-8, whatever encoding the locale made Python believe in."""
+    try:
+        return os.fsencode(word).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return word
+
+
+def _flags(parser: argparse.ArgumentParser) -> set[str]:
+    """Every long flag of the commands."""
+    subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    commands = [command for action in subparsers for command in action.choices.values()]
+    return {flag for command in commands for flag in command._option_string_actions if flag.startswith("--")}
+
+
+def _hyphened(words: Sequence[str], flags: set[str]) -> list[str]:
+    """The words with flags that are spelled with underscores, as FlagAI's users know them, spelled with hyphens."""
+    result = []
+    for i, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        hyphened = name.replace("_", "-")
+        is_flag = "--" not in words[:i] and any(flag.startswith(hyphened) for flag in flags)
+        result.append(hyphened + equals + value if name.startswith("--") and is_flag else word)
+    return result

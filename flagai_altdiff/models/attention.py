@@ -36,7 +36,8 @@ class CrossAttention(nn.Module):
         """(B, N, query_dim) [, (B, L, context_dim)] -> (B, N, query_dim)."""
         context = x if context is None else context
         q, k, v = (
-            rearrange(y, "b n (h d) -> b h n d", h=self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+            rearrange(y, "b n (h d) -> b h n d", h=self.heads)
+            for y in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
@@ -100,7 +101,14 @@ class SpatialTransformer(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, heads: int, dim_head: int, depth: int, context_dim: int, use_linear: bool, norm_groups: int
+        self,
+        in_channels: int,
+        heads: int,
+        dim_head: int,
+        depth: int,
+        context_dim: int,
+        use_linear: bool,
+        norm_groups: int,
     ) -> None:
         super().__init__()
         inner_dim = heads * dim_head

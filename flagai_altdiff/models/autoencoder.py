@@ -1,4 +1,4 @@
-"""The KL autoencoder between pictures and latents.
+"""The KL autoencoder between images and latents.
 
 Attribute names are the keys of the released checkpoints (``first_stage_model.*``).
 
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent after ``post_quant_conv`` -> picture."""
+    """Latent after ``post_quant_conv`` -> image."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Decoder(nn.Module):
             chain = [channels] + [width] * (config.num_res_blocks + 1)
             levels.append(Level(chain, attention, groups, "upsample" if level else None))
             channels = width
-        self.up = nn.ModuleList(reversed(levels))  # checkpoints number the levels from the picture down
+        self.up = nn.ModuleList(reversed(levels))  # checkpoints number the levels from the image down
         self.norm_out = _norm(channels, groups)
         self.conv_out = nn.Conv2d(channels, config.out_ch, 3, padding=1)
 
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
 
 
 class DiagonalGaussianDistribution:
-    """Posterior of a picture's latent.
+    """Posterior of an image's latent.
 
     Args:
         moments: (B, 2 C, h, w): means, then log-variances (clamped to [-30, 20]).

@@ -6,13 +6,13 @@ wrapper, for one) drive this class unchanged.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from flagai_altdiff.config import LatentDiffusionConfig
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
     from PIL import Image
     from transformers import PreTrainedTokenizerBase
 
+    from flagai_altdiff.tokenizer import Tokenizer
+
 MAX_TOKENS = 77
 """Length of every text: longer prompts are cut, shorter ones padded."""
 
 
 class ImageChecker(Protocol):
-    """Judges finished pictures."""
+    """Judges finished images."""
 
     def check(self, images: Sequence[Image.Image], device: torch.device) -> list[bool]:
-        """For each picture, whether it must not be shown."""
+        """For each image, whether it must not be shown."""
         ...
 
 
@@ -54,17 +56,17 @@ class DiffusionWrapper(nn.Module):
         return self.diffusion_model(x, t, context)
 
 
-class LatentDiffusion(LightningModule):
+class LatentDiffusion(nn.Module):
     """A text-to-image model.
 
     Args:
         config: Sizes, schedule and parameterization.
 
     Attributes:
-        tokenizer: The model's tokenizer; it and the next three are set by the loader and not part of the state dict.
-        spec: Defaults of its pictures.
-        safety_checker: Judges its pictures, where it has one.
-        autocast_dtype: Precision of the UNet and the decoder on a GPU; ``None`` is float32.
+        text_tokenizer: Turns prompts into ids. It and the next three are set by the loader, outside the state dict.
+        spec: Defaults of its images.
+        safety_checker: Judges its images, where it has one.
+        autocast_dtype: Precision of the UNet and the decoder on a GPU; ``None`` is that of their weights.
     """
 
     betas: Tensor
@@ -91,10 +93,34 @@ class LatentDiffusion(LightningModule):
         ).items():
             self.register_buffer(name, values)
         self.model_ema: LitEma | None = LitEma(self.model) if config.use_ema else None
-        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.text_tokenizer: Tokenizer | None = None
+        self._scripts_tokenizer: PreTrainedTokenizerBase | None = None
+        self._drawing_tokenizer: PreTrainedTokenizerBase | None = None
         self.spec = UNREGISTERED
         self.safety_checker: ImageChecker | None = None
         self.autocast_dtype: torch.dtype | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the UNet's weights."""
+        return _dtype_of(self.model)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """A transformers tokenizer for scripts that call one, made when first asked for; drawing does without."""
+        if self._scripts_tokenizer is None and self.text_tokenizer is not None:
+            return self.text_tokenizer.to_transformers()
+        return self._scripts_tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        self._scripts_tokenizer = tokenizer
+        self._drawing_tokenizer = copy.deepcopy(tokenizer)  # the script may call its own meanwhile, which changes it
 
     # Conditioning
 
@@ -104,10 +130,17 @@ class LatentDiffusion(LightningModule):
         Args:
             texts: Prompts.
         """
-        if self.tokenizer is None:
-            raise RuntimeError("this model has no tokenizer; set model.tokenizer, or load the model from its folder")
-        ids = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        return ids["input_ids"].to(self.device)
+        if self._drawing_tokenizer is not None:  # a script's own goes before the model's
+            rows = self._drawing_tokenizer(list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS)[
+                "input_ids"
+            ]
+        elif self.text_tokenizer is not None:
+            rows = self.text_tokenizer.ids(texts, MAX_TOKENS)
+        else:
+            raise RuntimeError(
+                "this model has no tokenizer; set model.text_tokenizer, or load the model from its folder"
+            )
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     def get_learned_conditioning(self, c: Sequence[str]) -> Tensor:
         """Text states for the UNet.
@@ -132,7 +165,7 @@ class LatentDiffusion(LightningModule):
         """
         if isinstance(cond, dict):
             cond = cond["c_crossattn"]
-        return self.model(x_noisy, t, [cond] if isinstance(cond, Tensor) else cond)
+        return self.model(x_noisy.to(self.dtype), t, [cond] if isinstance(cond, Tensor) else cond)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw of the latent at timestep t: sqrt(alpha_t) x_start + sqrt(1 - alpha_t) noise.
@@ -149,7 +182,7 @@ class LatentDiffusion(LightningModule):
 
     def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution:
         """(B, 3, H, W) in [-1, 1] -> posterior of the unscaled latent (B, C, H/f, W/f)."""
-        return self.first_stage_model.encode(x)
+        return self.first_stage_model.encode(x.to(_dtype_of(self.first_stage_model)))
 
     def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """A draw of the posterior (or the given latent), scaled for the UNet, (B, C, h, w)."""
@@ -159,7 +192,7 @@ class LatentDiffusion(LightningModule):
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
         """(B, C, h, w) as the UNet sees it -> (B, 3, h*f, w*f), about [-1, 1], not clamped."""
-        return self.first_stage_model.decode(z / self.scale_factor)
+        return self.first_stage_model.decode((z / self.scale_factor).to(_dtype_of(self.first_stage_model)))
 
     # Training
 
@@ -168,7 +201,7 @@ class LatentDiffusion(LightningModule):
 
         Args:
             batch: ``batch[k]`` (B, 3, H, W) in [-1, 1] and ``batch[cond_stage_key]``, B captions or (B, L, D) states.
-            k: Key of the pictures.
+            k: Key of the images.
 
         Returns:
             (B, C, h, w) scaled latents, and what ``batch`` holds under ``cond_stage_key``.
@@ -208,17 +241,6 @@ class LatentDiffusion(LightningModule):
         loss = F.mse_loss(output, target[self.parameterization]())
         return loss, {"loss_simple": loss.detach()}
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Lightning's hook: loss of one batch."""
-        loss, values = self(*self.get_input(batch, self.first_stage_key))
-        self.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=True)
-        return loss
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Lightning's hook: let the averaged weights follow."""
-        if self.model_ema is not None:
-            self.model_ema(self.model)
-
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:
         """Run the block with the averaged weights in place of the trained ones; without an average, change nothing.
@@ -234,3 +256,7 @@ class LatentDiffusion(LightningModule):
             yield
         finally:
             self.model_ema.swap(self.model)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

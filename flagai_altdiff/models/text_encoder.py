@@ -19,14 +19,23 @@ PAD_ID = 1
 
 
 def text_lengths(input_ids: Tensor) -> Tensor:
-    """Tokens of each text up to its end, (B, L) -> (B,). A ``<pad>`` that a prompt spells out is a token like any other."""
+    """Tokens of each text up to its end, (B, L) -> (B,). A ``<pad>`` that a prompt spells out is one of them."""
     positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
     return ((input_ids != PAD_ID) * positions).amax(dim=1)
 
 
 def trim_padding(input_ids: Tensor) -> Tensor:
-    """(B, L) -> (B, L'): without the padding behind the longest text, but for one row, as all rows of padding are equal."""
+    """(B, L) -> (B, L'): without the padding behind the longest text, but for one row: all its rows are equal."""
     return input_ids[:, : int(text_lengths(input_ids).max()) + 1]
+
+
+class LazyEmbedding(nn.Embedding):
+    """An embedding that draws no first values on the meta device, where torch would load its compiler for that."""
+
+    def reset_parameters(self) -> None:
+        """Draw first values, where there is room for them."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class Embeddings(nn.Module):
@@ -36,12 +45,12 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, padding_idx=PAD_ID)
-        self.token_type_embeddings = nn.Embedding(1, config.hidden_size)
+        self.word_embeddings = LazyEmbedding(config.vocab_size, config.hidden_size, padding_idx=PAD_ID)
+        self.position_embeddings = LazyEmbedding(config.max_position_embeddings, config.hidden_size, padding_idx=PAD_ID)
+        self.token_type_embeddings = LazyEmbedding(1, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         # Part of the released files, never read: positions are counted from the tokens below.
-        self.register_buffer("position_ids", torch.arange(config.max_position_embeddings)[None])
+        self.register_buffer("position_ids", torch.arange(config.max_position_embeddings, device="cpu")[None])
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(B, L) -> (B, L, hidden_size). Positions count tokens only; all padding shares one position."""
@@ -85,7 +94,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": ResidualOutput(config.hidden_size, config)})
+        self.attention = nn.ModuleDict(
+            {"self": SelfAttention(config), "output": ResidualOutput(config.hidden_size, config)}
+        )
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = ResidualOutput(config.intermediate_size, config)
 
@@ -121,9 +132,9 @@ class Roberta(nn.Module):
 class RobertaSeriesModelWithTransformation(nn.Module):
     """XLM-R and the projection to the UNet's context.
 
-    AltDiffusion and -m9 project the last hidden state (``transformation``, without ``pre_LN``). -m18 normalises the state
-    before the last layer (``pre_LN``) and projects that (``transformation_pre``). All other weights of the released files are
-    kept so that they load and save whole; AltCLIP uses them.
+    AltDiffusion and -m9 project the last hidden state (``transformation``, without ``pre_LN``). -m18 normalises the
+    state before the last layer (``pre_LN``) and projects that (``transformation_pre``). All other weights of the
+    released files are kept so that they load and save whole; AltCLIP uses them.
 
     Args:
         config: Sizes and read-out.

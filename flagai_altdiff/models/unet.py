@@ -30,7 +30,9 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
         (B, dim), float32.
     """
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half)
+    frequencies = torch.exp(
+        -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
     angles = timesteps[:, None].float() * frequencies[None]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, dim % 2))
 
@@ -97,7 +99,9 @@ class UNetModel(nn.Module):
         self.config = config
         width = config.model_channels
         emb_channels = 4 * width
-        self.time_embed = nn.Sequential(nn.Linear(width, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels))
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
 
         def res_block(channels: int, out_channels: int) -> ResBlock:
             return ResBlock(channels, emb_channels, out_channels, config.norm_groups)
@@ -145,7 +149,9 @@ class UNetModel(nn.Module):
                 self.output_blocks.append(Block(*layers))
 
         self.out = nn.Sequential(
-            nn.GroupNorm(config.norm_groups, channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
+            nn.GroupNorm(config.norm_groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:

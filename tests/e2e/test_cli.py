@@ -14,6 +14,7 @@ from PIL import Image
 from flagai_altdiff import __version__
 from flagai_altdiff.cli import main
 from flagai_altdiff.registry import MODELS
+from flagai_altdiff.request import OPTIONS
 
 SMALL = ["-H", "64", "-W", "64", "--steps", "2", "-n", "1", "--no-safety-checker"]
 
@@ -28,10 +29,14 @@ def usage_error(*words: str) -> None:
     assert exit_.value.code == 2
 
 
-def test_generate_draws_and_names_its_files(m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_draws_and_names_its_files(
+    m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run("generate", "a cat", "一只猫", "-m", str(m9_folder), "-o", str(tmp_path / "out"), *SMALL)
     named = capsys.readouterr().out.split()
-    assert named == [str(tmp_path / "out" / name) for name in ("samples/00000.png", "samples/00001.png", "grid-0000.png")]
+    assert named == [
+        str(tmp_path / "out" / name) for name in ("samples/00000.png", "samples/00001.png", "grid-0000.png")
+    ]
     assert Image.open(named[0]).size == (64, 64)
 
 
@@ -99,7 +104,12 @@ def test_doctor_finds_the_real_flagai(tmp_path: Path) -> None:
         (place / name).touch()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run(
-        [sys.executable, "-m", "flagai_altdiff", "doctor"], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "flagai_altdiff", "doctor"],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "pip uninstall flagai" in done.stdout
@@ -120,3 +130,74 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_colour_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     run("generate", "a cat", "-m", "nothing", status=2)
     assert "\033" not in capsys.readouterr().err
+
+
+@pytest.mark.fault(121)
+def test_a_prompt_that_looks_like_a_flag_is_not_changed(m9_folder: Path, tmp_path: Path) -> None:
+    words = ["-m", str(m9_folder), "-o", str(tmp_path), *SMALL]
+    run("generate", "--no_text red heart", "--skip_grid", *words)
+    run("generate", "--skip_grid", *words, "--", "--n_samples", "--no_text=a b")
+    records = [json.loads(Image.open(p).info["flagai_altdiff"]) for p in sorted((tmp_path / "samples").iterdir())]
+    assert [r["prompt"] for r in records] == ["--no_text red heart", "--n_samples", "--no_text=a b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--eta", "2"], "--eta=2.0: expected a number from 0 to 1"),
+        (["--eta", "0.5", "--plms"], "--eta=0.5: eta must be 0 for PLMS"),
+        (["--plms", "--sampler", "ddim"], "--plms=True: contradicts --sampler ddim"),
+        (["--steps", "0"], "--steps=0: expected a whole number from 1 to 1000"),
+        (["--n-rows", "-1"], "--n-rows=-1: expected a whole number"),
+        (["--cfg-scale", "nan"], "--scale=nan: expected a number"),
+        (["--seed", "-1", "--resume"], "--seed=-1: resume needs the seed"),
+        (["--skip-save", "--resume"], "--skip-save=True: nothing is saved"),
+        (["--from-file", "missing.txt"], "two sources of prompts"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_model_is_loaded(
+    words: list[str], message: str, m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("generate", "a cat", "-m", str(m9_folder), "-o", str(tmp_path / "out"), *words, status=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert "loading" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_option_has_its_flags_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = capsys.readouterr().out
+    for option in OPTIONS.values():
+        assert all(flag in text for flag in option.flags)
+
+
+def test_comments_of_a_prompt_file_are_left_out(m9_folder: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("# animals\na cat\n")
+    run("generate", "--from-file", str(prompts), "--comments", "-m", str(m9_folder), "-o", str(tmp_path), *SMALL)
+    assert len(list((tmp_path / "samples").iterdir())) == 1
+
+
+@pytest.mark.fault(118)
+def test_a_folder_whose_name_is_no_text_is_printed(
+    m9_folder: Path, tmp_path: Path, script_environment: dict[str, str]
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/\xff\xe8"
+    words: list[str | bytes] = [
+        sys.executable,
+        "-m",
+        "flagai_altdiff",
+        "generate",
+        "a cat",
+        "-m",
+        str(m9_folder),
+        *SMALL,
+    ]
+    words += ["-o", folder]
+    environment = {**script_environment, "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(words, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\udcff\\udce8/samples/00000.png" in done.stdout
+    assert os.listdir(folder + b"/samples") == [b"00000.png"]

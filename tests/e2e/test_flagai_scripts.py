@@ -25,7 +25,8 @@ model = loader.get_model()
 model.eval()
 model.to(device)
 predictor = Predictor(model)
-predictor.predict_generate_images("Anime portrait of a castle on a hill by (artist), 4k", H=64, W=64, ddim_steps=2, n_samples=2)
+prompt = "Anime portrait of a castle on a hill by (artist), 4k"
+predictor.predict_generate_images(prompt, H=64, W=64, ddim_steps=2, n_samples=2)
 """
 
 GENERATE = """
@@ -40,9 +41,12 @@ model.to("cuda" if torch.cuda.is_available() else "cpu")
 predictor = Predictor(model)
 
 prompt = "一只戴着帽子的小狗坐在草地上, a photo of a cat"
-negative_prompt = "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, " * 4
+negative_prompt = "lowres, bad anatomy, bad hands, text, error, missing fingers, fewer digits, cropped, " * 4
 predictor.predict_generate_images(
-    prompt, negative_prompt=negative_prompt, outpath="./AltDiffusionOutputs", H=64, W=96, ddim_steps=2, n_samples=1, seed=553124
+    prompt,
+    negative_prompt=negative_prompt,
+    outpath="./AltDiffusionOutputs",
+    H=64, W=96, ddim_steps=2, n_samples=1, seed=553124,
 )
 """
 
@@ -65,7 +69,13 @@ def run(script: str, folder: Path, environment: dict[str, str]) -> subprocess.Co
     ids=["README", "generate"],
 )
 def test_pictures_appear(
-    script: str, name: str, family: str, size: tuple[int, int], count: int, tmp_path: Path, script_environment: dict[str, str]
+    script: str,
+    name: str,
+    family: str,
+    size: tuple[int, int],
+    count: int,
+    tmp_path: Path,
+    script_environment: dict[str, str],
 ) -> None:
     tiny.write_flagai_folder(tmp_path / "checkpoints" / name, family)
     done = run(script, tmp_path, script_environment)

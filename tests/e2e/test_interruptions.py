@@ -1,4 +1,5 @@
-"""Processes that are stopped, killed or refused by the disk: finished pictures stay whole, and the rest can be drawn later."""
+"""Processes that are stopped, killed or refused by the disk: finished pictures stay whole, and the rest can be drawn
+later."""
 
 from __future__ import annotations
 
@@ -101,7 +102,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_drawing(
     for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
         assert main(words(m9_folder, out)) == 1
         error = capsys.readouterr().err
-        assert f"error: pictures cannot be saved in {out}: " in error and "Choose another folder" in error
+        assert f"error: images cannot be saved in {out}: " in error and "Choose another folder" in error
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -1,8 +1,8 @@
 """A model written as a diffusers folder gives in diffusers what it gives here.
 
-The weights are random, every layer with outputs of order one, so that a weight in the wrong place cannot hide. The two shapes
-are those of AltDiffusion-m9 (eight heads, convolutional projections, last hidden state) and -m18 (heads of equal width, linear
-projections, hidden state before the last layer); the full-size case is -m18 itself.
+The weights are random, every layer with outputs of order one, so that a weight in the wrong place cannot hide. The two
+shapes are those of AltDiffusion-m9 (eight heads, convolutional projections, last hidden state) and -m18 (heads of equal
+width, linear projections, hidden state before the last layer); the full-size case is -m18 itself.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def randomised(model: LatentDiffusion, config: LatentDiffusionConfig) -> LatentD
             fresh[name] = torch.randn(weight.shape) / math.sqrt(fan_in)
         else:
             fresh[name] = 0.2 * torch.randn(weight.shape) + (1.0 if _is_norm(model, name) else 0.0)
-    fresh["cond_stage_model.roberta.embeddings.position_ids"] = torch.arange(config.cond_stage.max_position_embeddings)[None]
+    fresh["cond_stage_model.roberta.embeddings.position_ids"] = torch.arange(config.cond_stage.max_position_embeddings)[
+        None
+    ]
     model.load_state_dict(fresh, assign=True)
     return model
 
@@ -163,7 +165,11 @@ def test_text_states_of_transformers(pair: Pair) -> None:
     states = roberta(ids, attention_mask=(ids != 1).long(), output_hidden_states=True, return_dict=True).hidden_states
     if config.has_pre_transformation:
         norm = nn.functional.layer_norm(
-            states[-2], (config.hidden_size,), weights["pre_LN.weight"], weights["pre_LN.bias"], eps=config.layer_norm_eps
+            states[-2],
+            (config.hidden_size,),
+            weights["pre_LN.weight"],
+            weights["pre_LN.bias"],
+            eps=config.layer_norm_eps,
         )
         theirs = nn.functional.linear(norm, weights["transformation_pre.weight"], weights["transformation_pre.bias"])
     else:
@@ -181,7 +187,9 @@ def test_autoencoder(pair: Pair) -> None:
     posterior, theirs = pair.model.encode_first_stage(image), pair.vae.encode(image).latent_dist
     assert_close(posterior.mean, theirs.mean)
     assert_close(posterior.logvar, theirs.logvar)
-    assert_close(pair.model.decode_first_stage(pair.x_T), pair.vae.decode(pair.x_T / pair.vae.config.scaling_factor).sample)
+    assert_close(
+        pair.model.decode_first_stage(pair.x_T), pair.vae.decode(pair.x_T / pair.vae.config.scaling_factor).sample
+    )
 
 
 @torch.no_grad()
@@ -193,9 +201,11 @@ def test_autoencoder_that_attends_at_some_levels(tmp_path: Path) -> None:
 
 
 def our_latent(pair: Pair, sampler: str, steps: int, parameterization: str) -> Tensor:
-    eps = guided(pair.model.apply_model, pair.cond, pair.uncond, GUIDANCE_SCALE, pair.model.alphas_cumprod, parameterization)
+    eps = guided(
+        pair.model.apply_model, pair.cond, pair.uncond, GUIDANCE_SCALE, pair.model.alphas_cumprod, parameterization
+    )
     schedule = Schedule.from_alphas_cumprod(pair.model.alphas_cumprod, steps)
-    walk = SAMPLERS[sampler](eps, pair.x_T, schedule, noise=lambda: torch.zeros_like(pair.x_T))
+    walk = SAMPLERS[sampler].walk(eps, pair.x_T, schedule, noise=lambda: torch.zeros_like(pair.x_T))
     return [step.x for step in walk][-1]
 
 
@@ -218,18 +228,20 @@ def test_ddim(pair: Pair, ours: str, theirs: str) -> None:
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_plms_is_pndm_without_runge_kutta(pair: Pair, steps: int) -> None:
-    """The two coincide for models that predict eps, from two steps on, where the step count divides the schedule's length.
+    """The two coincide for models that predict eps, from two steps on, where the step count divides the schedule's
+    length.
 
-    With one step, PLMS still averages two predictions and PNDM takes one. With 6 of 1000, the grid here has 7 timesteps. For
-    v, PNDM mixes the v of several timesteps before it turns them into noise, and PLMS mixes the noise.
+    With one step, PLMS still averages two predictions and PNDM takes one. With 6 of 1000, the grid here has 7
+    timesteps. For v, PNDM mixes the v of several timesteps before it turns them into noise, and PLMS mixes the noise.
     """
     scheduler = pair.scheduler(diffusers.PNDMScheduler)
     assert_close(our_latent(pair, "plms", steps, "eps"), their_latent(pair, scheduler, steps))
 
 
 def test_the_deprecated_pipeline(pair: Pair) -> None:
-    """Put together from the folder by hand, because its text encoder's entry no longer resolves in ``from_pretrained``."""
-    pipeline = AltDiffusionPipeline(
+    """Put together from the folder by hand, because its text encoder's entry no longer resolves in
+    ``from_pretrained``."""
+    pipeline: Any = AltDiffusionPipeline(
         vae=pair.vae,
         text_encoder=RobertaSeriesModelWithTransformation.from_pretrained(pair.folder, subfolder="text_encoder"),
         tokenizer=None,

@@ -18,7 +18,14 @@ IMITATION = 'a cat\nNegative prompt: none\nSteps: 1, Sampler: Euler, Seed: 666, 
 
 
 def saved(model: LatentDiffusion, folder: Path, prompt: str, **changes: Any) -> Path:
-    arguments: dict[str, Any] = {"n_samples": 1, "ddim_steps": 1, "H": 64, "W": 64, "outpath": folder, "skip_grid": True}
+    arguments: dict[str, Any] = {
+        "n_samples": 1,
+        "ddim_steps": 1,
+        "H": 64,
+        "W": 64,
+        "outpath": folder,
+        "skip_grid": True,
+    }
     return Predictor(model).predict_generate_images(prompt, **{**arguments, **changes}).paths[0]
 
 
@@ -35,7 +42,9 @@ def record(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.fault(48)
-@pytest.mark.parametrize("prompt", [tiny.CAT, tiny.SENTENCES[5], tiny.SENTENCES[6], IMITATION, "👩‍👩‍👧", "a\x00b", "\u202eabc"])
+@pytest.mark.parametrize(
+    "prompt", [tiny.CAT, tiny.SENTENCES[5], tiny.SENTENCES[6], IMITATION, "👩‍👩‍👧", "a\x00b", "\u202eabc"]
+)
 def test_any_prompt_survives(prompt: str, m9: LatentDiffusion, tmp_path: Path) -> None:
     path = saved(m9, tmp_path, prompt, negative_prompt=prompt, seed=41)
     assert record(path)["prompt"] == prompt
@@ -77,7 +86,9 @@ def test_the_record_has_all_that_draws_the_picture_again(m9: LatentDiffusion, tm
 
 
 def test_each_picture_has_its_own_prompt_seed_and_number(m9: LatentDiffusion, tmp_path: Path) -> None:
-    arguments = {"n_samples": 1, "ddim_steps": 1, "H": 64, "W": 64, "outpath": tmp_path, "seed": 9, "seed_mode": "per_image"}
+    size = {"H": 64, "W": 64}
+    arguments: dict[str, Any] = {"n_samples": 1, "ddim_steps": 1, "outpath": tmp_path, "seed": 9, **size}
+    arguments["seed_mode"] = "per_image"
     result = Predictor(m9).predict_generate_images([tiny.CAT, tiny.CASTLE], **arguments)
     found = [record(p) for p in result.paths]
     assert [r["prompt"] for r in found] == [tiny.CAT, tiny.CASTLE]

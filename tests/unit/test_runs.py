@@ -54,15 +54,19 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.fault(53)
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_the_finished_set_is_that_of_an_uninterrupted_run(changes: dict[str, Any], m9: LatentDiffusion, tmp_path: Path) -> None:
+def test_the_finished_set_is_that_of_an_uninterrupted_run(
+    changes: dict[str, Any], m9: LatentDiffusion, tmp_path: Path
+) -> None:
     whole = draw(m9, tmp_path / "whole", **changes)
     interrupted(m9, tmp_path / "cut", at_step=6, **changes)
     assert 0 < len(pictures(tmp_path / "cut")) < TOTAL
     resumed = draw(m9, tmp_path / "cut", resume=True, **changes)
     assert pictures(tmp_path / "cut") == pictures(tmp_path / "whole")
-    assert [p.prompt for p in resumed.pictures] == [p.prompt for p in whole.pictures]
+    assert [p.prompt for p in resumed.samples] == [p.prompt for p in whole.samples]
     assert (resumed.seeds, resumed.safety) == (whole.seeds, whole.safety)
-    assert [p.relative_to(tmp_path / "cut") for p in resumed.paths] == [p.relative_to(tmp_path / "whole") for p in whole.paths]
+    assert [p.relative_to(tmp_path / "cut") for p in resumed.paths] == [
+        p.relative_to(tmp_path / "whole") for p in whole.paths
+    ]
 
 
 @pytest.mark.fault(53)
@@ -77,7 +81,7 @@ def test_a_batch_that_was_saved_in_part_is_completed(m9: LatentDiffusion, tmp_pa
     draw(m9, tmp_path / "cut", resume=True, callback=steps.append)
     assert pictures(tmp_path / "cut") == pictures(tmp_path / "whole")
     assert len(steps) == 2 * 4, "the batch of picture 5 and the three behind it"
-    assert len(whole.pictures) == TOTAL
+    assert len(whole.samples) == TOTAL
 
 
 def test_a_run_that_is_complete_is_left_alone(m9: LatentDiffusion, tmp_path: Path) -> None:
@@ -96,7 +100,7 @@ def test_only_the_latest_run_of_the_very_request_goes_on(m9: LatentDiffusion, tm
     numbers = [int(path.stem) for path in result.paths]
     assert numbers == [12, *range(13, 13 + 1), *range(18, 18 + 10)]
     fresh = draw(m9, tmp_path, resume=True, scale=3.0, n_iter=1)
-    assert len(fresh.pictures) == 4 and min(int(path.stem) for path in fresh.paths) == 28
+    assert len(fresh.samples) == 4 and min(int(path.stem) for path in fresh.paths) == 28
 
 
 def test_without_resume_everything_is_drawn_anew(m9: LatentDiffusion, tmp_path: Path) -> None:

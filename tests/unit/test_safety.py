@@ -6,7 +6,10 @@ import json
 import logging
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +26,7 @@ from tests import tiny
 
 CPU = torch.device("cpu")
 NEVER, ALWAYS = 1.5, -1.5
-SMALL = {"n_samples": 2, "ddim_steps": 1, "H": 64, "W": 64}
+SMALL: dict[str, Any] = {"n_samples": 2, "ddim_steps": 1, "H": 64, "W": 64}
 
 
 def noise(seed: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -37,7 +40,9 @@ def test_a_released_file_is_read(safetensors: bool, tmp_path: Path) -> None:
     own = checker.network.state_dict()
     released = {k: v for k, v in tiny.checker_state(NEVER).items() if not k.endswith("position_ids")}
     assert len(own) == len(released)
-    assert sorted(float(v.sum()) for v in own.values()) == pytest.approx(sorted(float(v.sum()) for v in released.values()))
+    assert sorted(float(v.sum()) for v in own.values()) == pytest.approx(
+        sorted(float(v.sum()) for v in released.values())
+    )
     assert checker.transform.size == 28
     assert not checker.network.training
 
@@ -66,7 +71,9 @@ def test_concepts_are_thresholds_on_the_cosine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(40, 30), (30, 40), (28, 28), (512, 512), (768, 512), (75, 151), (13, 200), (1, 1)])
 def test_pictures_are_prepared_as_clip_prepares_them(size: tuple[int, int]) -> None:
     image = noise(1, size)
-    expected = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})(image, return_tensors="pt")
+    expected = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})(
+        image, return_tensors="pt"
+    )
     ours = ClipImageTransform(size=28)(image)
     assert ours.shape == (3, 28, 28) and ours.dtype == torch.float32
     assert (ours - expected["pixel_values"][0]).abs().mean() < 0.02
@@ -144,7 +151,9 @@ def test_the_checker_is_no_part_of_the_model(model_dir: Path) -> None:
     assert MODELS["AltDiffusion-m9"].needs_safety_checker
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"vision_config": 7}', '{"vision_config": {"hidden_size": "x"}}', "{nope"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"vision_config": 7}', '{"vision_config": {"hidden_size": "x"}}', "{nope"]
+)
 def test_a_broken_config_is_named(text: str, tmp_path: Path) -> None:
     folder = tiny.write_safety_checker(tmp_path, NEVER)
     (folder / "config.json").write_text(text)
@@ -169,6 +178,19 @@ def test_sizes_of_a_checker_are_believed_when_its_weights_have_them(field: str, 
 def peak_memory() -> int:
     """Most memory that this process ever had, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+LIGHT = """
+import sys
+from flagai_altdiff.safety import ClipImageTransform
+from PIL import Image
+assert ClipImageTransform()(Image.new("RGB", (64, 32))).shape == (3, 224, 224)
+assert "transformers" not in sys.modules
+"""
+
+
+def test_preparing_an_image_needs_no_transformers(script_environment: dict[str, str]) -> None:
+    subprocess.run([sys.executable, "-c", LIGHT], check=True, env=script_environment, timeout=120)
 
 
 def test_half_a_checker_is_named(model_dir: Path) -> None:

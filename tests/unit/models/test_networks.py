@@ -23,9 +23,10 @@ def test_the_autoencoder_halves_sides_and_restores_them(height: int, width: int,
 
 
 def test_padding_of_the_encoder_is_on_the_right_and_below(m9: LatentDiffusion) -> None:
-    down = m9.first_stage_model.encoder.down[0].downsample
+    down = m9.first_stage_model.encoder.get_submodule("down.0.downsample")
+    weight, bias = down.get_parameter("conv.weight"), down.get_parameter("conv.bias")
     x = torch.randn(1, 32, 6, 6)
-    expected = nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), down.conv.weight, down.conv.bias, stride=2)
+    expected = nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), weight, bias, stride=2)
     assert torch.equal(down(x), expected) and expected.shape[-1] == 3
 
 
@@ -84,7 +85,9 @@ def test_the_unet_keeps_every_size_that_it_can_halve(height: int, width: int, mo
 
 
 def test_a_deep_unet_has_a_transformer_at_each_configured_level() -> None:
-    config = UNetConfig(model_channels=32, context_dim=8, num_res_blocks=1, attention_resolutions=(4, 2), transformer_depth=2)
+    config = UNetConfig(
+        model_channels=32, context_dim=8, num_res_blocks=1, attention_resolutions=(4, 2), transformer_depth=2
+    )
     keys = UNetModel(config).state_dict()
     assert "input_blocks.1.1.norm.weight" not in keys
     assert "input_blocks.3.1.transformer_blocks.1.attn2.to_k.weight" in keys

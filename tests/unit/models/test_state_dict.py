@@ -1,4 +1,5 @@
-"""Full-size models have exactly the keys, types and shapes of the released files (built on the meta device: no memory)."""
+"""Full-size models have exactly the keys, types and shapes of the released files (built on the meta device: no
+memory)."""
 
 from __future__ import annotations
 

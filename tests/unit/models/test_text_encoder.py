@@ -60,8 +60,7 @@ def test_states_are_those_of_transformers(variant: str, model: LatentDiffusion, 
 
 
 def test_the_last_layer_counts_in_m9_only(model: LatentDiffusion, variant: str) -> None:
-    layer = model.cond_stage_model.roberta.encoder["layer"][-1]
-    weight = layer.output.dense.weight
+    weight = model.cond_stage_model.get_parameter("roberta.encoder.layer.2.output.dense.weight")
     ids = model.tokenize([tiny.CAT])
     with torch.no_grad():
         before = model.cond_stage_model(ids)

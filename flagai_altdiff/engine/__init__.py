@@ -1,0 +1,8 @@
+"""What runs a model. The pipeline asks for numbers; an engine computes them in its own way, at its own precision."""
+
+from __future__ import annotations
+
+from flagai_altdiff.engine.base import Engine
+from flagai_altdiff.engine.eager import EagerEngine
+
+__all__ = ["EagerEngine", "Engine"]

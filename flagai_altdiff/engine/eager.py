@@ -1,0 +1,85 @@
+"""The model itself, module by module: the reference for every other engine."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from flagai_altdiff.errors import NotFiniteError
+from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.request import ResolvedRequest
+from flagai_altdiff.sampling.schedule import Schedule, make_betas, schedule_buffers
+
+logger = logging.getLogger(__name__)
+
+_LIVE_MAPS = 2
+"""Feature maps of an image's full size that the decoder must hold: input and output of a convolution."""
+
+
+class EagerEngine:
+    """Runs a model where and as it is; on a GPU in its ``autocast_dtype``, if it has one.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: LatentDiffusion) -> None:
+        self.model = model
+        config = model.config
+        betas = make_betas(
+            config.beta_schedule, config.timesteps, config.linear_start, config.linear_end, config.cosine_s
+        )
+        # Not the model's buffers: model.half() rounds them.
+        self.alphas_cumprod = schedule_buffers(betas)["alphas_cumprod"]
+        self.parameterization = model.parameterization
+        self.device = model.device
+
+    def schedule(self, steps: int) -> Schedule:
+        """FlagAI's grid of timesteps."""
+        return Schedule.from_alphas_cumprod(self.alphas_cumprod, steps)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of an image's latent, from its size in px."""
+        f = self.model.config.first_stage.downsampling
+        return self.model.channels, height // f, width // f
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, D)."""
+        return self.model.cond_stage_model(token_ids).float()
+
+    def denoise(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """(B, C, h, w), (B,), (B, L, D) -> (B, C, h, w)."""
+        with self._autocast():
+            return self.model.apply_model(x, t, cond).float()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w)."""
+        with self._autocast():
+            return self.model.get_first_stage_encoding(self.model.encode_first_stage(images).mode()).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, H, W); once more in float32 where half precision overflows."""
+        with self._autocast():
+            images = self.model.decode_first_stage(latents)
+        if not images.isfinite().all():
+            logger.warning("half precision overflowed in decoding: decoding again in float32")
+            with torch.autocast(self.device.type, enabled=False):
+                images = self.model.decode_first_stage(latents.float())
+        if not images.isfinite().all():
+            raise NotFiniteError(
+                "decoding gave NaN or infinite values. Are the autoencoder's weights whole? "
+                "In half precision, try float32."
+            )
+        return images.float()
+
+    def need(self, request: ResolvedRequest) -> int:
+        """Bytes of the feature maps that every decoder must hold at once."""
+        pixels = request.height * request.width * request.batch_size
+        return _LIVE_MAPS * self.model.config.first_stage.ch * pixels * torch.float32.itemsize
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = self.model.autocast_dtype
+        return torch.autocast("cuda", dtype) if dtype and self.device.type == "cuda" else nullcontext()

@@ -1,0 +1,271 @@
+"""Drawing into folders: other disks, no console, folders with many files, grids of any size, memory that stays flat."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flagai_altdiff import GenerationRequest, Output, Predictor, draw_to_folder, images
+from flagai_altdiff.errors import InvalidRequestError, OutputError
+from flagai_altdiff.metadata import read_record
+from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.pipeline import GenerationResult
+from flagai_altdiff.sampling import Step
+from tests import tiny
+
+SMALL: dict[str, Any] = {"height": 64, "width": 64, "steps": 1, "seed": 5}
+
+
+def draw(model: LatentDiffusion, folder: Path, callback: Any = None, **changes: Any) -> GenerationResult:
+    output = {name: changes.pop(name) for name in ("columns", "skip_save", "skip_grid", "resume") if name in changes}
+    request = GenerationRequest(prompts=(tiny.CAT,), **{**SMALL, **changes})
+    return draw_to_folder(model, request, Output(folder=folder, **output), callback=callback)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder of another file system than ``tmp_path``."""
+    place = next(
+        (p for p in ("/dev/shm", "/run") if os.path.isdir(p) and os.stat(p).st_dev != tmp_path.stat().st_dev), ""
+    )
+    if not place:
+        pytest.skip("this machine has one file system")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.fault(117)
+def test_samples_may_lie_on_another_disk(m9: LatentDiffusion, tmp_path: Path, other_disk: Path) -> None:
+    (tmp_path / "samples").symlink_to(other_disk)
+    first = draw(m9, tmp_path, images_per_prompt=3)
+    assert files(other_disk) == ["00000.png", "00001.png", "00002.png"]
+    assert all(Image.open(path).size == (64, 64) for path in first.paths)
+    first.paths[1].unlink()
+    again = draw(m9, tmp_path, images_per_prompt=3, resume=True)
+    assert [path.name for path in again.paths] == ["00000.png", "00003.png", "00002.png"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["grid-0000.png"]
+
+
+@pytest.mark.fault(117)
+def test_a_disk_that_cannot_move_files_leaves_no_empty_one(
+    m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Invalid cross-device link"):
+        draw(m9, tmp_path)
+    assert files(tmp_path) == []
+
+
+WITHOUT_CONSOLE = """
+import sys
+sys.stderr = sys.stdout = None
+from flagai_altdiff import AutoLoader, Predictor
+from flagai_altdiff.cli import main
+model = AutoLoader(model_name=sys.argv[1], safety_checker=False).get_model()
+result = Predictor(model).predict_generate_images("a cat " * 100, sys.argv[2], n_samples=1, ddim_steps=6, H=64, W=64)
+assert len(result.paths) == 1
+small = ["-n", "1", "-s", "1", "-H", "64", "-W", "64"]
+assert main(["generate", "a cat", "-m", sys.argv[1], "-o", sys.argv[2], *small]) == 0
+assert main(["generate", "a cat", "-m", "nothing"]) == 2
+"""
+
+
+@pytest.mark.fault(118)
+def test_a_program_without_a_console_draws(m9_folder: Path, tmp_path: Path, script_environment: dict[str, str]) -> None:
+    words = [sys.executable, "-c", WITHOUT_CONSOLE, str(m9_folder), str(tmp_path / "out")]
+    done = subprocess.run(words, env=script_environment, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files(tmp_path / "out") == ["grid-0000.png", "grid-0001.png", "samples/00000.png", "samples/00001.png"]
+
+
+@pytest.mark.fault(120)
+def test_saved_images_are_not_kept_in_memory(m9: LatentDiffusion, tmp_path: Path) -> None:
+    result = draw(m9, tmp_path, images_per_prompt=2)
+    pixels = [np.asarray(image) for image in result.images]
+    assert all((np.asarray(Image.open(p)) == a).all() for p, a in zip(result.paths, pixels, strict=True))
+    kept = weakref.ref(result.samples[0].image)
+    gc.collect()
+    assert kept() is None
+    unsaved = draw(m9, tmp_path / "none", skip_save=True, skip_grid=True)
+    assert unsaved.images[0] is unsaved.samples[0].image
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.fault(120)
+def test_each_folder_is_looked_through_once(
+    m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        seen.append(Path(path).name)
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    draw(m9, tmp_path / "out", images_per_prompt=3, iterations=2)
+    assert sorted(seen) == ["out", "samples"]
+
+
+@pytest.mark.fault(120)
+def test_a_grid_of_thousands_is_found_again(m9: LatentDiffusion, tmp_path: Path) -> None:
+    """Its pixels are more than Pillow opens; resume must know it all the same, and not draw it again."""
+    first = draw(m9, tmp_path)
+    assert first.grid_path is not None
+    texts = images.read_texts(first.grid_path)
+    first.grid_path.unlink()
+    images.NumberedFolder(tmp_path, "grid-%04d.png").save(Image.new("L", (20_000, 10_000)), texts)
+    again = draw(m9, tmp_path, resume=True, callback=lambda step: pytest.fail("it drew"))
+    assert again.grid_path == tmp_path / "grid-0000.png"
+    assert files(tmp_path) == ["grid-0000.png", "samples/00000.png"]
+
+
+@pytest.mark.fault(120)
+def test_a_grid_that_cannot_be_made_costs_no_image(
+    m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(images, "_MAX_GRID_PIXELS", 64 * 64 * 2)
+    result = draw(m9, tmp_path, images_per_prompt=3)
+    assert result.grid_path is None
+    assert [note.kind for note in result.notes] == ["grid"]
+    assert "All 3 images are there" in caplog.text
+    assert files(tmp_path) == [f"samples/0000{i}.png" for i in range(3)]
+
+
+def test_a_forged_sample_of_another_size_is_drawn_again(m9: LatentDiffusion, tmp_path: Path) -> None:
+    first = draw(m9, tmp_path, images_per_prompt=2, skip_grid=True)
+    texts = images.read_texts(first.paths[1])
+    first.paths[1].unlink()
+    forged = images.NumberedFolder(tmp_path / "samples", "%05d.png").save(Image.new("RGB", (128, 64)), texts)
+    again = draw(m9, tmp_path, images_per_prompt=2, resume=True, skip_grid=True)
+    assert forged not in again.paths and len(again.paths) == 2
+
+
+def test_output_options_are_checked_before_anything_is_written(m9: LatentDiffusion, tmp_path: Path) -> None:
+    for name, value in (("columns", -1), ("columns", 1.5), ("skip_grid", "maybe"), ("folder", 7), ("colums", 1)):
+        with pytest.raises(InvalidRequestError) as caught:
+            Output(**{name: value})  # type: ignore[arg-type]
+        assert caught.value.field == name
+    assert Output(folder=str(tmp_path), columns=np.int64(3)).columns == 3  # type: ignore[arg-type]
+    assert Output(folder=str(tmp_path)).folder == tmp_path  # type: ignore[arg-type]
+
+
+@pytest.mark.fault(118)
+def test_a_models_name_that_is_no_text_is_recorded(m9: LatentDiffusion, tmp_path: Path) -> None:
+    """A folder's name in another encoding reaches Python as half surrogates."""
+    from dataclasses import replace
+
+    before = m9.spec
+    m9.spec = replace(before, name="mod\udce8le")
+    try:
+        result = draw(m9, tmp_path)
+    finally:
+        m9.spec = before
+    assert read_record(result.paths[0])["model"] == "mod\\udce8le"
+
+
+@pytest.mark.fault(121)
+def test_flagais_call_takes_what_scripts_have(m9: LatentDiffusion, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    result = Predictor(m9).predict_generate_images(
+        tiny.CAT,
+        tmp_path / "out",
+        n_samples=np.int64(2),  # type: ignore[arg-type]
+        n_rows=np.int32(1),  # type: ignore[arg-type]
+        H=np.int64(64),  # type: ignore[arg-type]
+        W=64,
+        ddim_steps=np.int16(1),  # type: ignore[arg-type]
+        seed=np.uint32(4294967295),  # type: ignore[arg-type]
+        negative_prompt=None,
+        callback=steps.append,
+    )
+    assert result.grid_path is not None and Image.open(result.grid_path).size == (68, 134)
+    assert result.request.seed == 4294967295
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"# mine\ra cat\ra dog\r")
+    result = Predictor(m9).predict_generate_images(
+        from_file=path, outpath=tmp_path / "lines", comments=True, H=64, W=64, ddim_steps=1
+    )
+    assert [s.prompt for s in result.samples] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize("make", ["file", "dangling link"])
+def test_samples_that_cannot_be_a_folder_are_refused_before_drawing(
+    make: str, m9: LatentDiffusion, tmp_path: Path
+) -> None:
+    if make == "file":
+        (tmp_path / "samples").touch()
+    else:
+        (tmp_path / "samples").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="nothing was drawn"):
+        draw(m9, tmp_path, callback=lambda step: pytest.fail("it drew"))
+
+
+def test_a_program_may_change_its_folder(m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
+    result = draw(m9, Path("out"), images_per_prompt=2, callback=lambda step: os.chdir(tmp_path / "other"))
+    assert files(tmp_path) == ["out/grid-0000.png", "out/samples/00000.png", "out/samples/00001.png"]
+    assert result.paths[0] == Path("out/samples/00000.png")
+    assert len(result.images) == 2
+
+
+@pytest.mark.fault(118)
+def test_a_closed_stderr_costs_no_image(m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = open(os.devnull, "w")  # noqa: SIM115
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    assert len(draw(m9, tmp_path, width=70).paths) == 1
+
+
+def test_what_a_record_claims_is_believed_within_the_request_only(m9: LatentDiffusion, tmp_path: Path) -> None:
+    first = draw(m9, tmp_path, images_per_prompt=2, skip_grid=True)
+    texts = images.read_texts(first.paths[1])
+    record = json.loads(texts["flagai_altdiff"])
+    for index in (7, -1, 10**30, True, None, "1"):
+        forged = {**texts, "flagai_altdiff": json.dumps({**record, "index": index})}
+        images.NumberedFolder(tmp_path / "samples", "%05d.png").save(Image.new("RGB", (64, 64)), forged)
+    os.mkfifo(tmp_path / "samples" / "00099.png")
+    os.mkfifo(tmp_path / "grid-0009.png")
+    images.NumberedFolder(tmp_path, "grid-%04d.png").save(Image.new("RGB", (8, 8)), texts)  # a sample, not a grid
+    again = draw(m9, tmp_path, images_per_prompt=2, resume=True, callback=lambda step: pytest.fail("it drew"))
+    assert again.paths == first.paths
+    assert again.grid_path is not None and Image.open(again.grid_path).size == (134, 68)
+
+
+def test_a_folder_is_enough_to_draw_into(m9: LatentDiffusion, tmp_path: Path) -> None:
+    result = draw_to_folder(m9, tiny.CAT, str(tmp_path), **SMALL)
+    assert [path.name for path in result.paths] == ["00000.png"]
+
+
+def test_where_nothing_goes_on_that_is_said(
+    m9: LatentDiffusion, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw(m9, tmp_path, resume=True)
+    assert "everything is drawn" in caplog.text
+
+
+def test_a_number_beyond_belief_blocks_nothing(m9: LatentDiffusion, tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / f"{'9' * 250}.png").touch()
+    assert [path.name for path in draw(m9, tmp_path).paths] == ["00000.png"]
