@@ -13,7 +13,7 @@ from flagai_altdiff.errors import TrainingInterrupted
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``convert``."""
-    parser.add_argument("source", type=Path, help="folder or file with weights, in any layout")
+    parser.add_argument("source", type=Path, help="folder or file with weights, in any layout, or the name of a model")
     parser.add_argument("target", type=Path, help="folder to make; for --to single a .safetensors file")
     parser.add_argument("--to", required=True, choices=("flagai", "diffusers", "single"), help="layout of the target")
     parser.add_argument("--half", action="store_true", help="store float16 weights: half the size")
@@ -50,7 +50,11 @@ def add_train_mini(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``train-mini``."""
     add = parser.add_argument
     add(
-        "--out", type=Path, default=Path("runs/AltDiffusion-mini/model"), metavar="DIR", help="the model (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("runs/AltDiffusion-mini/model"),
+        metavar="DIR",
+        help="the model (default: %(default)s)",
     )
     add(
         "--work",
@@ -66,7 +70,7 @@ def add_train_mini(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_mini(args: argparse.Namespace) -> int:
-    from flagai_altdiff.training.run import train_mini
+    from flagai_altdiff.mini.recipe.parts import train_mini
 
     logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
     try:

@@ -1,1 +1,1 @@
-"""Trains AltDiffusion-mini from nothing, on pictures that the package draws itself."""
+"""Training of the released models' family on Lightning."""

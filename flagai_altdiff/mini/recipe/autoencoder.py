@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagai_altdiff.mini.batches import draw_batch
+from flagai_altdiff.mini.recipe.loop import StepLoss
+from flagai_altdiff.mini.recipe.stages import IMAGE_SIDE, Stage
+from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models.autoencoder import AutoencoderKL
-from flagai_altdiff.scenes.drawing import draw_batch
-from flagai_altdiff.scenes.world import Scene
-from flagai_altdiff.training.loop import StepLoss
-from flagai_altdiff.training.stages import PICTURE_SIDE, Stage
 
 KL_WEIGHT = 3e-4
 START_LOGVAR = -5.0
@@ -31,11 +32,11 @@ def quiet_posterior(autoencoder: AutoencoderKL) -> None:
         conv.bias[half:].fill_(START_LOGVAR)
 
 
-def crops(pictures: Tensor, side: int, rng: random.Random) -> Tensor:
-    """One random square of each picture; (B, 3, H, W) -> (B, 3, side, side)."""
-    room = pictures.shape[-1] - side
-    corners = [(rng.randint(0, room), rng.randint(0, room)) for _ in pictures]
-    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(pictures, corners, strict=True)])
+def crops(images: Tensor, side: int, rng: random.Random) -> Tensor:
+    """One random square of each image; (B, 3, H, W) -> (B, 3, side, side)."""
+    room = images.shape[-1] - side
+    corners = [(rng.randint(0, room), rng.randint(0, room)) for _ in images]
+    return torch.stack([p[:, y : y + side, x : x + side] for p, (y, x) in zip(images, corners, strict=True)])
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,39 +50,39 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(output, target) + F.mse_loss(output, target) + 0.5 * sum(F.l1_loss(a, b) for a, b in pairs)
 
 
-def autoencoder_loss(autoencoder: AutoencoderKL, stage: Stage, scenes: list[Scene], name: str) -> StepLoss:
-    """The loss of the autoencoder on freshly drawn pictures, or squares of them."""
+def autoencoder_loss(autoencoder: AutoencoderKL, stage: Stage, scenes: Sequence[Scene], name: str) -> StepLoss:
+    """The loss of the autoencoder on freshly drawn images, or squares of them."""
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(f"{name}:{step}")
-        pictures = draw_batch(rng.choices(scenes, k=stage.batch), rng, side=PICTURE_SIDE)
-        pictures = crops(pictures, stage.side, rng).contiguous(memory_format=torch.channels_last)
-        posterior = autoencoder.encode(pictures)
+        images = draw_batch(rng.choices(scenes, k=stage.batch), rng, side=IMAGE_SIDE)
+        images = crops(images, stage.side, rng).contiguous(memory_format=torch.channels_last)
+        posterior = autoencoder.encode(images)
         output = autoencoder.decode(posterior.sample(torch.Generator().manual_seed(step)))
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        psnr = psnr_db(output.detach(), pictures)
-        return reconstruction_loss(output, pictures) + KL_WEIGHT * kl, {"psnr_db": psnr, "kl": kl.item()}
+        psnr = psnr_db(output.detach(), images)
+        return reconstruction_loss(output, images) + KL_WEIGHT * kl, {"psnr_db": psnr, "kl": kl.item()}
 
     return step_loss
 
 
 def psnr_db(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1, 1], mean over the batch."""
+    """Peak signal-to-noise ratio of images in [-1, 1], mean over the batch."""
     errors = (output.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)) / 4
     return float((-10 * errors.clamp_min(1e-9).log10()).mean())
 
 
 @torch.no_grad()
-def normalise_latents(autoencoder: AutoencoderKL, pictures: Tensor) -> None:
+def normalise_latents(autoencoder: AutoencoderKL, images: Tensor) -> None:
     """Give each latent channel mean 0 and variance 1, by folding an affine map into the 1x1 convolutions.
 
-    The pictures that the autoencoder gives stay the same.
+    The images that the autoencoder gives stay the same.
 
     Args:
         autoencoder: Changed in place.
-        pictures: (B, 3, H, W), what the statistics are taken over.
+        images: (B, 3, H, W), what the statistics are taken over.
     """
-    means = torch.cat([autoencoder.encode(chunk).mode() for chunk in pictures.split(16)])  # type: ignore[no-untyped-call]
+    means = torch.cat([autoencoder.encode(chunk).mode() for chunk in images.split(16)])  # type: ignore[no-untyped-call]
     mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     before, after = autoencoder.quant_conv, autoencoder.post_quant_conv
     channels = len(mean)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,33 +21,45 @@ from safetensors.torch import load_file
 from torch import distributed, nn
 from torch.multiprocessing.spawn import spawn
 
+from flagai_altdiff.checkpoint.ldm_yaml import dump_config
 from flagai_altdiff.checkpoint.saving import half_precision
-from flagai_altdiff.config import dump_config
 from flagai_altdiff.errors import InvalidRequestError, TrainingInterrupted
-from flagai_altdiff.evaluation.contact_sheet import contact_sheet
-from flagai_altdiff.evaluation.held_out import as_table, measure
 from flagai_altdiff.hub import record_missing
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.loading import load_path
+from flagai_altdiff.mini.accuracy import as_table, measure
+from flagai_altdiff.mini.batches import draw_batch
+from flagai_altdiff.mini.contact_sheet import contact_sheet
+from flagai_altdiff.mini.judge import Judge
+from flagai_altdiff.mini.recipe import loop, stages
+from flagai_altdiff.mini.recipe.alignment import alignment_loss
+from flagai_altdiff.mini.recipe.autoencoder import (
+    autoencoder_loss,
+    normalise_latents,
+    quiet_posterior,
+    use_channels_last,
+)
+from flagai_altdiff.mini.recipe.denoiser import cached_scenes, denoiser_loss, fill_latent_cache, make_look, zero_init
+from flagai_altdiff.mini.recipe.judge import judge_loss
+from flagai_altdiff.mini.recipe.stages import IMAGE_SIDE, STAGES, mini_config
+from flagai_altdiff.mini.recipe.text_encoder import (
+    CaptionTokenizer,
+    TextWithHeads,
+    draw_caption,
+    normalise_states,
+    text_loss,
+)
+from flagai_altdiff.mini.recipe.tokenizer import build_tokenizer
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import Scene, all_scenes, training_scenes
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
 from flagai_altdiff.registry import MODELS
-from flagai_altdiff.scenes.drawing import draw_batch
-from flagai_altdiff.scenes.judge import Judge
-from flagai_altdiff.scenes.vocabulary import LANGUAGES
-from flagai_altdiff.scenes.world import Scene, all_scenes, training_scenes
-from flagai_altdiff.training import loop
-from flagai_altdiff.training.alignment import alignment_loss
-from flagai_altdiff.training.autoencoder import autoencoder_loss, normalise_latents, quiet_posterior, use_channels_last
-from flagai_altdiff.training.denoiser import bank_scenes, denoiser_loss, fill_bank, make_look, silence_residuals
-from flagai_altdiff.training.judging import judge_loss
-from flagai_altdiff.training.stages import AUTOENCODER, PICTURE_SIDE, STAGES, mini_config
-from flagai_altdiff.training.text import CaptionTokenizer, TextWithHeads, draw_caption, normalise_states, text_loss
-from flagai_altdiff.training.tokenizer import build_tokenizer
 
 AUTOENCODER_STAGES = ("autoencoder_32", "autoencoder_64", "autoencoder")
 LOOK_EVERY = 2000
+STATISTICS_IMAGES, STATISTICS_CAPTIONS = 512, 2000
 SHEET_SCENES = [
     Scene(shape="star", colour="yellow", background="blue"),
     Scene(shape="heart", colour="red", background="white", size="large"),
@@ -86,7 +99,9 @@ def train_mini(
     if unknown:
         raise InvalidRequestError("stage", ", ".join(unknown), f"expected some of {', '.join(PARTS)}")
     if not resume and work.is_dir() and any(work.iterdir()):
-        raise InvalidRequestError("work", str(work), "it holds a run; add --resume to go on with it, or name another folder")
+        raise InvalidRequestError(
+            "work", str(work), "it holds a run; add --resume to go on with it, or name another folder"
+        )
     work.mkdir(parents=True, exist_ok=True)
     place = Place(work=work, out=out, deadline=math.inf if minutes is None else time.time() + 60 * minutes)
     for name in parts or PARTS:
@@ -112,7 +127,7 @@ class Place:
 def run_stage(
     name: str,
     module: nn.Module,
-    step_loss: loop.StepLoss,
+    make_loss: Callable[[], loop.StepLoss],
     place: Place,
     finish: Callable[[], None] | None = None,
     look: Callable[[], dict[str, float]] | None = None,
@@ -123,22 +138,22 @@ def run_stage(
     Args:
         name: Key of ``STAGES``.
         module: Changed in place.
-        step_loss: Loss of one step.
+        make_loss: Makes the loss of one step, if there is training to do.
         place: Where results and states lie.
         finish: Called on the trained module before it is saved.
         look: See :func:`loop.train`.
-        shard: See :class:`loop.Run`.
+        shard: See :class:`loop.TrainingState`.
     """
     path = place.work / f"{name}.safetensors"
     if not path.exists():
-        run = loop.Run(name, STAGES[name], module, place.work, shard)
-        loop.train(run, step_loss, deadline=place.deadline, look=look, look_every=LOOK_EVERY)
+        state = loop.TrainingState(name, STAGES[name], module, place.work, shard)
+        loop.train(state, make_loss(), deadline=place.deadline, look=look, look_every=LOOK_EVERY)
         if shard:
             return
         if finish is not None:
             finish()
-        loop.save_atomically(module.state_dict(), path)
-        run.state_path.unlink(missing_ok=True)
+        loop.save_whole(module.state_dict(), path)
+        state.state_path.unlink(missing_ok=True)
     module.load_state_dict(load_file(path))
 
 
@@ -159,10 +174,11 @@ def text_encoder(place: Place) -> RobertaSeriesModelWithTransformation:
 
     def normalise() -> None:
         rng = random.Random("text statistics")
-        normalise_states(model.encoder, tokenize([draw_caption(scene, rng)[0] for scene in rng.choices(scenes, k=2000)]))
+        drawn = rng.choices(scenes, k=STATISTICS_CAPTIONS)
+        normalise_states(model.encoder, tokenize([draw_caption(scene, rng)[0] for scene in drawn]))
 
     name = "text_encoder"
-    run_stage(name, model, text_loss(model, tokenize, STAGES[name], scenes), place, normalise)
+    run_stage(name, model, partial(text_loss, model, tokenize, STAGES[name], scenes), place, normalise)
     return model.encoder
 
 
@@ -171,26 +187,26 @@ def judge(place: Place) -> Judge:
     torch.manual_seed(2)
     model = Judge()
     use_channels_last(model)
-    run_stage("judge", model, judge_loss(model, STAGES["judge"], all_scenes()), place)
+    run_stage("judge", model, partial(judge_loss, model, STAGES["judge"], all_scenes()), place)
     return model
 
 
 def autoencoder(place: Place) -> AutoencoderKL:
-    """Train the autoencoder on squares of 32, then 64 px, then on whole pictures."""
+    """Train the autoencoder on squares of 32, then 64 px, then on whole images."""
     torch.manual_seed(0)
-    model = AutoencoderKL(AUTOENCODER)
+    model = AutoencoderKL(stages.AUTOENCODER)
     quiet_posterior(model)
     use_channels_last(model)
     scenes = training_scenes()
 
     def normalise() -> None:
         rng = random.Random("latent statistics")
-        normalise_latents(model, draw_batch(rng.choices(scenes, k=512), rng))
+        normalise_latents(model, draw_batch(rng.choices(scenes, k=STATISTICS_IMAGES), rng))
 
     for name in AUTOENCODER_STAGES:
         stage = STAGES[name]
-        finish = normalise if stage.side == PICTURE_SIDE else None
-        run_stage(name, model, autoencoder_loss(model, stage, scenes, name), place, finish)
+        finish = normalise if stage.side == IMAGE_SIDE else None
+        run_stage(name, model, partial(autoencoder_loss, model, stage, scenes, name), place, finish)
     return model
 
 
@@ -200,7 +216,7 @@ def assembled(place: Place) -> LatentDiffusion:
     model = build_model(mini_config(tokenizer(place).vocab_size))
     model.first_stage_model.load_state_dict(autoencoder(place).state_dict())
     model.cond_stage_model.load_state_dict(text_encoder(place).state_dict())
-    silence_residuals(model.model.diffusion_model)
+    zero_init(model.model.diffusion_model)
     use_channels_last(model)
     return model
 
@@ -214,7 +230,7 @@ def aligned_text_encoder(place: Place) -> RobertaSeriesModelWithTransformation:
     """Bring the languages closer together, with the UNet as it is."""
     encoder, tokenize = text_encoder(place), tokenizer(place)
     name = "alignment"
-    run_stage(name, encoder, alignment_loss(encoder, tokenize, STAGES[name], training_scenes()), place)
+    run_stage(name, encoder, partial(alignment_loss, encoder, tokenize, STAGES[name], training_scenes()), place)
     return encoder
 
 
@@ -236,7 +252,7 @@ def train_unet(name: str, place: Place) -> LatentDiffusion:
     """Train the UNet, in as many processes as the stage has shards; this one is the first."""
     model = before(name, place)
     judge(place)
-    fill_bank(model.first_stage_model, place.work / "latents.safetensors")
+    fill_latent_cache(model.first_stage_model, place.work / "latents.safetensors")
     path = place.work / f"{name}.safetensors"
     if not path.exists():
         with tempfile.TemporaryDirectory() as folder:
@@ -267,27 +283,29 @@ def unet_shard(shard: int, name: str, place: Place, meeting_point: Path) -> None
     """
     stage = STAGES[name]
     # Small layers: processes with one thread each are faster than one process with many threads.
+    threads = torch.get_num_threads()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // stage.shards))
     distributed.init_process_group("gloo", f"file://{meeting_point}", rank=shard, world_size=stage.shards)
     try:
         model, tokenize = before(name, place), tokenizer(place)
-        bank = fill_bank(model.first_stage_model, place.work / "latents.safetensors")
-        step_loss = denoiser_loss(model, tokenize, bank, bank_scenes(), stage, name)
-        run_stage(name, model, step_loss, place, look=make_look(model, tokenize, judge(place)), shard=shard)
+        latent_cache = fill_latent_cache(model.first_stage_model, place.work / "latents.safetensors")
+        make_loss = partial(denoiser_loss, model, tokenize, latent_cache, cached_scenes(), stage, name)
+        run_stage(name, model, make_loss, place, look=make_look(model, tokenize, judge(place)), shard=shard)
     finally:
         distributed.destroy_process_group()
+        torch.set_num_threads(threads)
 
 
 def export(place: Place) -> None:
     """Write the model folder, and the judge in the precision that the package carries."""
     write_model(refined(place), place)
     halves = {name: tensor.half() for name, tensor in judge(place).state_dict().items()}
-    loop.save_atomically(halves, place.work / "judge_half.safetensors")
+    loop.save_whole(halves, place.work / "judge_half.safetensors")
 
 
 def write_model(model: LatentDiffusion, place: Place) -> None:
-    """Write weights (half precision; the noise schedule stays float32), config, tokenizer, and the record of these files."""
-    loop.save_atomically(half_precision(model), place.out / "model.safetensors", {"format": "pt"})
+    """Write weights (half precision; the noise schedule in float32), config, tokenizer, and the record of all three."""
+    loop.save_whole(half_precision(model.state_dict()), place.out / "model.safetensors", {"format": "pt"})
     (place.out / "config.yaml").write_text(dump_config(model.config), encoding="utf-8")
     shutil.copyfile(place.work / "sentencepiece.bpe.model", place.out / "sentencepiece.bpe.model")
     (place.out / MANIFEST_NAME).unlink(missing_ok=True)

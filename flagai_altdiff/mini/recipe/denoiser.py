@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flagai_altdiff.mini.batches import draw_batch
+from flagai_altdiff.mini.captions import caption
+from flagai_altdiff.mini.judge import Judge, see
+from flagai_altdiff.mini.recipe.loop import StepLoss, save_whole
+from flagai_altdiff.mini.recipe.stages import Stage
+from flagai_altdiff.mini.recipe.text_encoder import CaptionTokenizer, draw_caption
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import ATTRIBUTES, Scene, draw_scenes, held_out_scenes, training_scenes
 from flagai_altdiff.models.attention import SpatialTransformer
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.models.latent_diffusion import LatentDiffusion
@@ -18,30 +26,22 @@ from flagai_altdiff.models.unet import ResBlock, UNetModel
 from flagai_altdiff.sampling.ddim import ddim
 from flagai_altdiff.sampling.guidance import guided
 from flagai_altdiff.sampling.schedule import Schedule
-from flagai_altdiff.scenes.captions import caption
-from flagai_altdiff.scenes.drawing import draw_batch
-from flagai_altdiff.scenes.judge import Judge, see
-from flagai_altdiff.scenes.vocabulary import LANGUAGES
-from flagai_altdiff.scenes.world import ATTRIBUTES, Scene, draw_scenes, held_out_scenes, training_scenes
-from flagai_altdiff.training.loop import StepLoss, save_atomically
-from flagai_altdiff.training.stages import Stage
-from flagai_altdiff.training.text import CaptionTokenizer, draw_caption
 
 logger = logging.getLogger(__name__)
 
-BANK_SIZE = 16_000
-BANK_CHUNK = 100
+CACHE_SIZE = 16_000
+CACHE_CHUNK = 100
 LOOK_PROMPTS, LOOK_STEPS, LOOK_GUIDANCE = 100, 20, 1.5
 
 
-def bank_scenes() -> list[Scene]:
+def cached_scenes() -> list[Scene]:
     """The scene of each cached latent."""
-    return draw_scenes(training_scenes(), BANK_SIZE, random.Random("bank"))
+    return draw_scenes(training_scenes(), CACHE_SIZE, random.Random("latent cache"))
 
 
 @torch.no_grad()
-def fill_bank(autoencoder: AutoencoderKL, path: Path) -> dict[str, Tensor]:
-    """Draw and encode the training pictures, or read what an earlier run encoded.
+def fill_latent_cache(autoencoder: AutoencoderKL, path: Path) -> dict[str, Tensor]:
+    """Draw and encode the training images, or read what an earlier run encoded.
 
     Args:
         autoencoder: With normalised latents.
@@ -52,20 +52,20 @@ def fill_bank(autoencoder: AutoencoderKL, path: Path) -> dict[str, Tensor]:
     """
     if not path.exists():
         parts: dict[str, list[Tensor]] = {"mean": [], "std": []}
-        scenes = bank_scenes()
-        for start in range(0, BANK_SIZE, BANK_CHUNK):
-            pictures = draw_batch(scenes[start : start + BANK_CHUNK], random.Random(f"bank:{start}"))
-            posterior = autoencoder.encode(pictures.contiguous(memory_format=torch.channels_last))
+        scenes = cached_scenes()
+        for start in range(0, CACHE_SIZE, CACHE_CHUNK):
+            images = draw_batch(scenes[start : start + CACHE_CHUNK], random.Random(f"latent cache:{start}"))
+            posterior = autoencoder.encode(images.contiguous(memory_format=torch.channels_last))
             parts["mean"].append(posterior.mean.half().contiguous())
             parts["std"].append(posterior.std.half().contiguous())
             if start % 2000 == 0:
-                logger.info("latents: %d of %d", start, BANK_SIZE)
-        save_atomically({name: torch.cat(chunks) for name, chunks in parts.items()}, path)
+                logger.info("latents: %d of %d", start, CACHE_SIZE)
+        save_whole({name: torch.cat(chunks) for name, chunks in parts.items()}, path)
     return load_file(path)
 
 
 @torch.no_grad()
-def silence_residuals(unet: UNetModel) -> None:
+def zero_init(unet: UNetModel) -> None:
     """Start every residual branch, and the output, at zero, so that the fresh UNet is nearly the identity.
 
     **Source**: Dhariwal and Nichol 2021; the original starts its UNet in the same way.
@@ -84,14 +84,19 @@ def silence_residuals(unet: UNetModel) -> None:
 
 
 def denoiser_loss(
-    model: LatentDiffusion, tokenize: CaptionTokenizer, bank: dict[str, Tensor], scenes: list[Scene], stage: Stage, name: str
+    model: LatentDiffusion,
+    tokenize: CaptionTokenizer,
+    latent_cache: dict[str, Tensor],
+    scenes: Sequence[Scene],
+    stage: Stage,
+    name: str,
 ) -> StepLoss:
     """The diffusion loss on cached latents and fresh captions; one timestep from each part of the range in a batch.
 
     Args:
         model: Its UNet learns; the rest is frozen.
         tokenize: The model's tokenizer.
-        bank: From :func:`fill_bank`.
+        latent_cache: From :func:`fill_latent_cache`.
         scenes: The scene of each latent.
         stage: The stage.
         name: The stage's; another draws other samples.
@@ -104,7 +109,7 @@ def denoiser_loss(
         captions = ["" if rng.random() < stage.text_drop else draw_caption(scenes[i], rng)[0] for i in chosen]
         with torch.no_grad():
             cond = model.cond_stage_model(tokenize(captions))
-        mean, std = bank["mean"][chosen].float(), bank["std"][chosen].float()
+        mean, std = latent_cache["mean"][chosen].float(), latent_cache["std"][chosen].float()
         latents = model.scale_factor * (mean + std * torch.randn(mean.shape, generator=generator))
         places = (torch.arange(stage.batch) + torch.rand(stage.batch, generator=generator)) / stage.batch
         t = (places * model.num_timesteps).long()
@@ -116,7 +121,7 @@ def denoiser_loss(
 
 @torch.no_grad()
 def sample(model: LatentDiffusion, input_ids: Tensor, empty_ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures of tokenised prompts, (B, 3, H, W); DDIM with ``LOOK_STEPS`` steps."""
+    """Images of tokenised prompts, (B, 3, H, W); DDIM with ``LOOK_STEPS`` steps."""
     cond, uncond = model.cond_stage_model(input_ids), model.cond_stage_model(empty_ids).expand(len(input_ids), -1, -1)
     side = model.config.first_stage.resolution // model.config.first_stage.downsampling
     x = torch.randn(len(input_ids), model.channels, side, side, generator=generator)
@@ -131,7 +136,7 @@ def make_look(model: LatentDiffusion, tokenize: CaptionTokenizer, judge: Judge) 
     """A measurement during training: held-out prompts in all languages, judged.
 
     Returns:
-        () -> share of pictures in which an attribute is right.
+        () -> share of images in which an attribute is right.
     """
     rng = random.Random("look")
     scenes = draw_scenes(held_out_scenes(), LOOK_PROMPTS, rng)
@@ -141,9 +146,9 @@ def make_look(model: LatentDiffusion, tokenize: CaptionTokenizer, judge: Judge) 
     def look() -> dict[str, float]:
         generator = torch.Generator().manual_seed(0)
         chunks = ids.split(20)  # type: ignore[no-untyped-call]
-        pictures = torch.cat([sample(model, chunk, empty, generator) for chunk in chunks])
+        images = torch.cat([sample(model, chunk, empty, generator) for chunk in chunks])
         labels = torch.tensor([scene.labels for scene in scenes])
-        seen = torch.tensor([scene.labels for scene in see(judge, pictures)])
+        seen = torch.tensor([scene.labels for scene in see(judge, images)])
         right = (labels == seen).float().mean(dim=0).tolist()
         return {f"right_{name}": share for name, share in zip(ATTRIBUTES, right, strict=True)}
 

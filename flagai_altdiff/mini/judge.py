@@ -1,4 +1,4 @@
-"""A small classifier that tells what a picture of the drawn world shows."""
+"""A small classifier that tells what an image of the drawn world shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .world import ATTRIBUTES, Scene
+from flagai_altdiff.mini.world import ATTRIBUTES, Scene
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 WIDTHS = (24, 48, 96, 128)
@@ -29,9 +29,9 @@ class Judge(nn.Module):
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * channels, 128), nn.SiLU())
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(classes)) for name, classes in ATTRIBUTES.items()})
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, 128, 128) in [-1, 1] -> for each attribute logits (B, classes)."""
-        features = self.features(pictures)
+        features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
 
@@ -44,17 +44,17 @@ def load_judge() -> Judge:
 
 
 @torch.no_grad()
-def see(judge: Judge, pictures: Tensor) -> list[Scene]:
-    """What each picture shows.
+def see(judge: Judge, images: Tensor) -> list[Scene]:
+    """What each image shows.
 
     Args:
         judge: The classifier.
-        pictures: (B, 3, 128, 128) in [-1, 1].
+        images: (B, 3, 128, 128) in [-1, 1].
 
     Returns:
-        The most likely scene of each picture.
+        The most likely scene of each image.
     """
-    chosen = {name: logits.argmax(dim=1).tolist() for name, logits in judge(pictures).items()}
+    chosen = {name: logits.argmax(dim=1).tolist() for name, logits in judge(images).items()}
     return [
         Scene(**{name: ATTRIBUTES[name][number] for name, number in zip(chosen, numbers, strict=True)})
         for numbers in zip(*chosen.values(), strict=True)

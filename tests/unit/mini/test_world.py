@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from flagai_altdiff.scenes.vocabulary import COLOURS, SHAPES
-from flagai_altdiff.scenes.world import (
+from flagai_altdiff.mini.vocabulary import COLOURS, SHAPES
+from flagai_altdiff.mini.world import (
     ATTRIBUTES,
     Scene,
     all_scenes,

@@ -1,7 +1,7 @@
 """Brings the text states of a scene together: one state per scene, in whatever language and words.
 
-The UNet is trained before this and stays as it is. It follows the mean of a scene's states better than most single ones,
-so the text encoder is taught to give that mean, which costs minutes.
+The UNet is trained before this and stays as it is. It follows the mean of a scene's states better than most single
+ones, so the text encoder is taught to give that mean, which costs minutes.
 
 **Source**: the teacher learning of Chen et al. 2023 (arXiv 2211.06679), with the encoder's own mean as teacher.
 """
@@ -9,24 +9,25 @@ so the text encoder is taught to give that mean, which costs minutes.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flagai_altdiff.mini.captions import caption
+from flagai_altdiff.mini.recipe.loop import StepLoss
+from flagai_altdiff.mini.recipe.stages import Stage
+from flagai_altdiff.mini.recipe.text_encoder import CaptionTokenizer, draw_caption
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
-from flagai_altdiff.scenes.captions import caption
-from flagai_altdiff.scenes.vocabulary import LANGUAGES
-from flagai_altdiff.scenes.world import Scene
-from flagai_altdiff.training.loop import StepLoss
-from flagai_altdiff.training.stages import Stage
-from flagai_altdiff.training.text import CaptionTokenizer, draw_caption
 
 
 @torch.no_grad()
 def mean_states(
-    encoder: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, scenes: list[Scene]
+    encoder: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, scenes: Sequence[Scene]
 ) -> dict[Scene, Tensor]:
     """The mean over all languages of each scene's padding state, (D,): most of what the UNet attends to is padding."""
     means = {}
@@ -37,7 +38,7 @@ def mean_states(
 
 
 def alignment_loss(
-    encoder: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, stage: Stage, scenes: list[Scene]
+    encoder: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, stage: Stage, scenes: Sequence[Scene]
 ) -> StepLoss:
     """Distance of every state of a caption from its scene's mean.
 

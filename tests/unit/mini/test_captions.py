@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from flagai_altdiff.scenes.captions import caption, fill, inflect, random_caption
-from flagai_altdiff.scenes.vocabulary import COLOURS, LANGUAGES, SHAPES
-from flagai_altdiff.scenes.world import Scene, all_scenes
+from flagai_altdiff.mini.captions import caption, fill, inflect, random_caption
+from flagai_altdiff.mini.vocabulary import COLOURS, LANGUAGES, SHAPES
+from flagai_altdiff.mini.world import Scene, all_scenes
 
 STAR = Scene(shape="star", colour="red", background="blue", size="small", position="left")
 HOUSE = Scene(shape="house", colour="white", background="green", size="large")
@@ -99,7 +99,10 @@ def test_every_scene_has_its_own_caption(language: str) -> None:
 def test_the_background_can_stay_unnamed() -> None:
     assert caption(STAR, "en", with_background=False) == "a small red star on the left"
     assert caption(HOUSE, "zh", with_background=False) == "白色的大房子"
-    assert caption(Scene(shape="circle", colour="orange", background="blue"), "en", with_background=False) == "an orange circle"
+    assert (
+        caption(Scene(shape="circle", colour="orange", background="blue"), "en", with_background=False)
+        == "an orange circle"
+    )
 
 
 def test_patterns_leave_out_what_has_no_words() -> None:

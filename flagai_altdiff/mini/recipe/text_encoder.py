@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagai_altdiff.config import TextEncoderConfig
-from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
+from flagai_altdiff.mini.captions import random_caption
+from flagai_altdiff.mini.recipe.loop import StepLoss
+from flagai_altdiff.mini.recipe.stages import Stage
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import ATTRIBUTES, Scene
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
-from flagai_altdiff.scenes.captions import random_caption
-from flagai_altdiff.scenes.vocabulary import LANGUAGES
-from flagai_altdiff.scenes.world import ATTRIBUTES, Scene
 from flagai_altdiff.tokenizer import load_tokenizer
-from flagai_altdiff.training.loop import StepLoss
-from flagai_altdiff.training.stages import Stage
 
 UNNAMED = -100
 WITHOUT_BACKGROUND = 0.15
@@ -42,8 +42,7 @@ class CaptionTokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Ids of texts, (B, 77) int64."""
-        ids = self._tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        return ids["input_ids"]
+        return torch.tensor(self._tokenizer.ids(texts))
 
 
 def draw_caption(scene: Scene, rng: random.Random) -> tuple[str, bool]:
@@ -71,7 +70,9 @@ class TextWithHeads(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.encoder = RobertaSeriesModelWithTransformation(config)
-        self.heads = nn.ModuleDict({name: nn.Linear(config.project_dim, len(classes)) for name, classes in ATTRIBUTES.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(config.project_dim, len(classes)) for name, classes in ATTRIBUTES.items()}
+        )
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
         """(B, L) -> for each attribute the logits of every token and of one padding row, (B, L', classes)."""
@@ -79,7 +80,7 @@ class TextWithHeads(nn.Module):
         return {name: head(states) for name, head in self.heads.items()}
 
 
-def text_loss(model: TextWithHeads, tokenizer: CaptionTokenizer, stage: Stage, scenes: list[Scene]) -> StepLoss:
+def text_loss(model: TextWithHeads, tokenizer: CaptionTokenizer, stage: Stage, scenes: Sequence[Scene]) -> StepLoss:
     """Every token of a caption, in any language, must tell the whole scene."""
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:

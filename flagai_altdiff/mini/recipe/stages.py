@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 
-PICTURE_SIDE = 128
+IMAGE_SIDE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Stage:
         final_rate: What is left of the learning rate at the last step, as a fraction.
         weight_decay: AdamW's decoupled weight decay.
         ema: Decay of the running average of the weights, which is the result; 0 for none.
-        side: Height and width of the pictures that the stage sees, in px.
+        side: Height and width of the images that the stage sees, in px.
         text_drop: Fraction of captions replaced by the empty text, for classifier-free guidance.
     """
 
@@ -36,7 +36,7 @@ class Stage:
     final_rate: float = 0.02
     weight_decay: float = 0.0
     ema: float = 0.0
-    side: int = PICTURE_SIDE
+    side: int = IMAGE_SIDE
     text_drop: float = 0.0
 
 
@@ -61,12 +61,19 @@ STAGES: dict[str, Stage] = {
     ),
     "unet": UNET_STAGE,
     "alignment": Stage(
-        trains=r"(?!pre_LN)", steps=4000, batch=96, learning_rate=8e-4, warmup=50, weight_decay=0.0, ema=0.995, text_drop=0.05
+        trains=r"(?!pre_LN)",
+        steps=4000,
+        batch=96,
+        learning_rate=8e-4,
+        warmup=50,
+        weight_decay=0.0,
+        ema=0.995,
+        text_drop=0.05,
     ),
     "refinement": replace(UNET_STAGE, steps=7000, learning_rate=1e-3, warmup=200),
 }
 
-AUTOENCODER = AutoencoderConfig(resolution=PICTURE_SIDE, ch=16, num_res_blocks=1, norm_groups=4)
+AUTOENCODER = AutoencoderConfig(resolution=IMAGE_SIDE, ch=16, num_res_blocks=1, norm_groups=4)
 TEXT_ENCODER = TextEncoderConfig(
     hidden_size=128,
     num_hidden_layers=3,
@@ -91,8 +98,8 @@ UNET = UNetConfig(
 def mini_config(vocab_size: int) -> LatentDiffusionConfig:
     """The whole model.
 
-    The noise schedule ends far below the released models' (0.26 % of the signal left instead of 6.8 %). Otherwise the UNet
-    learns to read the background from what is left of the picture, which in sampling is noise.
+    The noise schedule ends far below the released models' (0.26 % of the signal left instead of 6.8 %). Otherwise the
+    UNet learns to read the background from what is left of the image, which in sampling is noise.
 
     Args:
         vocab_size: Number of token ids.
@@ -102,7 +109,7 @@ def mini_config(vocab_size: int) -> LatentDiffusionConfig:
         first_stage=AUTOENCODER,
         cond_stage=replace(TEXT_ENCODER, vocab_size=vocab_size),
         linear_end=0.03,
-        image_size=PICTURE_SIDE // AUTOENCODER.downsampling,
+        image_size=IMAGE_SIDE // AUTOENCODER.downsampling,
         parameterization="v",
         scale_factor=1.0,
     )

@@ -1,4 +1,4 @@
-"""Does a model draw what it is asked for? Prompts that training never saw, in every language, judged by a classifier."""
+"""Does the model draw what it is asked for? Prompts that training never saw, in every language, seen by the judge."""
 
 from __future__ import annotations
 
@@ -6,29 +6,26 @@ import logging
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
+from flagai_altdiff.mini.batches import as_batch
+from flagai_altdiff.mini.captions import caption
+from flagai_altdiff.mini.judge import load_judge, see
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import ATTRIBUTES, Scene, draw_scenes, held_out_scenes
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import generate
-from flagai_altdiff.request import GenerationRequest
-from flagai_altdiff.scenes.captions import caption
-from flagai_altdiff.scenes.judge import load_judge, see
-from flagai_altdiff.scenes.vocabulary import LANGUAGES
-from flagai_altdiff.scenes.world import ATTRIBUTES, Scene, draw_scenes, held_out_scenes
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Shares of pictures in which the judge sees what the prompt says.
+    """Shares of images in which the judge sees what the prompt says.
 
     Attributes:
         language: Code of the prompts' language.
-        prompts: Number of prompts, one picture each.
+        prompts: Number of prompts, one image each.
         shape: Share with the right shape.
         colour: Share with the right colour of the object.
         background: Share with the right background.
@@ -65,12 +62,6 @@ def held_out_prompts(language: str, count: int) -> list[tuple[Scene, str]]:
     return [(scene, caption(scene, language, pattern=i)) for i, scene in enumerate(scenes)]
 
 
-def as_tensor(images: list[Image.Image]) -> Tensor:
-    """Pictures for the judge, (B, 3, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def measure(
     model: LatentDiffusion,
     language: str,
@@ -80,29 +71,32 @@ def measure(
     guidance_scale: float | None = None,
     seed: int = 0,
 ) -> Accuracy:
-    """Draw held-out prompts of one language with the model's default settings, and judge the pictures.
+    """Draw held-out prompts of one language with the model's default settings, and judge the images.
 
     Args:
         model: From ``load_model``.
         language: A key of ``LANGUAGES``.
-        prompts: How many; one picture each.
-        batch_size: Pictures drawn at once.
+        prompts: How many; one image each.
+        batch_size: Images drawn at once.
         guidance_scale: The model's own unless given.
         seed: Seed of the noise.
     """
     pairs = held_out_prompts(language, prompts)
-    request = GenerationRequest(
-        prompts=tuple(prompt for _, prompt in pairs),
-        images_per_prompt=1,
+    result = generate(
+        model,
+        [prompt for _, prompt in pairs],
         batch_size=batch_size,
         guidance_scale=guidance_scale,
         seed=seed,
+        seed_mode="batch",
     )
-    seen = see(load_judge(), as_tensor(generate(model, request).images))
+    seen = see(load_judge(), as_batch(result.images))
     wanted = torch.tensor([scene.labels for scene, _ in pairs])
     right = wanted == torch.tensor([scene.labels for scene in seen])
     shares = dict(zip(ATTRIBUTES, right.float().mean(dim=0).tolist(), strict=True))
-    accuracy = Accuracy(language=language, prompts=prompts, triple=right[:, :3].all(dim=1).float().mean().item(), **shares)
+    accuracy = Accuracy(
+        language=language, prompts=prompts, triple=right[:, :3].all(dim=1).float().mean().item(), **shares
+    )
     logger.info("%s", accuracy)
     return accuracy
 
@@ -113,5 +107,7 @@ def as_table(rows: list[Accuracy]) -> str:
     lines = ["| language | prompts | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * (len(columns) + 1)]
     for row in rows:
         values = (f"{100 * getattr(row, column):.1f}" for column in columns)
-        lines.append(f"| {LANGUAGES[row.language].name} ({row.language}) | {row.prompts} | " + " | ".join(values) + " |")
+        lines.append(
+            f"| {LANGUAGES[row.language].name} ({row.language}) | {row.prompts} | " + " | ".join(values) + " |"
+        )
     return "\n".join(lines)

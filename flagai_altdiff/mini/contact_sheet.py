@@ -1,26 +1,27 @@
-"""One picture of what a model draws in all languages."""
+"""One image of what a model draws in all languages."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw
 
+from flagai_altdiff.mini.captions import caption
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import generate
-from flagai_altdiff.request import GenerationRequest
-from flagai_altdiff.scenes.captions import caption
-from flagai_altdiff.scenes.vocabulary import LANGUAGES
-from flagai_altdiff.scenes.world import Scene
 
 LABEL_WIDTH, GAP = 22, 2
 
 
-def contact_sheet(model: LatentDiffusion, scenes: list[Scene], *, side: int = 64, seed: int = 1) -> Image.Image:
+def contact_sheet(model: LatentDiffusion, scenes: Sequence[Scene], *, side: int = 64, seed: int = 1) -> Image.Image:
     """A row for each language, a column for each scene.
 
     Args:
         model: From ``load_model``.
         scenes: What to draw; every language describes the same ones.
-        side: Height and width of a picture on the sheet, in px.
+        side: Height and width of an image on the sheet, in px.
         seed: Seed of the noise; each column starts from the same noise in every language.
 
     Returns:
@@ -30,9 +31,9 @@ def contact_sheet(model: LatentDiffusion, scenes: list[Scene], *, side: int = 64
     sheet = Image.new("RGB", (LABEL_WIDTH + step * len(scenes), step * len(LANGUAGES)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, language in enumerate(LANGUAGES):
-        prompts = tuple(caption(scene, language) for scene in scenes)
-        request = GenerationRequest(prompts=prompts, images_per_prompt=1, batch_size=len(prompts), seed=seed)
+        prompts = [caption(scene, language) for scene in scenes]
+        result = generate(model, prompts, batch_size=len(prompts), seed=seed, seed_mode="batch")
         pen.text((5, row * step + side // 2 - 6), language, fill="black")
-        for column, image in enumerate(generate(model, request).images):
+        for column, image in enumerate(result.images):
             sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), (LABEL_WIDTH + column * step, row * step))
     return sheet

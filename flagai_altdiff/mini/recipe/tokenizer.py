@@ -1,31 +1,42 @@
 """The tokenizer of AltDiffusion-mini: a Unigram list made from the captions' words, as a SentencePiece file.
 
-The list is written, not learnt: a learnt one of this size breaks common words into letters and takes whole Chinese phrases
-as one piece. Words of the captions are one piece each; every other text is spelled with single letters. Capitals are read as
-small letters.
+The list is written, not learnt: a learnt one of this size breaks common words into letters and takes whole Chinese
+phrases as one piece. Words of the captions are one piece each; every other text is spelled with single letters.
+Capitals are read as small letters.
 """
 
 from __future__ import annotations
 
-import io
+import functools
 import math
-import os
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer
+from sentencepiece import SentencePieceNormalizer, set_min_log_level
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec, TrainerSpec
 
-from flagai_altdiff.scenes.captions import caption
-from flagai_altdiff.scenes.vocabulary import LANGUAGES, Language
-from flagai_altdiff.scenes.world import Scene, all_scenes
+from flagai_altdiff.files import new_file
+from flagai_altdiff.mini.captions import caption
+from flagai_altdiff.mini.vocabulary import LANGUAGES, Language
+from flagai_altdiff.mini.world import Scene, all_scenes
 
 WORD_START = "▁"
 CASE_FOLDING = "nmt_nfkc_cf"
 """SentencePiece's name for NFKC with small letters."""
+CAPITALS = {
+    "İ": "i",
+    "I\u0307": "i",
+    "i\u0307": "i",  # what Python's lower() makes of İ
+    "KIRMIZI": "kırmızı",
+    "SARI": "sarı",
+    "YILDIZ": "yıldız",
+    "GROSS": "groß",
+    "WEISS": "weiß",
+}
+"""Capitals whose small letters depend on the language (Turkish) or on the word (German), for the captions' words."""
 UNSPACED = ("ja", "th", "zh")
 PUNCTUATION = ".,،、，。।!?;:'\"()-"
 LETTER_RANGES = (
@@ -67,29 +78,22 @@ def build_tokenizer(path: Path) -> int:
     model.trainer_spec.vocab_size = len(model.pieces)
     model.normalizer_spec.CopyFrom(case_folding_table())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(model.SerializeToString(deterministic=True))
-    os.replace(temporary, path)
+    with new_file(path, replace=True) as unfinished:
+        unfinished.write_bytes(model.SerializeToString(deterministic=True))
     return len(model.pieces) + 2
 
 
+@functools.cache
 def case_folding_table() -> NormalizerSpec:
-    """SentencePiece's own table for ``CASE_FOLDING``, which it gives away only inside a model."""
-    trained = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(["a"]),
-        model_writer=trained,
-        model_type="char",
-        vocab_size=8,
-        hard_vocab_limit=False,
-        normalization_rule_name=CASE_FOLDING,
-        minloglevel=2,
-    )
-    return ModelProto.FromString(trained.getvalue()).normalizer_spec
+    """SentencePiece's own table for ``CASE_FOLDING``, and ``CAPITALS``."""
+    set_min_log_level(2)  # it reports the sizes of its tables
+    rules = dict(SentencePieceNormalizer(rule_name=CASE_FOLDING).decompile())
+    table = SentencePieceNormalizer(norm_map=sorted((rules | CAPITALS).items())).serialized_normalizer_spec()
+    return NormalizerSpec(name=CASE_FOLDING, precompiled_charsmap=NormalizerSpec.FromString(table).precompiled_charsmap)
 
 
 def in_small_letters(pieces: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
-    """The pieces as normalised text has them; those that no such text has keep their places under names of their own."""
+    """The pieces as normalised text has them; those that no such text has keep their places under other names."""
     normalise = SentencePieceNormalizer(rule_name=CASE_FOLDING).normalize
     names = [
         WORD_START * (piece[0] == WORD_START) + normalise(piece.removeprefix(WORD_START)).removeprefix(WORD_START)
@@ -129,7 +133,7 @@ def count_words() -> Counter[str]:
     return counts
 
 
-def spaced_captions(scenes: list[Scene], code: str) -> Iterator[str]:
+def spaced_captions(scenes: Sequence[Scene], code: str) -> Iterator[str]:
     """Captions without punctuation, as they are and with a capital letter."""
     strip = str.maketrans("", "", PUNCTUATION)
     for scene in scenes:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
-from .vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
+from flagai_altdiff.mini.vocabulary import COLOURS, POSITIONS, SHAPES, SIZES
 
 HELD_OUT_ONE_IN = 10
 
@@ -60,26 +62,29 @@ def is_held_out(scene: Scene) -> bool:
     return int(hashlib.md5(triple, usedforsecurity=False).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
 
 
-def all_scenes() -> list[Scene]:
+@cache
+def all_scenes() -> tuple[Scene, ...]:
     """Every scene of the world, in a fixed order."""
-    return [
+    return tuple(
         Scene(shape=shape, colour=colour, background=background, size=size, position=position)
         for shape, colour, background, size, position in product(SHAPES, COLOURS, COLOURS, SIZES, POSITIONS)
         if colour != background
-    ]
+    )
 
 
-def training_scenes() -> list[Scene]:
+@cache
+def training_scenes() -> tuple[Scene, ...]:
     """The scenes that training may see."""
-    return [scene for scene in all_scenes() if not is_held_out(scene)]
+    return tuple(scene for scene in all_scenes() if not is_held_out(scene))
 
 
-def held_out_scenes() -> list[Scene]:
+@cache
+def held_out_scenes() -> tuple[Scene, ...]:
     """The scenes that only measurements see."""
-    return [scene for scene in all_scenes() if is_held_out(scene)]
+    return tuple(scene for scene in all_scenes() if is_held_out(scene))
 
 
-def draw_scenes(scenes: list[Scene], count: int, rng: random.Random) -> list[Scene]:
+def draw_scenes(scenes: Sequence[Scene], count: int, rng: random.Random) -> list[Scene]:
     """Draw scenes so that every one comes up equally often (within one).
 
     Args:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-from .vocabulary import COLOURS, LANGUAGES, SHAPES, Language
-from .world import Scene
+from flagai_altdiff.mini.vocabulary import COLOURS, LANGUAGES, SHAPES, Language
+from flagai_altdiff.mini.world import Scene
 
 GENDERS = "mfn"
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")

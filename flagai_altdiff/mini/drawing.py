@@ -1,4 +1,4 @@
-"""Draws scenes as pictures."""
+"""Draws scenes as images."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import random
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from .world import Scene
+from flagai_altdiff.mini.world import Scene
 
 RGB: dict[str, tuple[int, int, int]] = {
     "red": (214, 38, 44),
@@ -139,7 +137,7 @@ OUTLINES: dict[str, Mask] = {
 def draw(scene: Scene, rng: random.Random, *, side: int = 128) -> NDArray[np.uint8]:
     """Draw a scene.
 
-    Colour, size and place vary a little from picture to picture.
+    Colour, size and place vary a little from image to image.
 
     Args:
         scene: What to draw.
@@ -147,7 +145,7 @@ def draw(scene: Scene, rng: random.Random, *, side: int = 128) -> NDArray[np.uin
         side: Height and width in px.
 
     Returns:
-        The picture, (side, side, 3).
+        The image, (side, side, 3).
     """
     width = WIDTH_OF_SIZE[scene.size] + rng.uniform(-0.02, 0.02)
     radius = width / 2
@@ -164,13 +162,3 @@ def draw(scene: Scene, rng: random.Random, *, side: int = 128) -> NDArray[np.uin
 def jittered(rgb: tuple[int, int, int], rng: random.Random) -> NDArray[np.float32]:
     """A colour close to the given one."""
     return np.array([min(255, max(0, channel + rng.uniform(-8, 8))) for channel in rgb], dtype=np.float32)
-
-
-def draw_batch(scenes: list[Scene], rng: random.Random, *, side: int = 128) -> Tensor:
-    """Draw scenes as a tensor.
-
-    Returns:
-        (B, 3, side, side), float32 in [-1, 1].
-    """
-    pictures = torch.from_numpy(np.stack([draw(scene, rng, side=side) for scene in scenes]))
-    return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()

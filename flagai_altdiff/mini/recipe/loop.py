@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import sys
 import time
@@ -19,8 +18,8 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from flagai_altdiff.errors import TrainingInterrupted
-from flagai_altdiff.files import grant_usual_mode
-from flagai_altdiff.training.stages import Stage
+from flagai_altdiff.files import new_file
+from flagai_altdiff.mini.recipe.stages import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +29,11 @@ StepLoss = Callable[[int], tuple[Tensor, dict[str, float]]]
 """Number of a batch -> loss to minimise and further numbers for the log. Draws its data from the number alone."""
 
 
-def save_atomically(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name, then move it into place."""
+def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in place of the one that may be there; a reader finds the old or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    grant_usual_mode(temporary)
-    os.replace(temporary, path)
+    with new_file(path, replace=True) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
 
 
 def select_trainable(module: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
@@ -65,7 +62,7 @@ def rate_at(stage: Stage, step: int) -> float:
     return stage.learning_rate * (stage.final_rate + (1 - stage.final_rate) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-class Run:
+class TrainingState:
     """State of one stage: weights, moments of the optimiser, running average, step.
 
     Args:
@@ -95,7 +92,7 @@ class Run:
         tensors |= {f"average.{n}": p for n, p in self.average.items()}
         for name, parameter in self.parameters.items():
             tensors |= {f"{moment}.{name}": self.optimiser.state[parameter][moment] for moment in MOMENTS}
-        save_atomically(tensors, self.state_path, {"step": str(self.step)})
+        save_whole(tensors, self.state_path, {"step": str(self.step)})
 
     def resume(self) -> None:
         """Read the state, if there is one."""
@@ -171,7 +168,7 @@ class Run:
 
 
 def train(
-    run: Run,
+    state: TrainingState,
     step_loss: StepLoss,
     *,
     deadline: float = math.inf,
@@ -183,7 +180,7 @@ def train(
     """Train a stage to its last step, from where its saved state left off.
 
     Args:
-        run: The stage's state. At the end its module holds the result (the running average, where there is one).
+        state: The stage's state. At the end its module holds the result (the running average, where there is one).
         step_loss: Loss of one step.
         deadline: Time (of ``time.time()``) at which to stop and save.
         log_every: Steps between log lines; each holds means over its steps.
@@ -194,28 +191,35 @@ def train(
     Raises:
         TrainingInterrupted: The deadline came first.
     """
-    run.resume()
+    state.resume()
     sums: dict[str, float] = {}
     counted, since = 0, time.time()
-    bar = tqdm(total=run.stage.steps, initial=run.step, desc=run.name, disable=bool(run.shard) or not sys.stderr.isatty())
+    bar = tqdm(
+        total=state.stage.steps,
+        initial=state.step,
+        desc=state.name,
+        disable=bool(state.shard) or not sys.stderr.isatty(),
+    )
     with bar:
-        while run.step < run.stage.steps:
-            for key, value in run.update(step_loss).items():
+        while state.step < state.stage.steps:
+            for key, value in state.update(step_loss).items():
                 sums[key] = sums.get(key, 0.0) + value
             counted += 1
             bar.update()
-            if run.step % log_every == 0:
+            if state.step % log_every == 0:
                 seconds = (time.time() - since) / counted
-                run.log({key: value / counted for key, value in sums.items()} | {"seconds": seconds})
+                state.log({key: value / counted for key, value in sums.items()} | {"seconds": seconds})
                 sums, counted, since = {}, 0, time.time()
-            if run.step % save_every == 0:
-                run.save()
-            if look is not None and not run.shard and look_every and run.step % look_every == 0:
-                run.use_average()
-                run.log(look())
-                run.use_average()
+            if state.step % save_every == 0:
+                state.save()
+            if look is not None and not state.shard and look_every and state.step % look_every == 0:
+                state.use_average()
+                state.log(look())
+                state.use_average()
                 since = time.time()
-            if run.step < run.stage.steps and run.must_stop(deadline):
-                run.save()
-                raise TrainingInterrupted(f"{run.name}: stopped at step {run.step} of {run.stage.steps}; run again to go on")
-    run.use_average()
+            if state.step < state.stage.steps and state.must_stop(deadline):
+                state.save()
+                raise TrainingInterrupted(
+                    f"{state.name}: stopped at step {state.step} of {state.stage.steps}; run again to go on"
+                )
+    state.use_average()

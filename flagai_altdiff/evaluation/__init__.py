@@ -1,1 +1,0 @@
-"""Measures how well a model follows its prompts."""
