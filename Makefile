@@ -1,4 +1,4 @@
-# make demo   draw pictures with the embedded model
+# make demo   draw images with the embedded model
 # make test   run the test suite
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.tested-with
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-full: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -m "full or not full" -s

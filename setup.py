@@ -24,13 +24,14 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={
-        "flagai_altdiff": ["py.typed", "scenes/*.safetensors"],
+        "flagai_altdiff": ["py.typed", "mini/*.safetensors"],
         "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*"],
     },
     install_requires=[
         "torch>=2.8",
         "transformers>=5.0",
         "pytorch-lightning>=2.5",
+        "pydantic>=2.10",
         "omegaconf>=2.3",
         "einops>=0.8",
         "pillow>=11",
@@ -41,13 +42,14 @@ setup(
         "numpy>=1.26",
         "pyyaml>=6",
         "safetensors>=0.5",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.3",
         "protobuf>=5",
         "tokenizers>=0.22",
     ],
     extras_require={
         "test": [
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "diffusers>=0.42",
             "ruff",

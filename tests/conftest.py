@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,13 +14,15 @@ import torch
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
 from tests import tiny
+from tests.processes import Nursery, nursery
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    """Tiny tensors: more threads only wait for each other. The recipe's processes choose a number of their own."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +96,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", refuse)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def fresh_process(script_environment: dict[str, str]) -> Iterator[Nursery]:
+    """Runs scripts in processes of their own that have torch and the package loaded."""
+    with nursery(script_environment) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
 def script_environment() -> dict[str, str]:
     """Environment of a script that finds the checkout and FlagAI's import names, and no network."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "flagai_altdiff" / "_shim")])

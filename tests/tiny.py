@@ -1,7 +1,7 @@
 """Checkpoints of the released kinds at tiny size: the same files, names and keys, random weights of order one.
 
-The two variants have the shapes of AltDiffusion / AltDiffusion-m9 (eight heads, convolutional projections, last hidden state)
-and of AltDiffusion-m18 (heads of 64, linear projections, hidden state before the last layer).
+The two variants have the shapes of AltDiffusion / AltDiffusion-m9 (eight heads, convolutional projections, last hidden
+state) and of AltDiffusion-m18 (heads of 64, linear projections, hidden state before the last layer).
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flagai_altdiff.config import LatentDiffusionConfig, TextEncoderConfig, parse_config
-from flagai_altdiff.models import build_model
+from flagai_altdiff.checkpoint.ldm_yaml import parse_config
+from flagai_altdiff.config import LatentDiffusionConfig, TextEncoderConfig
+from flagai_altdiff.models import LatentDiffusion, build_model
 
 CAT = "a photo of a cat sitting on a red chair"
 CASTLE = "a castle on a hill at sunset"
 SENTENCES = (
     CAT,
     CASTLE,
-    "lowres, bad anatomy, bad hands, text, error, cropped, worst quality, low quality, blurry, jpeg artifacts, watermark",
+    "lowres, bad anatomy, bad hands, text, error, cropped, worst quality, low quality, blurry, "
+    "jpeg artifacts, watermark",
     "a large red heart on a white background, a small blue star above a green house",
     "the quick brown fox jumps over the lazy dog while 0123456789 birds fly; who would have thought?",
     "一只戴着帽子的小狗坐在草地上，蓝色背景上的黄色的大星星",
@@ -173,6 +175,18 @@ def tiny_state(name: str, seed: int = 0) -> dict[str, Tensor]:
     state = build_model(tiny_config(VARIANTS[name])).state_dict()
     fill(state, seed)
     return state
+
+
+def fresh_model(name: str, **changes: Any) -> LatentDiffusion:
+    """A model with weights of its own, to be changed at will, and no tokenizer.
+
+    Args:
+        name: Key of ``VARIANTS``.
+        changes: Fields of its config that differ.
+    """
+    model = build_model(tiny_config(VARIANTS[name], **changes))
+    model.load_state_dict({**model.state_dict(), **tiny_state(name)})
+    return model
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""How long a download with verification takes, next to ``curl`` and ``sha256sum`` on the same file from the same server.
+"""How long a download with verification takes, next to ``curl`` and ``sha256sum`` on the same file from the same
+server.
 
     python tests/benchmarks/download.py --mib 1024 --rounds 5
 
@@ -39,7 +40,7 @@ while True:
 CLIENT = """
 import resource, sys, time
 from pathlib import Path
-from flagai_altdiff.hub import download
+from flagai_altdiff.hub.transfer import download
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 began = time.perf_counter()
 received = download(sys.argv[1], Path(sys.argv[2]), sha256=sys.argv[3])
@@ -52,7 +53,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=1024, help="size of the file (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--most", type=float, default=1.25, help="exit status 1 above this ratio (default: %(default)s)")
+    parser.add_argument(
+        "--most", type=float, default=1.25, help="exit status 1 above this ratio (default: %(default)s)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         return compare(Path(place), args.mib, args.rounds, args.most)
@@ -75,12 +78,18 @@ def compare(place: Path, mib: int, rounds: int, most: float) -> int:
             ours.append(took)
             grown_mib.append(grown)
             print(
-                f"{turn + 1}: curl + sha256sum {theirs[-1]:.2f} s, download {took:.2f} s, memory +{grown:.1f} MiB", flush=True
+                f"{turn + 1}: curl + sha256sum {theirs[-1]:.2f} s, download {took:.2f} s, memory +{grown:.1f} MiB",
+                flush=True,
             )
         server.kill()
     ratio = statistics.median(ours) / statistics.median(theirs)
-    print(f"{mib} MiB, medians of {rounds}: {statistics.median(ours):.2f} s / {statistics.median(theirs):.2f} s = {ratio:.2f}")
-    print(f"ratio of the fastest: {min(ours) / min(theirs):.2f}; most memory beyond the start: {max(grown_mib):.1f} MiB")
+    print(
+        f"{mib} MiB, medians of {rounds}: "
+        f"{statistics.median(ours):.2f} s / {statistics.median(theirs):.2f} s = {ratio:.2f}"
+    )
+    print(
+        f"ratio of the fastest: {min(ours) / min(theirs):.2f}; most memory beyond the start: {max(grown_mib):.1f} MiB"
+    )
     return 0 if ratio <= most else 1
 
 
@@ -93,7 +102,9 @@ def curl(url: str, target: Path) -> float:
 
 
 def download(url: str, target: Path, sha256: str) -> tuple[float, float]:
-    done = subprocess.run([sys.executable, "-c", CLIENT, url, str(target), sha256], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, url, str(target), sha256], check=True, capture_output=True, text=True
+    )
     target.unlink()
     took, grown = map(float, done.stdout.split())
     return took, grown
