@@ -73,4 +73,14 @@ def _file_system(device: int) -> str:
 
 def is_mapped(tensor: Tensor) -> bool:
     """Whether the numbers are a part of a file mapped here."""
-    return tensor.device.type == "cpu" and any(tensor.data_ptr() in addresses for addresses in _mappings.values())
+    return tensor.device.type == "cpu" and any(tensor.data_ptr() in addresses for addresses in list(_mappings.values()))
+
+
+def let_go(tensor: Tensor) -> None:
+    """Give back the memory of a mapped tensor that is not needed any more; it would be read from the file again."""
+    for mapping, addresses in list(_mappings.items()):
+        if tensor.data_ptr() in addresses and tensor.is_contiguous() and hasattr(mapping, "madvise"):
+            start = tensor.data_ptr() - addresses.start
+            first, last = -(-start // mmap.PAGESIZE), (start + tensor.nbytes) // mmap.PAGESIZE
+            if last > first:
+                mapping.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flagai_altdiff.checkpoint.health import check_weights
-from flagai_altdiff.checkpoint.mapped import is_mapped
+from flagai_altdiff.checkpoint.mapped import is_mapped, let_go
 from flagai_altdiff.errors import CheckpointError, StateDictMismatchError
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,12 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], where: str, *, mapped:
 
 def _own(value: Tensor, mapped: bool) -> Tensor:
     """As float32, and apart from the file unless it may stay mapped."""
-    value = value.float()
-    return value if mapped or not is_mapped(value) else value.clone()
+    own = value.float()
+    if mapped or not is_mapped(value):
+        return own
+    own = own.clone() if own is value else own
+    let_go(value)
+    return own
 
 
 def _warn_of_another_schedule(buffers: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from flagai_altdiff.checkpoint import mapped
-from flagai_altdiff.checkpoint.mapped import is_mapped
+from flagai_altdiff.checkpoint.mapped import is_mapped, let_go
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.convert import convert
 from flagai_altdiff.errors import CheckpointError
@@ -165,6 +165,26 @@ def test_mapped_and_read_are_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(mapped, "_WORTH_MAPPING_BYTES", limit)
         assert is_mapped(read_tensors(tmp_path / "m")["a"]) is (limit == 0)
         assert_read(tmp_path / "m", expected)
+
+
+def test_what_is_let_go_is_read_again(everything_is_worth_mapping: None, tmp_path: Path) -> None:
+    big = torch.arange(1 << 20, dtype=torch.float32)
+    torch.save({"a": big, "b": big[:7].clone()}, tmp_path / "m")
+    read = read_tensors(tmp_path / "m")
+    assert all(map(is_mapped, read.values()))
+    before = resident_kib()
+    assert torch.equal(read["a"], big)
+    looked_at = resident_kib()
+    for tensor in read.values():
+        let_go(tensor)
+    assert resident_kib() < looked_at - 2000 and looked_at > before + 2000
+    assert torch.equal(read["a"], big) and torch.equal(read["b"], big[:7])
+
+
+def resident_kib() -> int:
+    """Pages of mapped files that this process holds."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split("RssFile:")[1].split()[0])
 
 
 def test_a_small_file_is_read(m9_folder: Path) -> None:
