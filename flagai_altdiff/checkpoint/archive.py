@@ -123,7 +123,7 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo, where: str) -> Member:
 
 
 def _malformed(where: str, problem: str) -> CheckpointError:
-    return CheckpointError(f"{where} is not a whole torch checkpoint: {problem}. Fetch the file again.")
+    return CheckpointError(f"{where} is a truncated or corrupt torch checkpoint: {problem}. Fetch the file again.")
 
 
 def _refused(where: str, problem: str) -> CheckpointError:

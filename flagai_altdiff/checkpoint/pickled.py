@@ -161,7 +161,9 @@ def interpret(file: mmap | bytes, where: str) -> Pickled:
         raise CheckpointError(f"{where} is refused: {trouble}") from trouble
     if trouble:
         reason = (str(trouble).splitlines() or [type(trouble).__name__])[0][:120]
-        raise CheckpointError(f"{where} is not a whole torch checkpoint ({reason}). Fetch the file again.") from trouble
+        raise CheckpointError(
+            f"{where} is a truncated or corrupt torch checkpoint ({reason}). Fetch the file again."
+        ) from trouble
     return Pickled(data, machine.storages, frozenset(machine.ignored))
 
 

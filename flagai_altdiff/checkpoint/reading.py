@@ -92,7 +92,9 @@ def _zipped(file: BinaryIO, where: str) -> dict[str, Record]:
     """torch's format since 2020: a zip archive of a pickle and one file for each block of numbers."""
     found = members(file, where)
     if "data.pkl" not in found:
-        raise CheckpointError(f"{where} is a zip file, but not a whole torch checkpoint: data.pkl is missing.")
+        raise CheckpointError(
+            f"{where} is a zip file, but a truncated or corrupt torch checkpoint: data.pkl is missing."
+        )
     if "constants.pkl" in found:
         raise CheckpointError(f"{where} is a TorchScript program, not weights; get the weights as safetensors.")
     byteorder = found.get("byteorder")
@@ -112,7 +114,9 @@ def _legacy(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]:
     blocks of numbers; then the blocks, each behind its length."""
     with mmap.mmap(file.fileno(), min(file_size, _MAX_PICKLE_BYTES), access=mmap.ACCESS_READ) as start:
         if interpret(start, where).data != _LEGACY_MAGIC:
-            raise CheckpointError(f"{where} is a pickle, but not a whole torch checkpoint: torch's mark is missing.")
+            raise CheckpointError(
+                f"{where} is a pickle, but a truncated or corrupt torch checkpoint: torch's mark is missing."
+            )
         version, machine, pickled, names = (interpret(start, where) for _ in range(4))
         position = start.tell()
     if (
@@ -120,7 +124,9 @@ def _legacy(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]:
         or not isinstance(machine.data, dict)
         or machine.data.get("little_endian") is not True
     ):
-        raise CheckpointError(f"{where} is not a whole torch checkpoint, or was written by a big-endian machine.")
+        raise CheckpointError(
+            f"{where} is a truncated or corrupt torch checkpoint, or was written by a big-endian machine."
+        )
     blocks: dict[str, Member] = {}
     for name in names.data if isinstance(names.data, list) else ():
         file.seek(position)
@@ -128,7 +134,7 @@ def _legacy(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]:
         size = int.from_bytes(length, "little") * (storage.dtype.itemsize if storage else 0)
         if storage is None or len(length) < 8 or position + 8 + size > file_size:
             raise CheckpointError(
-                f"{where} is not a whole torch checkpoint: it ends before its weights. Fetch the file again."
+                f"{where} is a truncated or corrupt torch checkpoint: it ends before its weights. Fetch the file again."
             )
         blocks[storage.key] = Member(position + 8, size)
         position += 8 + size
@@ -170,7 +176,7 @@ def _records(pickled: Pickled, blocks: Mapping[str, Member], where: str) -> dict
         if block is None or block.size_bytes != size:
             has = f"has {block.size_bytes} bytes instead of {size}" if block else "is missing"
             raise CheckpointError(
-                f"{where} is not a whole torch checkpoint: block {storage.key[:40]!r} of {key} {has}. "
+                f"{where} is a truncated or corrupt torch checkpoint: block {storage.key[:40]!r} of {key} {has}. "
                 "Fetch the file again."
             )
         records[key] = Record(

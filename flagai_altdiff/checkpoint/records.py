@@ -78,7 +78,9 @@ def open_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> d
     size = os.fstat(file.fileno()).st_size
     for key, record in records.items():
         if trouble := record.trouble(size):
-            raise CheckpointError(f"{where} is not a whole file of weights: {key} {trouble}. Fetch the file again.")
+            raise CheckpointError(
+                f"{where} is a truncated or corrupt file of weights: {key} {trouble}. Fetch the file again."
+            )
     total = sum(math.prod(record.shape) * record.dtype.itemsize for record in records.values())
     if total > _MAX_SHARING * size:
         raise CheckpointError(f"{where} has {size} bytes, but its tensors claim {total}; refused.")

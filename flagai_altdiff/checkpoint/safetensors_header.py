@@ -107,4 +107,4 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _malformed(where: str, problem: str) -> CheckpointError:
-    return CheckpointError(f"{where} is not a whole safetensors file: {problem}. Fetch the file again.")
+    return CheckpointError(f"{where} is a truncated or corrupt safetensors file: {problem}. Fetch the file again.")

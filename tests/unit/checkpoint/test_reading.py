@@ -314,9 +314,9 @@ def test_messages_say_what_lies_there(tmp_path: Path) -> None:
     for make, word in (
         (page, "DOCTYPE"),
         (pointer, "git-lfs"),
-        (truncated_safetensors, "not a whole safetensors"),
-        (truncated_zip, "not a whole torch checkpoint: its end is not the end of a zip file"),
-        (truncated_legacy, "not a whole torch checkpoint: it ends before its weights"),
+        (truncated_safetensors, "truncated or corrupt safetensors"),
+        (truncated_zip, "truncated or corrupt torch checkpoint: its end is not the end of a zip file"),
+        (truncated_legacy, "truncated or corrupt torch checkpoint: it ends before its weights"),
         (no_tensors, "no state dict"),
     ):
         make(path)
