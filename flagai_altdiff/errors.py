@@ -113,6 +113,19 @@ class StateDictMismatchError(CheckpointError):
         super().__init__(" ".join([*parts, hint] if hint else parts))
 
 
+class _WithErrno(FlagAIAltDiffError, OSError):
+    """What the errors of a disk have in common.
+
+    Args:
+        text: What happened and what to do.
+        code: The system's ``errno``.
+    """
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.errno = code
+
+
 class HubError(FlagAIAltDiffError, OSError):
     """A download that could not be completed."""
 
@@ -133,17 +146,8 @@ class OfflineError(HubError):
     """Files are missing and the offline switch forbids fetching them."""
 
 
-class DiskError(HubError):
-    """The local disk failed while files were fetched or checked; another source would not help.
-
-    Args:
-        text: What happened and what to do.
-        code: The system's ``errno``.
-    """
-
-    def __init__(self, text: str, code: int | None = None) -> None:
-        super().__init__(text)
-        self.errno = code
+class DiskError(_WithErrno, HubError):
+    """The local disk failed while files were fetched or checked; another source would not help."""
 
 
 class InsufficientMemoryError(FlagAIAltDiffError, MemoryError):
@@ -154,17 +158,8 @@ class NotFiniteError(FlagAIAltDiffError, ArithmeticError):
     """Sampling gave NaN or infinite values, so there is no image."""
 
 
-class OutputError(FlagAIAltDiffError, OSError):
-    """An image cannot be saved; those saved before stay.
-
-    Args:
-        text: What happened and what to do.
-        code: The system's ``errno``.
-    """
-
-    def __init__(self, text: str, code: int | None = None) -> None:
-        super().__init__(text)
-        self.errno = code
+class OutputError(_WithErrno):
+    """An image cannot be saved; those saved before stay."""
 
 
 class TrainingInterrupted(FlagAIAltDiffError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,7 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
     model = unwrapped(model)
     engine = EagerEngine(model)
     noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
+    negative = cache(partial(encode_prompts, model, engine, [request.negative_prompt]))  # encoded once, when needed
     for batch in request.batches():
         x, fresh = noise.start(batch)
         sample = partial(_sample, engine, request, x, fresh)
@@ -215,7 +216,7 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
                     pass
             continue
         with memory_advice(request):
-            eps = _condition(model, engine, request, batch)
+            eps = _condition(model, engine, request, batch, negative)
             for step in sample(eps):
                 x = step.x
                 yield step
@@ -223,11 +224,11 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
         yield from (finished for finished in samples if finished.index not in skip)
 
 
-def _condition(model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch) -> EpsFunction:
+def _condition(
+    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, negative: Callable[[], Tensor]
+) -> EpsFunction:
     """The noise prediction for the prompts of a batch."""
-    uncond = None
-    if request.guidance_scale != 1.0:
-        uncond = encode_prompts(model, engine, [request.negative_prompt] * len(batch))
+    uncond = None if request.guidance_scale == 1.0 else negative().expand(len(batch), -1, -1)
     cond = encode_prompts(model, engine, batch.prompts)
     scale = request.guidance_scale
     return guided(engine.denoise, cond, uncond, scale, engine.alphas_cumprod, engine.parameterization)
