@@ -56,7 +56,6 @@ def test_prompts_options_and_requests_are_three_ways_to_ask(m9: LatentDiffusion)
         generate(m9, tiny.CAT, step=3)
 
 
-@pytest.mark.fault(109)
 def test_the_negative_prompt_is_encoded_once_in_a_call(m9: LatentDiffusion) -> None:
     encoded: list[object] = []
     hook = m9.cond_stage_model.register_forward_pre_hook(lambda module, inputs: encoded.append(inputs))
@@ -67,6 +66,7 @@ def test_the_negative_prompt_is_encoded_once_in_a_call(m9: LatentDiffusion) -> N
     assert len(encoded) == 1 + 3
 
 
+@pytest.mark.fault(109)
 def test_an_image_does_not_depend_on_its_neighbours(m9: LatentDiffusion) -> None:
     """Short and long prompts of one batch are encoded apart."""
     alone = [pixels(generate(m9, prompt, seed=4 + i, **SMALL))[0] for i, prompt in enumerate((tiny.CAT, LONG))]
