@@ -1,13 +1,49 @@
-"""Every exception of the package. Each message says what happened, what was expected and what to type next."""
+"""Every exception of the package. Each message says what happened, what was expected and what to type next.
+
+Messages quote files and servers, which may hold anything: a terminal must neither obey nor drown in what they quote.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+_MAX_MESSAGE = 8_000
+
+
+def printable(text: str, length: int = _MAX_MESSAGE) -> str:
+    """``text`` for a message: what is no visible character is escaped but for line ends, and a long one is cut.
+
+    Args:
+        text: Anything.
+        length: Most characters, before any is escaped.
+    """
+    text = text if len(text) <= length else f"{text[: max(length - 3, 0)]}..."
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def shown(value: object, length: int = 80) -> str:
+    """A value of a file, a server or a caller as messages quote it: in Python's spelling, on one line, escaped and cut.
+
+    Args:
+        value: Anything; a container is spelled only as far as it is shown.
+        length: Most characters.
+    """
+    if isinstance(value, str | bytes) and len(value) > length:
+        return f"{value[: length - 3]!r}..."
+    if isinstance(value, int) and value.bit_length() > 4 * length:
+        return f"a number of about {round(value.bit_length() * 0.30103):,} digits"
+    text = reprlib.repr(value) if isinstance(value, list | tuple | dict | set | frozenset) else repr(value)
+    return printable(text if len(text) <= length else f"{text[: length - 3]}...").replace("\n", "\\n")
 
 
 class FlagAIAltDiffError(Exception):
     """Base of every error that this package raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(FlagAIAltDiffError, ValueError):
@@ -29,11 +65,7 @@ class InvalidRequestError(FlagAIAltDiffError, ValueError):
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field, self.value, self.expected = field, value, expected
-        try:
-            shown = repr(value)
-        except ValueError:  # a number of thousands of digits
-            shown = f"a huge {type(value).__name__}"
-        super().__init__(f"{field}={shown if len(shown) <= 80 else shown[:77] + '...'}: {expected}")
+        super().__init__(f"{field}={shown(value)}: {expected}")
 
 
 class RegistryError(FlagAIAltDiffError, LookupError):
@@ -108,7 +140,7 @@ class StateDictMismatchError(CheckpointError):
             if names:
                 parts.append(f"{len(names)} {label} keys: {_first(names)}.")
         if self.shapes:
-            rows = [f"{k} {list(got)} instead of {list(want)}" for k, (got, want) in self.shapes.items()]
+            rows = [f"{key} {list(got)} instead of {list(want)}" for key, (got, want) in self.shapes.items()]
             parts.append(f"{len(rows)} keys of another shape: {_first(rows)}.")
         super().__init__(" ".join([*parts, hint] if hint else parts))
 
@@ -166,6 +198,32 @@ class TrainingInterrupted(FlagAIAltDiffError):
     """A training stage was stopped before its last step; its state is saved."""
 
 
+@contextmanager
+def last_net(where: object, kind: type[FlagAIAltDiffError] = CheckpointError) -> Iterator[None]:
+    """Make what nobody foresaw an error of ours, for blocks that read what a file or server may have made up.
+
+    Args:
+        where: The file or address; the message begins with it.
+        kind: The error to raise.
+
+    Raises:
+        FlagAIAltDiffError: Of ``kind``; those of ours pass, and a lack of memory is InsufficientMemoryError.
+    """
+    try:
+        yield
+    except FlagAIAltDiffError:
+        raise
+    except MemoryError as error:
+        raise InsufficientMemoryError(f"{where} needs more memory than there is.") from error
+    except OSError as error:
+        raise kind(f"{where} cannot be used: {error.strerror or shown(str(error))}.") from error
+    except Exception as error:
+        reason = printable(str(error), 120).split("\n")[0]
+        raise kind(
+            f"{where} is damaged, or made to look like what it is not ({type(error).__name__}: {reason})."
+        ) from error
+
+
 def _first(names: Sequence[str], count: int = 3) -> str:
     rest = len(names) - count
-    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(printable(name, 120) for name in names[:count]) + (f" and {rest} more" if rest > 0 else "")
