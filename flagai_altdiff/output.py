@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.errors import OutputError
+from flagai_altdiff.errors import OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
@@ -60,7 +60,7 @@ def draw_to_folder(
     name = model.spec.name
     run = find_run(output.folder, resolved, name) if output.resume else new_run(resolved, name)
     if output.resume and not run.finished:
-        logger.warning("no image of this very request lies in %s: everything is drawn", output.folder)
+        logger.warning("no image of this very request lies in %s: everything is drawn", printable(str(output.folder)))
     home = output.folder.absolute()  # a program may change its folder while it draws
     numbered, grids = NumberedFolder(home / "samples", "%05d.png"), NumberedFolder(home, "grid-%04d.png")
     if not (output.skip_save and output.skip_grid):
