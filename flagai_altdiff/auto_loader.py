@@ -6,20 +6,26 @@ import difflib
 import inspect
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
 from flagai_altdiff.errors import CheckpointError, last_net
 from flagai_altdiff.loading import load_model
+from flagai_altdiff.lora import add_lora, lora_files
+from flagai_altdiff.matching import find_transform, load_matching_model, load_weights
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.registry import check_task, locate
-from flagai_altdiff.safety import ClipImageTransform
+from flagai_altdiff.models.altclip import AltCLIP
+from flagai_altdiff.registry import MATCHING, check_task, locate
 from flagai_altdiff.tokenizer import Tokenizer, load_tokenizer, own_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -29,12 +35,13 @@ class AutoLoader:
     """Loads a model by name, fetching its files into ``model_dir`` if they are not there.
 
     Args:
-        task_name: ``"text2img"``.
+        task_name: ``"text2img"`` or ``"txt_img_matching"``.
         model_name: A registered name in any case, or the path of a folder or file with weights.
         model_dir: Folder of the model folders.
         only_download_config: Fetch and read config and tokenizer only; ``get_model()`` then raises.
         device: Where the script will move the model; the loader itself leaves it on the CPU, as FlagAI's does.
         torch_dtype: Accepted for FlagAI's sake; ``fp16`` decides.
+        lora_dir: A LoRA, or a folder of them, to add to a model that draws, at full strength; see ``add_lora``.
         fp16: Draw in half precision when the model is on a GPU; ``use_fp16`` is the same.
         safety_checker: ``"auto"``, ``True`` or ``False``; see ``load_model``.
         kwargs: ``use_fp16``; anything else is named in one warning and has no effect.
@@ -55,7 +62,7 @@ class AutoLoader:
         device: str | torch.device | None = None,
         torch_dtype: torch.dtype = torch.float16,
         low_cpu_mem_usage: bool = True,
-        lora_dir: str | None = None,
+        lora_dir: str | Path | None = None,
         qlora_dir: str | None = None,
         inference_mode: bool = True,
         model_max_length: int | None = None,
@@ -73,7 +80,7 @@ class AutoLoader:
         meaningless = {
             "torch_dtype": torch_dtype != torch.float16,
             "low_cpu_mem_usage": not low_cpu_mem_usage,
-            "lora_dir": lora_dir is not None,
+            "lora_dir": lora_dir is not None and task_name == MATCHING,
             "qlora_dir": qlora_dir is not None,
             "inference_mode": not inference_mode,
             "model_max_length": model_max_length is not None,
@@ -86,17 +93,25 @@ class AutoLoader:
         self.model_name = str(model_name)
         self.model_dir = Path(model_dir)
         self.device = device
-        self.process = self.transform = ClipImageTransform()
-        self.model: LatentDiffusion | None = None
+        self.transform: ClipImageTransform | MatchingTransform = ClipImageTransform()
+        self.model: LatentDiffusion | AltCLIP | None = None
         self._config_tokenizer: Tokenizer | None = None
         if only_download_config:
-            self._config_tokenizer = self._config_only()
+            folder, self._config_tokenizer = self._config_only()
+            self.transform = find_transform(folder) if task_name == MATCHING else self.transform
+        elif task_name == MATCHING:
+            self.model = load_matching_model(model_name, self.model_dir)
+            self.transform = self.model.transform
         else:
+            loras = lora_files(lora_dir) if lora_dir else []
             self.model = load_model(model_name, self.model_dir, safety_checker=safety_checker)
             self.model.autocast_dtype = torch.float16 if half else None
+            for lora in loras:
+                add_lora(self.model, lora)
+        self.process = self.transform
 
-    def get_model(self) -> LatentDiffusion:
-        """The model, in evaluation mode on the CPU."""
+    def get_model(self) -> Any:
+        """The model, in evaluation mode on the CPU: a ``LatentDiffusion`` or an ``AltCLIP``, as the task says."""
         if self.model is None:
             raise CheckpointError(
                 f"only_download_config=True: {self.model_name} was not loaded. Call AutoLoader again without it."
@@ -108,14 +123,15 @@ class AutoLoader:
         """The model's tokenizer as transformers has it, made when it is first asked for."""
         if self._config_tokenizer is not None:
             return self._config_tokenizer.to_transformers()
-        return self.get_model().tokenizer
+        tokenizer: PreTrainedTokenizerBase | None = self.get_model().tokenizer
+        return tokenizer
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The model's tokenizer."""
         return self.tokenizer
 
-    def get_transform(self) -> ClipImageTransform:
-        """CLIP's preparation of an image, as a tensor."""
+    def get_transform(self) -> Callable[[Image], Any]:
+        """CLIP's preparation of an image: as a tensor; for matching, as a mapping with ``pixel_values``."""
         return self.transform
 
     def get_task_name(self, brief_name: str) -> str:
@@ -126,20 +142,23 @@ class AutoLoader:
         """Give the model the weights of another file of the same shape.
 
         Args:
-            model_path: ``.ckpt`` or ``.safetensors`` with LDM names.
+            model_path: ``.ckpt``, ``.bin`` or ``.safetensors`` with the names of the released files.
 
         Raises:
             CheckpointError: The file cannot be read, or has other weights; the model stays as it was.
         """
         model = self.get_model()
+        if isinstance(model, AltCLIP):
+            load_weights(model, model_path)
+            return
         with last_net(model_path):
             checkpoint.assign(model, read_tensors(Path(model_path)), str(model_path))
 
-    def _config_only(self) -> Tokenizer:
-        spec, path = locate(self.model_name, self.model_dir)
+    def _config_only(self) -> tuple[Path, Tokenizer]:
+        spec, path = locate(self.model_name, self.model_dir, task=self.task_name)
         found = own_tokenizer(path)
         if found is None and spec and spec.sources:
             found = own_tokenizer(hub.fetch(spec, path, config_only=True))
         if found is None:
             raise CheckpointError(f"{path} has no tokenizer (sentencepiece.bpe.model or tokenizer.json).")
-        return load_tokenizer(found)
+        return path, load_tokenizer(found)

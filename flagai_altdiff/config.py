@@ -126,10 +126,40 @@ class TextEncoderConfig:
     has_pooler: Flag = True
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} cannot be divided among {self.num_attention_heads} heads."
-            )
+        _check_heads(self.hidden_size, self.num_attention_heads)
+
+
+@_with_our_errors
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class VisionConfig:
+    """Sizes of CLIP's image tower; the defaults are ViT-L/14's."""
+
+    hidden_size: Width = 1024
+    num_hidden_layers: Depth = 24
+    num_attention_heads: Width = 16
+    intermediate_size: Size = 4096
+    image_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 224
+    patch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 14
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@_with_our_errors
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AltCLIPConfig:
+    """A matching model: both towers, and the width of the space in which they meet."""
+
+    text: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
+    vision: VisionConfig = Field(default_factory=VisionConfig)
+    projection_dim: Size = 768
 
 
 @_with_our_errors
@@ -178,6 +208,11 @@ def _in_our_words(message: str) -> str:
     return message
 
 
+def _check_heads(hidden_size: int, heads: int) -> None:
+    if hidden_size % heads:
+        raise ConfigError(f"hidden_size {hidden_size} cannot be divided among {heads} heads.")
+
+
 def _check_blocks(levels: int, blocks: int, depth: int) -> None:
     count = levels * (2 * blocks + 1) * depth
     if count > _MAX_BLOCKS:
@@ -195,3 +230,21 @@ def _check_groups(name: str, width: int, mults: Iterable[int], groups: int) -> N
             raise ConfigError(
                 f"{name} gives {channels} channels, which {groups} norm groups do not divide; set norm_groups."
             )
+
+
+RELEASED: dict[str, LatentDiffusionConfig | AltCLIPConfig] = {
+    "AltDiffusion": LatentDiffusionConfig(),
+    "AltDiffusion-m9": LatentDiffusionConfig(),
+    "AltDiffusion-m18": LatentDiffusionConfig(
+        unet=UNetConfig(num_heads=None, num_head_channels=64, use_linear_in_transformer=True, context_dim=1024),
+        cond_stage=TextEncoderConfig(project_dim=1024, has_pre_transformation=True, has_pooler=False),
+    ),
+    "AltCLIP-XLMR-L": AltCLIPConfig(),
+    "AltCLIP-XLMR-L-m9": AltCLIPConfig(),
+    "AltCLIP-XLMR-L-m18": AltCLIPConfig(
+        text=TextEncoderConfig(project_dim=1024, has_pre_transformation=True, has_pooler=False),
+        vision=VisionConfig(hidden_size=1280, num_hidden_layers=32, intermediate_size=5120, hidden_act="gelu"),
+        projection_dim=1024,
+    ),
+}
+"""Sizes of the released models by their registered names, for plans that are made without their files."""

@@ -96,6 +96,24 @@ class UnknownModelError(RegistryError):
     kind = "model"
 
 
+class OtherTaskError(UnknownModelError):
+    """A model that is registered, but not for what was asked of it.
+
+    Args:
+        name: The model.
+        task: What it is for.
+        wanted: What it was to do.
+        known: The models that do it.
+    """
+
+    def __init__(self, name: str, task: str, wanted: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        there = ", ".join(self.known)
+        FlagAIAltDiffError.__init__(
+            self, f"{name} is a model of another task, {task!r}. Models for {wanted!r}: {there}."
+        )
+
+
 class UnknownTaskError(RegistryError):
     """A task that this package does not have."""
 
@@ -201,6 +219,34 @@ class ImageError(FlagAIAltDiffError, OSError, ValueError):
 
 class OutputError(_WithErrno):
     """An image cannot be saved; those saved before stay."""
+
+
+class MissingDependencyError(FlagAIAltDiffError, ImportError):
+    """A package that is not installed; the message has the command that installs it."""
+
+
+class DataError(FlagAIAltDiffError, OSError):
+    """Training data that cannot be used: nothing is there, a disk or a server failed, or too much of it is broken."""
+
+
+class BrokenExampleError(DataError):
+    """One example of training data that cannot be used; the others can.
+
+    Args:
+        key: Its name.
+        reason: What is wrong, in the same words for every example of which the same is wrong.
+        detail: What is special about this one.
+    """
+
+    def __init__(self, key: str, reason: str, detail: str = "") -> None:
+        self.key, self.reason, self.detail = key, reason, detail
+        self.words = f"{reason} ({detail})" if detail else reason
+        super().__init__(f"{printable(key, 300)}: {self.words}.")
+
+    @property
+    def named(self) -> str:
+        """The name with what is special, for a list of all with this reason."""
+        return f"{self.key} ({self.detail})" if self.detail else self.key
 
 
 class TrainingInterrupted(FlagAIAltDiffError):

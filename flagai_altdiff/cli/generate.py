@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flagai_altdiff.cli.common import add_model_dir, fail
-from flagai_altdiff.errors import InvalidRequestError
-from flagai_altdiff.options import Option, options_of
+from flagai_altdiff.cli.common import add_model_dir, add_option, fail
+from flagai_altdiff.errors import InvalidRequestError, shown
+from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import read_prompt_file
-from flagai_altdiff.registry import locate
+from flagai_altdiff.registry import DRAWING, MATCHING, locate
 from flagai_altdiff.request import FLAGAI_DEFAULTS, OPTIONS, GenerationRequest, Output
+
+if TYPE_CHECKING:
+    from flagai_altdiff.ranking import BestOf
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {"from_file": "--from-file", "device": "--device"}
+_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best", "strength": "--lora"}
 """What is no option of a request, by the flag that sets it."""
+
+
+_JUDGE = "AltCLIP-XLMR-L-m9"
+_DRAWN_AT_ONCE = 4
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +44,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_model_dir(parser)
     for option in OPTIONS.values():
         if option.flags:
-            _add_option(parser, option)
+            default = "the model's" if option.name in _MODELS_OWN else FLAGAI_DEFAULTS.get(option.name, option.default)
+            add_option(parser, option, default)
     add("--plms", action="store_true", help="same as --sampler plms")
     add(
         "--from-file",
@@ -45,36 +54,16 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         help="read prompts from a text file; each line is drawn once, --n-samples at a time",
     )
     add("--comments", action="store_true", help="leave out lines of --from-file that begin with #")
+    add("--lora", action="append", default=[], metavar="FILE[:X]", help="add a LoRA, X times as strong; repeatable")
+    add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
+    add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
+    add("--judge", default=_JUDGE, metavar="NAME", help="the matching model that chooses (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
     checker = parser.add_mutually_exclusive_group()
     checker.add_argument("--no-safety-checker", action="store_true", help="do not check the images")
     checker.add_argument("--require-safety-checker", action="store_true", help="fail where the model has no checker")
     parser.set_defaults(run=_generate, kept="; finished images are kept, --resume draws the rest")
-
-
-def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    """The flag of an option; only what is typed reaches the parsed arguments."""
-    flags = sorted(option.flags, key=len)
-    common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": _help(option)}
-    if isinstance(option.default, bool):
-        parser.add_argument(*flags, action="store_true", **common)
-    elif option.choices:
-        parser.add_argument(*flags, choices=option.choices, **common)
-    elif option.minimum is None:
-        parser.add_argument(*flags, metavar="DIR" if option.name == "folder" else "TEXT", **common)
-    else:
-        metavar = option.unit.upper() or ("N" if option.whole else "X")
-        parser.add_argument(*flags, type=int if option.whole else float, metavar=metavar, **common)
-
-
-def _help(option: Option) -> str:
-    default = "the model's" if option.name in _MODELS_OWN else FLAGAI_DEFAULTS.get(option.name, option.default)
-    notes = [option.limits] if option.limits else []
-    if default not in ("", None, False):
-        notes.append(f"default: {default}")
-    text = option.help[0].lower() + option.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")
-    return text.replace("%", "%%")
 
 
 def _generate(args: argparse.Namespace) -> int:
@@ -96,27 +85,65 @@ def _draw(args: argparse.Namespace) -> int:
     output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
-    locate(args.model, args.model_dir)
+    _, place = locate(args.model, args.model_dir, task=DRAWING)
+    loras = [_lora(text) for text in args.lora]
+    if args.best:
+        locate(args.judge, args.model_dir, task=MATCHING)
     print(f"loading {args.model}", file=sys.stderr)
     import torch
 
     from flagai_altdiff.loading import load_model
+    from flagai_altdiff.lora import add_lora, check_loras
     from flagai_altdiff.output import draw_to_folder
 
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_loras(loras, place)
+    best_of = _best_of(args, request, device) if args.best else None
     model = load_model(
         args.model,
         args.model_dir,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         dtype=torch.float16 if args.fp16 else None,
         mapped=True,  # this process writes no weights
         safety_checker=False if args.no_safety_checker else True if args.require_safety_checker else "auto",
     )
-    result = draw_to_folder(model, request, output)
+    for path, strength in loras:
+        add_lora(model, path, strength)
+    result = draw_to_folder(model, request, output, best_of=best_of)
     for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
         print(path)
     count = len(result.samples)
     print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
     return 0
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well."""
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        path, strength = Path(text), 1.0
+    else:
+        try:
+            path, strength = Path(name), float(number)
+        except ValueError:
+            path, strength = Path(text), 1.0
+            if Path(name).exists():
+                expected = f"a number behind the last colon in place of {shown(number)}, for example {name}:0.8"
+                raise InvalidRequestError("--lora", text, expected) from None
+    if not path.is_file():
+        expected = "the name of a file in that folder" if path.is_dir() else f"a file; there is no {path}"
+        raise InvalidRequestError("--lora", text, expected)
+    return path, strength
+
+
+def _best_of(args: argparse.Namespace, request: GenerationRequest, device: str) -> BestOf:
+    from flagai_altdiff.matching import load_matching_model
+    from flagai_altdiff.ranking import BestOf, check_choice
+
+    check_choice(args.best, request)
+    print(f"loading {args.judge}", file=sys.stderr)
+    judge = load_matching_model(args.judge, args.model_dir, device=device, mapped=True)
+    return BestOf(judge=judge, best=args.best)
 
 
 def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
@@ -130,4 +157,16 @@ def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
         options |= {"images_per_prompt": 1, "batch_size": options["images_per_prompt"]}
     else:
         options["prompts"] = args.prompt
+    if args.best is not None or args.of is not None:
+        options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
     return GenerationRequest(**options), Output(**{name: given[name] for name in options_of(Output) if name in given})
+
+
+def _drawn_to_choose_from(args: argparse.Namespace, has_n_samples: bool) -> dict[str, int]:
+    """How many images of each prompt are drawn, a few at a time."""
+    if args.best is None:
+        raise InvalidRequestError("--of", args.of, "--best says how many of them are kept; add it")
+    if has_n_samples:
+        raise InvalidRequestError("--n-samples", args.images_per_prompt, "--of says how many are drawn; leave one out")
+    count = 4 * args.best if args.of is None else args.of
+    return {"images_per_prompt": count, "batch_size": max(1, min(count, _DRAWN_AT_ONCE))}

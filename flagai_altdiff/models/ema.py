@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 
@@ -35,16 +35,28 @@ class LitEma(nn.Module):
         for name, buffer in self._names.items():
             self.register_buffer(buffer, parameters[name].detach().clone())
 
-    @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
         """Move the copies towards the parameters of ``model``."""
+        self.follow(dict(model.named_parameters()))
+
+    @torch.no_grad()
+    def follow(self, parameters: Mapping[str, Tensor]) -> None:
+        """The same, for who has the parameters by their names at hand."""
         self._put_back(self._aside)
         self.num_updates += 1
         n = int(self.num_updates)
         weight = 1.0 - min(float(self.decay), (1 + n) / (10 + n))
-        parameters = dict(model.named_parameters())
-        for name, buffer in self._names.items():
-            self.get_buffer(buffer).lerp_(parameters[name].detach(), weight)
+        copies = [self.get_buffer(buffer) for buffer in self._names.values()]
+        torch._foreach_lerp_(copies, [parameters[name].detach() for name in self._names], weight)
+
+    def copies(self) -> dict[str, Tensor]:
+        """The copies by the names of their parameters."""
+        return {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
+
+    def take(self, copies: Mapping[str, Tensor]) -> None:
+        """Have other tensors as the copies, under the names of their parameters."""
+        for name, copy in copies.items():
+            self.register_buffer(self._names[name], copy)
 
     @contextmanager
     def in_place_of_parameters(self, model: nn.Module) -> Iterator[None]:
@@ -77,6 +89,13 @@ class LitEma(nn.Module):
         if aside is not None and aside is self._aside:
             _refer([parameter for parameter, _ in aside], [trained for _, trained in aside])
             self._aside = None
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Put the copies in the place of the parameters of ``model``, for good."""
+        parameters = dict(model.named_parameters())
+        for name, buffer in self._names.items():
+            parameters[name].copy_(self.get_buffer(buffer))
 
 
 def _refer(parameters: Sequence[nn.Parameter], numbers: Sequence[Tensor]) -> None:
