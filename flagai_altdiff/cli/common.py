@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.errors import printable
+from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
+from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def say(line: str) -> None:
@@ -23,6 +29,32 @@ def fail(error: Exception | str, status: int) -> int:
     return status
 
 
+def check_sheet(path: Path | None) -> None:
+    """InvalidRequestError unless a contact sheet can be written there: said before hours of work, not after them."""
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise InvalidRequestError("--sheet", str(path), "expected a name that ends in .png")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        problem = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InvalidRequestError("--sheet", str(path), f"{problem}; expected a file in a folder that is there")
+
+
+def write_sheet(path: Path, sheet: Image) -> None:
+    """Write a contact sheet, in place of an earlier one.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    from flagai_altdiff.files import new_file
+
+    try:
+        with new_file(path, replace=True) as unfinished:
+            sheet.save(unfinished, "PNG")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.", error.errno) from error
+
+
 def add_model_dir(parser: argparse.ArgumentParser) -> None:
     """The flag for the folder of the models."""
     parser.add_argument(
@@ -32,3 +64,45 @@ def add_model_dir(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the models (default: %(default)s)",
     )
+
+
+def add_option(parser: argparse._ActionsContainer, option: Option, default: object) -> None:
+    """The flag of an option; only what is typed reaches the parsed arguments.
+
+    Args:
+        parser: Gets the flag.
+        option: The option.
+        default: What its help says that it is unless typed.
+    """
+    flags = sorted(option.flags, key=len)
+    common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": _help(option, default)}
+    if isinstance(option.default, bool):
+        parser.add_argument(*flags, action="store_true", **common)
+    elif option.choices:
+        parser.add_argument(*flags, choices=option.choices, **common)
+    elif option.minimum is None:
+        parser.add_argument(*flags, metavar="DIR" if option.name == "folder" else "TEXT", **common)
+    else:
+        metavar = option.unit.upper() or ("N" if option.whole else "X")
+        parser.add_argument(*flags, type=int if option.whole else float, metavar=metavar, **common)
+
+
+def _help(option: Option, default: object) -> str:
+    notes = [option.limits] if option.limits else []
+    if default not in ("", None, False):
+        notes.append(f"default: {default}")
+    text = option.help[0].lower() + option.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")
+    return text.replace("%", "%%")
+
+
+def command_that_goes_on() -> str:
+    """The command that goes on with a training, in as many processes as now."""
+    from flagai_altdiff.training.processes import started
+
+    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join([*(["srun"] if started() else []), "altdiff", *words])
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return f"the same torchrun on each node, and at its end: {shlex.join(['-m', 'flagai_altdiff', *words])}"
+    launch = ["torchrun", "--standalone", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    return shlex.join([*launch, "-m", "flagai_altdiff", *words])

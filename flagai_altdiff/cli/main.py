@@ -11,13 +11,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from flagai_altdiff import __version__
-from flagai_altdiff.cli.common import fail
+from flagai_altdiff.cli.common import command_that_goes_on, fail
+from flagai_altdiff.cli.data import add_data
+from flagai_altdiff.cli.evaluate import add_evaluate
 from flagai_altdiff.cli.generate import add_generate
+from flagai_altdiff.cli.match import add_match
 from flagai_altdiff.cli.models import add_download, add_models, add_verify
 from flagai_altdiff.cli.tools import add_convert, add_doctor, add_train_mini
-from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
+from flagai_altdiff.cli.train import add_train
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError, TrainingInterrupted
 
 _EPILOG = """\
 examples:
@@ -25,9 +30,12 @@ examples:
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
+  altdiff match "a red house" "ein Hund" -- *.png
+  altdiff evaluate AltDiffusion-m9 --prompts prompts/ --clip AltCLIP-XLMR-L-m9
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
+  altdiff data report folder-of-images --sheet sheet.png
   altdiff doctor
 
 exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated
@@ -36,6 +44,17 @@ exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminate
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "generate": (add_generate, "draw images", "Draw images from prompts."),
+    "match": (
+        add_match,
+        "compare texts with images",
+        "Say how well each text fits each image, with AltCLIP: cosine similarities from -1 to 1.",
+    ),
+    "evaluate": (
+        add_evaluate,
+        "measure a model in every language",
+        "Draw prompts in every language and measure the images (FID, Inception score, similarity to captions); or "
+        "measure what a matching model finds. Writes a table, JSON and a plot.",
+    ),
     "models": (add_models, "list the models", "List the models that have a name."),
     "download": (add_download, "fetch a model's files", "Fetch what a model lacks; an interrupted download goes on."),
     "verify": (
@@ -48,7 +67,13 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
         "change a model's layout on disk",
         "Write a model in another layout: all its weights, but not the defaults (steps, scale) that go with its name.",
     ),
+    "data": (add_data, "look at training data", "Look at training data before hours are spent on them."),
     "doctor": (add_doctor, "look at this machine", "Say what this machine has and what is wrong."),
+    "train": (
+        add_train,
+        "train or fine-tune a model",
+        "Train a model in the papers' stages, as a config says; or teach it one thing from a few images.",
+    ),
     "train-mini": (
         add_train_mini,
         "train the embedded model",
@@ -84,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except (InvalidRequestError, RegistryError) as error:
         return fail(error, 2)
+    except TrainingInterrupted as error:
+        return _to_go_on(error)
     except FlagAIAltDiffError as error:
         return fail(error, 1)
     except KeyboardInterrupt as interrupt:
@@ -93,6 +120,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _to_go_on(error: TrainingInterrupted) -> int:
+    """Say which command goes on with a training."""
+    from flagai_altdiff.training.processes import is_first
+
+    if is_first():
+        print(f"{error} Go on with: {command_that_goes_on()}", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 class _Terminated(KeyboardInterrupt):
@@ -116,8 +152,22 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Parser(argparse.ArgumentParser):
+    """For a command that has a default for ``behind``, what stands behind ``--`` is that."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the original."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self.get_default("behind") is None or "--" not in words:
+            return super().parse_known_args(words, namespace)
+        place = words.index("--")
+        found, unknown = super().parse_known_args(words[:place], namespace)
+        found.behind = words[place + 1 :]
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="altdiff",
         description="Draw images from prompts in 18 languages with AltDiffusion.",
         epilog=_EPILOG,
