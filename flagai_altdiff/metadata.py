@@ -91,6 +91,7 @@ def _parameters(
     pairs = {
         "Steps": request.steps,
         "Sampler": SAMPLERS[request.sampler].title,
+        **({} if request.grid == "flagai" else {"Schedule type": request.grid.title()}),
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": sample.seed,
         "Size": f"{request.width}x{request.height}",

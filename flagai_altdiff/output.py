@@ -14,13 +14,12 @@ from flagai_altdiff.errors import OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
+from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, step_count, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
 from flagai_altdiff.request import GenerationRequest, Note, Output, ResolvedRequest
 from flagai_altdiff.runs import find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
-from flagai_altdiff.sampling.schedule import timestep_grid
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ def _with_bars(
 ) -> Iterator[Step | Sample]:
     """The events of a drawing, with one bar for the images and one below it for the steps towards them."""
     batches = [len(batch) for batch in request.batches()]
-    steps = len(batches) * len(timestep_grid(request.steps, model.num_timesteps))
+    steps = len(batches) * step_count(request, model.num_timesteps)
     bar, hidden = bar_class(), not show_bars()
     with (
         bar(total=sum(batches), initial=finished, desc="images", unit="image", disable=hidden) as image_bar,

@@ -260,7 +260,7 @@ def _sample(
     engine: Engine, request: ResolvedRequest, x: Tensor, fresh: NoiseFunction, eps: EpsFunction
 ) -> Iterator[Step]:
     """Walk a batch from noise to latents."""
-    schedule = engine.schedule(request.steps)
+    schedule = engine.schedule(request.steps, request.grid)
     return SAMPLERS[request.sampler].walk(eps, x, schedule, noise=fresh, eta=request.eta)
 
 
@@ -310,13 +310,18 @@ def _resolved(model: LatentDiffusion, request: GenerationRequest) -> ResolvedReq
     )
 
 
+def step_count(request: ResolvedRequest, timesteps: int) -> int:
+    """Sampler steps of a batch; FlagAI's grid may have more than were asked for."""
+    return len(timestep_grid(request.steps, timesteps)) if request.grid == "flagai" else request.steps
+
+
 def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: ResolvedRequest) -> Iterator[Note]:
     """Where a model does something else than it was asked for."""
     size = (asked.width or resolved.width, asked.height or resolved.height)
     if size != (resolved.width, resolved.height):
         drawn = f"drawing {resolved.width}x{resolved.height} (width x height)"
         yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
-    steps = len(timestep_grid(resolved.steps, model.num_timesteps))
+    steps = step_count(resolved, model.num_timesteps)
     if steps != resolved.steps:
         yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")
     if model.autocast_dtype is not None and model.device.type != "cuda":

@@ -59,6 +59,7 @@ class Predictor:
         negative_prompt: str | None = "",
         *,
         sampler: str | None = None,
+        grid: str = "flagai",
         seed_mode: str = "batch",
         callback: Callable[[Step], object] | None = None,
         resume: bool = False,
@@ -92,7 +93,8 @@ class Predictor:
             from_file: Text file with a prompt per line, drawn once each, n_samples at a time; replaces ``prompt``.
             seed: 0 to 2**32 - 1; -1 or None draws one.
             negative_prompt: What the images must not show.
-            sampler: ``"ddim"``, ``"plms"``, ``"dpmpp_2m"`` or ``"euler_ancestral"``.
+            sampler: One of ``flagai_altdiff.SAMPLERS``, or what A1111 calls it.
+            grid: Where the steps lie: ``"flagai"``, ``"trailing"``, ``"uniform"``, ``"karras"`` or ``"exponential"``.
             seed_mode: ``"batch"`` for FlagAI's random numbers, ``"per_image"`` for images independent of their batch.
             callback: Called with each sampler step.
             resume: Go on with the latest run of this very request in ``outpath``: draw what it lacks.
@@ -121,6 +123,7 @@ class Predictor:
             "ddim_steps": ddim_steps if ddim_step is None else ddim_step,
             "scale": scale,
             "sampler": sampler or ("plms" if plms else "ddim"),
+            "grid": grid,
             "ddim_eta": ddim_eta,
             "seed": seed,
             "seed_mode": seed_mode,

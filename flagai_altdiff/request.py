@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from flagai_altdiff.errors import InvalidRequestError, UnknownSamplerError
 from flagai_altdiff.options import Number, Whole, option, options_of, with_our_errors
-from flagai_altdiff.sampling import SAMPLERS
+from flagai_altdiff.sampling import GRIDS, SAMPLERS, find_sampler
 
 SeedMode = Literal["batch", "per_image"]
 MAX_SEED = 2**32 - 1
@@ -73,6 +73,13 @@ class GenerationRequest:
     sampler: str = option(
         "ddim", "Algorithm from noise to image.", flagai="sampler", flags=("--sampler",), choices=tuple(SAMPLERS)
     )
+    grid: str = option(
+        "flagai",
+        "Where the steps lie: FlagAI's grid, or one that ends without noise.",
+        flagai="grid",
+        flags=("--grid",),
+        choices=GRIDS,
+    )
     eta: Number = option(
         0.0, "Share of fresh noise in DDIM.", flagai="ddim_eta", flags=("--eta", "--ddim-eta"), at_least=0, at_most=1
     )
@@ -126,11 +133,31 @@ class GenerationRequest:
             raise ValueError("the text has half of a surrogate pair; was it cut inside an emoji?")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _samplers_of_others(cls, data: Any) -> Any:
+        """Other programs' names of samplers, some of which name the grid as well."""
+        given = data.kwargs
+        name = given.get("sampler") if isinstance(given, dict) else None
+        if not isinstance(name, str) or name in SAMPLERS or (found := find_sampler(name)) is None:
+            return data
+        sampler, grid = found
+        if grid and given.get("grid", grid) != grid:
+            raise InvalidRequestError("grid", given["grid"], f"contradicts sampler={name!r}; leave one of them out")
+        return {**given, "sampler": sampler, **({"grid": grid} if grid else {})}
+
     @field_validator("sampler", mode="before")
     @classmethod
     def _known_sampler(cls, value: object) -> object:
         if value not in tuple(SAMPLERS):
             raise UnknownSamplerError(str(value), SAMPLERS)
+        return value
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _known_grid(cls, value: object) -> object:
+        if value not in GRIDS:
+            raise ValueError(f"expected one of {', '.join(GRIDS)}")
         return value
 
     @model_validator(mode="after")

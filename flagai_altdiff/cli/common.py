@@ -78,6 +78,8 @@ def add_option(parser: argparse._ActionsContainer, option: Option, default: obje
     common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": _help(option, default)}
     if isinstance(option.default, bool):
         parser.add_argument(*flags, action="store_true", **common)
+    elif option.name == "sampler":  # other programs' names are understood as well
+        parser.add_argument(*flags, metavar="NAME", **common)
     elif option.choices:
         parser.add_argument(*flags, choices=option.choices, **common)
     elif option.minimum is None:

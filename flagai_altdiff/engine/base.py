@@ -29,8 +29,8 @@ class Engine(Protocol):
         """What :meth:`denoise` gives: ``"eps"``, ``"v"`` or ``"x0"``."""
         ...
 
-    def schedule(self, steps: int) -> Schedule:
-        """The walk from noise to image in about so many steps."""
+    def schedule(self, steps: int, grid: str) -> Schedule:
+        """The walk from noise to image in about so many steps, along one of ``sampling.GRIDS``."""
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

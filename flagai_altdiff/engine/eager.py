@@ -37,9 +37,9 @@ class EagerEngine:
         self.parameterization = model.parameterization
         self.device = model.device
 
-    def schedule(self, steps: int) -> Schedule:
-        """FlagAI's grid of timesteps."""
-        return Schedule.from_alphas_cumprod(self.alphas_cumprod, steps)
+    def schedule(self, steps: int, grid: str) -> Schedule:
+        """A walk along a grid of timesteps."""
+        return Schedule.make(self.alphas_cumprod, steps, grid)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent, from its size in px."""

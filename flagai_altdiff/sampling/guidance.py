@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flagai_altdiff.sampling.schedule import to_eps
+from flagai_altdiff.sampling.schedule import NoiseLevels, to_eps
 from flagai_altdiff.sampling.step import EpsFunction
 
 DenoiseFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -37,9 +37,12 @@ def guided(
         (x, t) -> eps.
     """
 
-    def eps(x: Tensor, t: int) -> Tensor:
-        alpha = alphas_cumprod[t]
-        timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=torch.long)
+    levels = NoiseLevels(alphas_cumprod)
+
+    def eps(x: Tensor, t: float) -> Tensor:
+        whole = isinstance(t, int)
+        alpha = alphas_cumprod[t] if whole else torch.tensor(levels.alpha(t), device=x.device)
+        timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=torch.long if whole else torch.float32)
         if uncond is None:
             return to_eps(denoise(x, timesteps, cond), x, alpha, parameterization)
         # One pass for both halves, unconditional first.

@@ -206,7 +206,7 @@ def our_latent(pair: Pair, sampler: str, steps: int, parameterization: str) -> T
     eps = guided(
         pair.model.apply_model, pair.cond, pair.uncond, GUIDANCE_SCALE, pair.model.alphas_cumprod, parameterization
     )
-    schedule = Schedule.from_alphas_cumprod(pair.model.alphas_cumprod, steps)
+    schedule = Schedule.make(pair.model.alphas_cumprod, steps)
     walk = SAMPLERS[sampler].walk(eps, pair.x_T, schedule, noise=lambda: torch.zeros_like(pair.x_T))
     return [step.x for step in walk][-1]
 

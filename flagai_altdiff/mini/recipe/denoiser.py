@@ -138,7 +138,7 @@ def sample(model: LatentDiffusion, input_ids: Tensor, empty_ids: Tensor, generat
     side = model.config.first_stage.resolution // model.config.first_stage.downsampling
     x = torch.randn(len(input_ids), model.channels, side, side, generator=generator)
     eps = guided(model.apply_model, cond, uncond, LOOK_GUIDANCE, model.alphas_cumprod, model.parameterization)
-    schedule = Schedule.from_alphas_cumprod(model.alphas_cumprod, LOOK_STEPS)
+    schedule = Schedule.make(model.alphas_cumprod, LOOK_STEPS)
     for step in ddim(eps, x, schedule, noise=lambda: torch.zeros(())):
         x = step.x
     return model.decode_first_stage(x)
