@@ -94,7 +94,7 @@ def _parameters(
         **({} if request.grid == "flagai" else {"Schedule type": request.grid.title()}),
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": sample.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": "x".join(map(str, request.final_size)),
         "Model": _quoted(model_name),
         "Version": f"flagai_altdiff {__version__}",
     }

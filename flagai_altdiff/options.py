@@ -47,6 +47,7 @@ class Option:
         minimum: Smallest value; ``None`` where it is no number.
         maximum: Largest value.
         whole: Whether the number must be whole.
+        quiet: Whether records leave it out while it has its default.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Option:
     minimum: float | None
     maximum: float | None
     whole: bool
+    quiet: bool
 
     @property
     def limits(self) -> str:
@@ -76,9 +78,10 @@ def option(
     choices: tuple[str, ...] = (),
     at_least: float | None = None,
     at_most: float | None = None,
+    quiet: bool = False,
 ) -> Any:
     """A field that is an option; arguments as the attributes of :class:`Option`."""
-    extra: dict[str, Any] = {"flagai": flagai, "flags": list(flags), "unit": unit}
+    extra: dict[str, Any] = {"flagai": flagai, "flags": list(flags), "unit": unit, **({"quiet": True} if quiet else {})}
     if choices:
         extra["enum"] = list(choices)
     return Field(default=default, description=help, json_schema_extra=extra, ge=at_least, le=at_most)
@@ -104,6 +107,7 @@ def _option(name: str, field: FieldInfo) -> Option:
         minimum=limits.get("ge"),
         maximum=limits.get("le"),
         whole="int" in str(field.annotation),
+        quiet=bool(extra.get("quiet")),
     )
 
 

@@ -14,12 +14,13 @@ from flagai_altdiff.errors import OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, step_count, unwrapped
+from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
 from flagai_altdiff.request import GenerationRequest, Note, Output, ResolvedRequest
 from flagai_altdiff.runs import find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
+from flagai_altdiff.walks import step_counts
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def _with_bars(
 ) -> Iterator[Step | Sample]:
     """The events of a drawing, with one bar for the images and one below it for the steps towards them."""
     batches = [len(batch) for batch in request.batches()]
-    steps = len(batches) * step_count(request, model.num_timesteps)
+    steps = len(batches) * sum(step_counts(request, model.num_timesteps))
     bar, hidden = bar_class(), not show_bars()
     with (
         bar(total=sum(batches), initial=finished, desc="images", unit="image", disable=hidden) as image_bar,
@@ -123,7 +124,7 @@ class _Filing:
         self._columns = output.columns or request.batch_size
         drawn = sum(len(batch) for batch in request.batches())
         kept = drawn // request.images_per_prompt * best_of.best if best_of else drawn
-        size = grid_size(kept, self._columns, (request.width, request.height))
+        size = grid_size(kept, self._columns, request.final_size)
         self.grid_path = find_grid(output.folder, self.run, size) if output.resume else None
         self.skip = best_of.finished(self._samples, request) if best_of else frozenset(self._samples)
         home = output.folder.absolute()  # a program may change its folder while it draws

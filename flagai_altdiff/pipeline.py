@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
@@ -15,17 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from flagai_altdiff.canvas import Canvas, make_canvas
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
 from flagai_altdiff.engine import EagerEngine, Engine
+from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.errors import InvalidRequestError, NotFiniteError
 from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise
 from flagai_altdiff.request import Batch, GenerationRequest, Note, ResolvedRequest
-from flagai_altdiff.sampling import SAMPLERS, EpsFunction, NoiseFunction, Step
-from flagai_altdiff.sampling.guidance import guided
+from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
+from flagai_altdiff.walks import condition, decoded, step_counts, walk_latents
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +188,10 @@ def prepare(
         raise InvalidRequestError(
             "steps", resolved.steps, f"this model has {model.num_timesteps} timesteps; ask for fewer"
         )
+    if not step_counts(resolved, model.num_timesteps)[0]:
+        least = math.ceil(100 / resolved.steps) / 100
+        expected = f"it leaves none of {resolved.steps} steps; expected at least {least:g}, or more steps"
+        raise InvalidRequestError("strength", resolved.strength, expected)
     check_memory(resolved, EagerEngine(model).need(resolved), model.device)
     notes = [*_changes(model, request, resolved), *cut_prompts(model, (*resolved.prompts, resolved.negative_prompt))]
     return resolved, [say(note) for note in notes]
@@ -226,51 +233,38 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
             are what they would be without this.
     """
     model = unwrapped(model)
-    engine = EagerEngine(model)
+    engine = EagerEngine(model if request.seamless == "none" else seamless(model, request.seamless))
+    with memory_advice(request):
+        canvas = make_canvas(engine, request)
     noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
-    negative = cache(partial(encode_prompts, model, engine, [request.negative_prompt]))  # encoded once, when needed
+    negative = cache(partial(encode_prompts, model, engine, [request.negative_prompt], request.prompt_syntax))
     for batch in request.batches():
         x, fresh = noise.start(batch)
-        sample = partial(_sample, engine, request, x, fresh)
+        walk = partial(walk_latents, engine, request, canvas, x, fresh)
         if skip >= set(batch.indices):
             if request.seed_mode == "batch":  # later batches depend on how often was drawn before them
-                for _ in sample(lambda x, t: torch.zeros_like(x)):
+                for _ in walk(None):
                     pass
             continue
         with memory_advice(request):
-            eps = _condition(model, engine, request, batch, negative)
-            for step in sample(eps):
+            for step in walk(condition(model, engine, request, batch, negative)):
                 x = step.x
                 yield step
-            samples = _finish(model, engine, request, batch, x)
+            samples = _finish(model, engine, request, batch, canvas, x)
         yield from (finished for finished in samples if finished.index not in skip)
 
 
-def _condition(
-    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, negative: Callable[[], Tensor]
-) -> EpsFunction:
-    """The noise prediction for the prompts of a batch."""
-    uncond = None if request.guidance_scale == 1.0 else negative().expand(len(batch), -1, -1)
-    cond = encode_prompts(model, engine, batch.prompts)
-    scale = request.guidance_scale
-    return guided(engine.denoise, cond, uncond, scale, engine.alphas_cumprod, engine.parameterization)
-
-
-def _sample(
-    engine: Engine, request: ResolvedRequest, x: Tensor, fresh: NoiseFunction, eps: EpsFunction
-) -> Iterator[Step]:
-    """Walk a batch from noise to latents."""
-    schedule = engine.schedule(request.steps, request.grid)
-    return SAMPLERS[request.sampler].walk(eps, x, schedule, noise=fresh, eta=request.eta)
-
-
-def _finish(model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, x: Tensor) -> list[Sample]:
-    """Decode the latents of a batch and judge the images."""
+def _finish(
+    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, canvas: Canvas | None, x: Tensor
+) -> list[Sample]:
+    """Decode the latents of a batch, put them where they belong, and judge the images."""
     if not x.isfinite().all():
         raise NotFiniteError(
             "sampling gave NaN or infinite values. Try a lower guidance scale, another sampler, or full precision."
         )
-    images = to_pil(engine.decode(x))
+    images = to_pil(decoded(engine, request, x))
+    if canvas is not None:
+        images = [canvas.finish(image) for image in images]
     flags = model.safety_checker.check(images, engine.device) if model.safety_checker else [None] * len(images)
     return [
         Sample(
@@ -310,19 +304,14 @@ def _resolved(model: LatentDiffusion, request: GenerationRequest) -> ResolvedReq
     )
 
 
-def step_count(request: ResolvedRequest, timesteps: int) -> int:
-    """Sampler steps of a batch; FlagAI's grid may have more than were asked for."""
-    return len(timestep_grid(request.steps, timesteps)) if request.grid == "flagai" else request.steps
-
-
 def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: ResolvedRequest) -> Iterator[Note]:
     """Where a model does something else than it was asked for."""
     size = (asked.width or resolved.width, asked.height or resolved.height)
     if size != (resolved.width, resolved.height):
         drawn = f"drawing {resolved.width}x{resolved.height} (width x height)"
         yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
-    steps = step_count(resolved, model.num_timesteps)
-    if steps != resolved.steps:
+    steps = len(timestep_grid(resolved.steps, model.num_timesteps))
+    if steps != resolved.steps and resolved.grid == "flagai":
         yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")
     if model.autocast_dtype is not None and model.device.type != "cuda":
         text = f"half precision has no effect on {model.device.type}: drawing in the precision of the weights"

@@ -9,17 +9,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, field_validator, model_validator
+from pydantic import ConfigDict, TypeAdapter, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from flagai_altdiff.errors import InvalidRequestError, UnknownSamplerError
 from flagai_altdiff.options import Number, Whole, option, options_of, with_our_errors
+from flagai_altdiff.pictures import FITS, MarginsField, MaskField, PictureField, is_colour, mask_of, with_margins
+from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.sampling import GRIDS, SAMPLERS, find_sampler
 
 SeedMode = Literal["batch", "per_image"]
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
 _STRICT = ConfigDict(extra="forbid")
+_USUAL_STRENGTH = 0.75
+_LARGER = 2.25
+"""How many times the model's own area a picture may have before it is drawn smaller."""
 
 
 @with_our_errors
@@ -79,6 +84,7 @@ class GenerationRequest:
         flagai="grid",
         flags=("--grid",),
         choices=GRIDS,
+        quiet=True,
     )
     eta: Number = option(
         0.0, "Share of fresh noise in DDIM.", flagai="ddim_eta", flags=("--eta", "--ddim-eta"), at_least=0, at_most=1
@@ -109,6 +115,169 @@ class GenerationRequest:
     )
     fixed_code: bool = option(
         False, "Start every batch from the same noise.", flagai="fixed_code", flags=("--fixed-code",)
+    )
+
+    variation_seed: Whole | None = option(
+        None,
+        "Noise to mix in, for images that are near each other; image k has this seed + k, and all have one seed.",
+        flagai="variation_seed",
+        flags=("--variation-seed",),
+        at_least=-1,
+        at_most=MAX_SEED,
+        quiet=True,
+    )
+    variation_strength: Number = option(
+        0.0,
+        "How much of that noise; 1 is another image altogether.",
+        flagai="variation_strength",
+        flags=("--variation-strength",),
+        at_least=0,
+        at_most=1,
+        quiet=True,
+    )
+    prompt_syntax: str = option(
+        "plain",
+        "How prompts are read: as they stand, or with weights as in (word:1.3), [word] and BREAK, of any length.",
+        flagai="prompt_syntax",
+        flags=("--prompt-syntax",),
+        choices=SYNTAXES,
+        quiet=True,
+    )
+    init_image: PictureField = option(
+        None, "Picture to begin with.", flagai="init_image", flags=("--init-image", "-i"), quiet=True
+    )
+    strength: Number | None = option(
+        None,
+        "How far to go away from the picture; 1 is all the way. Unless given 0.75, and 1 for what is added around it.",
+        flagai="strength",
+        flags=("--strength",),
+        at_least=0,
+        at_most=1,
+        quiet=True,
+    )
+    full_steps: bool = option(
+        False,
+        "Take all steps on the way that the strength leaves, instead of a share of them.",
+        flagai="full_steps",
+        flags=("--full-steps",),
+        quiet=True,
+    )
+    fit: str = option(
+        "crop",
+        "How a picture of other proportions is made to fit.",
+        flagai="fit",
+        flags=("--fit",),
+        choices=FITS,
+        quiet=True,
+    )
+    ground: str = option(
+        "white",
+        "Colour behind what is transparent, and around what is padded: a name, or #rrggbb.",
+        flagai="ground",
+        flags=("--ground",),
+        quiet=True,
+    )
+    mask_image: MaskField = option(
+        None,
+        "What of the picture is drawn anew: a picture of its size, white where it is; left,top,right,bottom; or alpha.",
+        flagai="mask_image",
+        flags=("--mask",),
+        quiet=True,
+    )
+    mask_feather: Whole = option(
+        0,
+        "Width of the soft edge inside the mask.",
+        flagai="mask_feather",
+        flags=("--mask-feather",),
+        unit="px",
+        at_least=0,
+        at_most=1024,
+        quiet=True,
+    )
+    mask_full_resolution: bool = option(
+        False,
+        "Draw the masked area alone, as large as an image, and put it back.",
+        flagai="mask_full_resolution",
+        flags=("--mask-full-resolution",),
+        quiet=True,
+    )
+    mask_padding: Whole = option(
+        32,
+        "What of the picture around the mask is drawn along then.",
+        flagai="mask_padding",
+        flags=("--mask-padding",),
+        unit="px",
+        at_least=0,
+        at_most=1024,
+        quiet=True,
+    )
+    outpaint: MarginsField = option(
+        "",
+        "Pixels to draw around the picture, as in left=128,right=64.",
+        flagai="outpaint",
+        flags=("--outpaint",),
+        quiet=True,
+    )
+    window: Whole | None = option(
+        None,
+        "Draw in overlapping windows of this side, for images larger than the model is good at.",
+        flagai="window",
+        flags=("--window",),
+        unit="px",
+        at_least=8,
+        at_most=MAX_SIDE,
+        quiet=True,
+    )
+    window_overlap: Whole | None = option(
+        None,
+        "How far neighbouring windows overlap; half of them unless given.",
+        flagai="window_overlap",
+        flags=("--window-overlap",),
+        unit="px",
+        at_least=0,
+        at_most=MAX_SIDE,
+        quiet=True,
+    )
+    stretches: bool = option(
+        False,
+        "Read | in a prompt as the border between parts of the image, from left to right; needs windows.",
+        flagai="stretches",
+        flags=("--stretches",),
+        quiet=True,
+    )
+    seamless: str = option(
+        "none",
+        "Which edges go on at the opposite ones.",
+        flagai="seamless",
+        flags=("--seamless",),
+        choices=("none", "x", "y", "xy"),
+        quiet=True,
+    )
+    hires: Number | None = option(
+        None,
+        "Draw, enlarge so many times, and refine.",
+        flagai="hires",
+        flags=("--hires",),
+        at_least=1,
+        at_most=8,
+        quiet=True,
+    )
+    hires_strength: Number = option(
+        0.5,
+        "How far the refinement goes away from what was enlarged.",
+        flagai="hires_strength",
+        flags=("--hires-strength",),
+        at_least=0,
+        at_most=1,
+        quiet=True,
+    )
+    hires_upscaler: str = option(
+        "picture",
+        "What is enlarged: the picture, or its latent, which needs more strength.",
+        flagai="hires_upscaler",
+        flags=("--hires-upscaler",),
+        choices=("picture", "latent"),
+        quiet=True,
     )
 
     @field_validator("prompts", mode="before")
@@ -153,11 +322,19 @@ class GenerationRequest:
             raise UnknownSamplerError(str(value), SAMPLERS)
         return value
 
-    @field_validator("grid", mode="before")
+    @field_validator("grid", "prompt_syntax", "fit", "seamless", "hires_upscaler", mode="before")
     @classmethod
-    def _known_grid(cls, value: object) -> object:
-        if value not in GRIDS:
-            raise ValueError(f"expected one of {', '.join(GRIDS)}")
+    def _one_of_the_choices(cls, value: object, info: ValidationInfo) -> object:
+        choices = OPTIONS[str(info.field_name)].choices
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return value
+
+    @field_validator("ground")
+    @classmethod
+    def _known_colour(cls, value: str) -> str:
+        if not is_colour(value):
+            raise ValueError("expected a colour, as white or #ff8800")
         return value
 
     @model_validator(mode="after")
@@ -166,6 +343,34 @@ class GenerationRequest:
             able = " and ".join(spec.title for spec in SAMPLERS.values() if spec.takes_eta)
             expected = f"eta must be 0 for {self.sampler.upper()}; only {able} takes another value"
             raise InvalidRequestError("eta", self.eta, expected)
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_pictures(self) -> GenerationRequest:
+        if self.init_image is None:
+            for name in ("strength", "mask_image", "outpaint", "mask_full_resolution", "full_steps"):
+                if (value := getattr(self, name)) not in (None, "", False):
+                    raise InvalidRequestError(name, value, "there is no init_image that it could be about")
+            return self
+        if self.hires is not None:
+            raise InvalidRequestError("hires", self.hires, "it is for images from nothing; with init_image give a size")
+        if self.mask_image is not None:
+            try:
+                mask_of(self.init_image, self.mask_image)
+            except ValueError as error:
+                raise InvalidRequestError("mask_image", self.mask_image, str(error)) from None
+        elif self.mask_full_resolution:
+            raise InvalidRequestError("mask_full_resolution", True, "there is no mask_image that it could be about")
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_windows(self) -> GenerationRequest:
+        if self.window is None:
+            for name, unset in (("window_overlap", None), ("stretches", False)):
+                if getattr(self, name) != unset:
+                    raise InvalidRequestError(name, getattr(self, name), "it needs window, the side of the windows")
+        elif self.window_overlap is not None and self.window_overlap >= self.window:
+            raise InvalidRequestError("window_overlap", self.window_overlap, f"less than the window's {self.window} px")
         return self
 
     def resolve(
@@ -185,19 +390,61 @@ class GenerationRequest:
             InvalidRequestError: The UNet cannot halve the size evenly; the message has the nearest sizes that work.
         """
         given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        unit = downsampling * 2**halvings
+        like = self._size_of_picture((width, height), unit)
+        width, height = like or (self.width or width, self.height or height)
+        width, height = (
+            _fitted("width", width, downsampling, halvings),
+            _fitted("height", height, downsampling, halvings),
+        )
         filled = {
-            "height": _fitted("height", self.height or height, downsampling, halvings),
-            "width": _fitted("width", self.width or width, downsampling, halvings),
+            "height": height,
+            "width": width,
             "steps": self.steps or steps,
             "guidance_scale": guidance_scale if self.guidance_scale is None else self.guidance_scale,
-            "seed": secrets.randbelow(MAX_SEED + 1) if self.seed in (None, -1) else self.seed,
+            "seed": _drawn(self.seed),
             "batch_size": self.batch_size or self.images_per_prompt,
         }
-        return ResolvedRequest(**(given | filled))
+        if self.variation_strength:
+            filled["variation_seed"] = _drawn(self.variation_seed)
+        if self.init_image is not None and self.strength is None:
+            filled["strength"] = 1.0 if self.outpaint else _USUAL_STRENGTH
+        if self.window is not None:
+            filled["window"] = _fitted("window", self.window, downsampling, halvings)
+            overlap = filled["window"] // 2 if self.window_overlap is None else self.window_overlap
+            filled["window_overlap"] = overlap // downsampling * downsampling
+        return ResolvedRequest(**(given | filled), final_size=self._final_size(width, height, unit))
+
+    def _size_of_picture(self, usual: tuple[int, int], unit: int) -> tuple[int, int] | None:
+        """Width and height that a picture asks for, near its own; ``None`` where they are given, or there is none."""
+        if self.init_image is None or self.mask_full_resolution or (self.width and self.height):
+            return None
+        own = with_margins(self.init_image.image.size, self.outpaint)
+        most = _LARGER * usual[0] * usual[1]
+        if self.width or self.height:
+            scale = self.width / own[0] if self.width else (self.height or 1) / own[1]
+        else:
+            scale = 1.0 if own[0] * own[1] <= most else (usual[0] * usual[1] / (own[0] * own[1])) ** 0.5
+        width, height = (max(unit, round(side * scale / unit) * unit) for side in own)
+        return self.width or width, self.height or height
+
+    def _final_size(self, width: int, height: int, unit: int) -> tuple[int, int]:
+        """Width and height of a finished image."""
+        if self.mask_full_resolution and self.init_image is not None:
+            return with_margins(self.init_image.image.size, self.outpaint)
+        if self.hires is None:
+            return width, height
+        wider, higher = (max(unit, round(side * self.hires / unit) * unit) for side in (width, height))
+        return wider, higher
 
     def as_json(self) -> dict[str, Any]:
-        """All options as plain JSON values; the constructor takes them back."""
-        return TypeAdapter(type(self)).dump_python(self, mode="json")
+        """Options as plain JSON values, which the constructor takes back; many are left out at their defaults."""
+        values = TypeAdapter(type(self)).dump_python(self, mode="json")
+        return {
+            name: value
+            for name, value in values.items()
+            if name in OPTIONS and not (OPTIONS[name].quiet and value == OPTIONS[name].default)
+        }
 
 
 @with_our_errors
@@ -211,10 +458,13 @@ class ResolvedRequest(GenerationRequest):
     guidance_scale: float
     seed: int
     batch_size: int
+    final_size: tuple[int, int]
+    """Width and height of a finished image, which may be another than that of what is drawn."""
 
     def seed_of(self, index: int) -> int:
         """Seed of an image: its own where seeds are per image, else that of the whole request."""
-        return (self.seed + index) % (MAX_SEED + 1) if self.seed_mode == "per_image" else self.seed
+        own = self.seed_mode == "per_image" and not self.variation_strength
+        return (self.seed + index) % (MAX_SEED + 1) if own else self.seed
 
     def batches(self) -> Iterator[Batch]:
         """What is drawn together, in order, over all iterations; the last batch of an iteration may be short."""
@@ -300,6 +550,11 @@ class Note:
 
     kind: Literal["cut prompt", "floored size", "changed steps", "precision", "flagged", "grid"]
     text: str
+
+
+def _drawn(seed: int | None) -> int:
+    """A seed that was given, or one by chance."""
+    return secrets.randbelow(MAX_SEED + 1) if seed in (None, -1) else seed
 
 
 def _fitted(name: str, size: int, downsampling: int, halvings: int) -> int:

@@ -52,9 +52,9 @@ def find_sampler(name: str) -> tuple[str, str | None] | None:
     for grid in (None, *GRIDS):
         own = plain if grid is None else plain.removesuffix(f" {grid}").removesuffix(f"_{grid}")
         own = own.removeprefix("k_")
-        if grid is None or own != plain.removeprefix("k_"):
-            if found := known.get(own) or _OTHER_NAMES.get(own):
-                return found, grid
+        is_named = grid is None or own != plain.removeprefix("k_")
+        if is_named and (found := known.get(own) or _OTHER_NAMES.get(own)):
+            return found, grid
     return None
 
 

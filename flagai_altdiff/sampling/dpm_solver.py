@@ -1,7 +1,7 @@
 """Solvers in the logarithm of the noise: DPM-Solver-2, DPM-Solver++(2M), and their kin with fresh noise.
 
-**Source**: Lu et al. 2022 (arXiv 2206.00927) for DPM-Solver-2, in the form of Karras et al. 2022 (arXiv 2206.00364), and
-(arXiv 2211.01095) for DPM-Solver++: 2M is its algorithm 2, the stochastic solvers are those of its section 5.
+**Source**: Lu et al. 2022 (arXiv 2206.00927) for DPM-Solver-2, in the variables of Karras et al. 2022 (arXiv
+2206.00364), and (arXiv 2211.01095) for DPM-Solver++: 2M is its algorithm 2, the stochastic solvers are in section 5.
 """
 
 from __future__ import annotations

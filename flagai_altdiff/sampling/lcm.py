@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def lcm(eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: NoiseFunction) -> Iterator[Step]:
-    """Predict the image, make it noisy anew, and so on; for models (and LoRAs) that were distilled for it, in 2 to 8 steps.
+    """Predict the image, make it noisy anew, and so on; for models that were distilled for it, in 2 to 8 steps.
 
     Args:
         eps: Noise prediction.

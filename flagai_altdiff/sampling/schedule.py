@@ -1,7 +1,7 @@
 """Noise schedule, timestep grids, and the conversions between eps, v and x0.
 
-**Source**: Ho et al. 2020 (arXiv 2006.11239); Salimans and Ho 2022 (arXiv 2202.00512) for v; FlagAI for its grid; Lin et
-al. 2023 (arXiv 2305.08891) for the trailing one; Karras et al. 2022 (arXiv 2206.00364) for theirs and for sigma.
+**Source**: Ho et al. 2020 (arXiv 2006.11239); Salimans and Ho 2022 (arXiv 2202.00512) for v; FlagAI for its grid; Lin
+et al. 2023 (arXiv 2305.08891) for the trailing one; Karras et al. 2022 (arXiv 2206.00364) for theirs and for sigma.
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+"""Prompts as people write them for A1111, ``(word:1.3)``, ``[word]``, ``BREAK``, read into text and weights. No torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SYNTAXES = ("plain", "weighted")
+"""How a prompt is read: as it stands, up to 77 tokens; or with weights, and as long as it is."""
+_STRONGER = 1.1
+"""What a pair of round brackets without a number multiplies by; square ones divide."""
+_MOST = 10.0
+"""Largest weight; what asks for more is no weight but text."""
+_OPENING = {"(": "(", "（": "(", "[": "[", "［": "["}
+_CLOSING = {")": "(", "）": "(", "]": "[", "］": "["}
+_ESCAPED = frozenset("()[]（）［］\\")
+_NUMBER = re.compile(r"[:：]\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a prompt, up to a ``BREAK``.
+
+    Args:
+        text: Without marks.
+        weights: Of each of its characters.
+    """
+
+    text: str
+    weights: tuple[float, ...]
+
+
+@dataclass
+class _Letter:
+    char: str
+    weight: float = 1.0
+    opens: str = ""
+
+
+def parse(prompt: str) -> list[Part]:
+    """Read a prompt with weights; brackets that have no partner are text.
+
+    Args:
+        prompt: As it was written. Full-width brackets and colons count as others; ``\\(`` is a bracket of the text.
+    """
+    letters: list[_Letter] = []
+    place = 0
+    while place < len(prompt):
+        char = prompt[place]
+        if char == "\\" and prompt[place + 1 : place + 2] in _ESCAPED and place + 1 < len(prompt):
+            place += 1
+            letters.append(_Letter(prompt[place]))
+        elif char in _OPENING:
+            letters.append(_Letter(char, opens=_OPENING[char]))
+        elif char in _CLOSING:
+            _close(letters, char)
+        else:
+            letters.append(_Letter(char))
+        place += 1
+    return _parts(letters)
+
+
+def _close(letters: list[_Letter], char: str) -> None:
+    """Weigh what stands since the last bracket of this kind; without one, the bracket is text."""
+    kind = _CLOSING[char]
+    start = next((i for i in reversed(range(len(letters))) if letters[i].opens == kind), None)
+    if start is None:
+        letters.append(_Letter(char))
+        return
+    inside = letters[start + 1 :]
+    weight = _STRONGER if kind == "(" else 1 / _STRONGER
+    if kind == "(" and (found := _NUMBER.search("".join(letter.char for letter in inside))):
+        if abs(float(found[1])) > _MOST:
+            letters.append(_Letter(char))
+            letters[start].opens = ""
+            return
+        weight = float(found[1])
+        del inside[found.start() :]
+    for letter in inside:
+        letter.weight *= weight
+    letters[start:] = inside
+
+
+def _parts(letters: Sequence[_Letter]) -> list[Part]:
+    text = "".join(letter.char for letter in letters)
+    weights = [letter.weight for letter in letters]
+    parts, first = [], 0
+    for found in _BREAK.finditer(text):
+        parts.append(Part(text[first : found.start()], tuple(weights[first : found.start()])))
+        first = found.end()
+    return [*parts, Part(text[first:], tuple(weights[first:]))]
+
+
+def mean_weight(weights: Sequence[float]) -> float:
+    """The weight of a token, from those of its characters."""
+    return math.fsum(weights) / len(weights) if weights else 1.0

@@ -1,0 +1,180 @@
+"""The way of a batch of latents: from noise or a picture to the end, in windows, once more at a larger size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flagai_altdiff.canvas import Canvas
+from flagai_altdiff.conditioning import encode_prompts, same_length
+from flagai_altdiff.engine import Engine
+from flagai_altdiff.engine.tiles import decode_in_tiles
+from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.noise import Draw
+from flagai_altdiff.request import Batch, ResolvedRequest
+from flagai_altdiff.sampling import SAMPLERS, EpsFunction, Step
+from flagai_altdiff.sampling.guidance import guided
+from flagai_altdiff.sampling.schedule import Schedule, add_noise, timestep_grid
+from flagai_altdiff.sampling.windows import Window, joined, make_windows
+
+BORDER = "|"
+"""Between the stretches of a prompt."""
+Predict = Callable[[Sequence[int]], EpsFunction]
+"""Shape of a latent, (B, C, h, w) -> the noise prediction for it."""
+
+
+def step_counts(request: ResolvedRequest, timesteps: int) -> tuple[int, int]:
+    """Sampler steps of a batch, and of its refinement at a larger size.
+
+    Args:
+        request: What is drawn; FlagAI's grid may have more steps than it asks for.
+        timesteps: Of the model.
+    """
+    whole = len(timestep_grid(request.steps, timesteps)) if request.grid == "flagai" else request.steps
+    if request.hires is not None:
+        return whole, steps_left(whole, request.hires_strength)
+    if request.init_image is None or request.strength is None:
+        return whole, 0
+    return (request.steps if request.full_steps else steps_left(whole, request.strength)), 0
+
+
+def steps_left(whole: int, strength: float) -> int:
+    """The steps of a walk that a picture still has to go."""
+    return min(int(whole * strength), whole)
+
+
+def walk_latents(
+    engine: Engine, request: ResolvedRequest, canvas: Canvas | None, x: Tensor, fresh: Draw, predict: Predict | None
+) -> Iterator[Step]:
+    """Walk a batch from noise to latents.
+
+    Args:
+        engine: Knows the schedule; encodes and decodes between two sizes.
+        request: What is drawn.
+        canvas: The picture that it begins with, if it does.
+        x: (B, C, h, w), noise.
+        fresh: Draws more.
+        predict: The noise prediction; without one, nothing is computed but the random numbers are drawn.
+
+    Yields:
+        A Step after each step, counted over all of them.
+    """
+    timesteps = len(engine.alphas_cumprod)
+    counts = step_counts(request, timesteps)
+    schedule = _schedule(engine, request, counts[0])
+    if canvas is not None:
+        x = canvas.begin(x, schedule.alphas[0])
+    for step in _walk(request, canvas, x, schedule, fresh, predict):
+        x = step.x
+        yield replace(step, total=sum(counts))
+    if request.hires is None or not counts[1]:
+        return
+    x = _enlarged(engine, request, x) if predict else x.new_zeros(len(x), *_final_shape(engine, request))
+    schedule = engine.schedule(request.steps, request.grid).tail(counts[1])
+    x = add_noise(x, fresh(x.shape[1:]), schedule.alphas[0])
+    for step in _walk(request, None, x, schedule, fresh, predict):
+        yield replace(step, index=step.index + counts[0], total=sum(counts))
+
+
+def _schedule(engine: Engine, request: ResolvedRequest, count: int) -> Schedule:
+    """The walk of a batch: all of it, or its end."""
+    if request.full_steps and request.strength:
+        most = len(engine.alphas_cumprod)
+        return engine.schedule(min(math.ceil(request.steps / request.strength), most), request.grid).tail(count)
+    return engine.schedule(request.steps, request.grid).tail(count)
+
+
+def _walk(
+    request: ResolvedRequest,
+    canvas: Canvas | None,
+    x: Tensor,
+    schedule: Schedule,
+    fresh: Draw,
+    predict: Predict | None,
+) -> Iterator[Step]:
+    eps: EpsFunction = predict(x.shape) if predict else lambda x, t: torch.zeros_like(x)
+    if canvas is not None:
+        eps = canvas.guide(eps, schedule.levels)
+    shape = x.shape[1:]
+    yield from SAMPLERS[request.sampler].walk(eps, x, schedule, noise=lambda: fresh(shape), eta=request.eta)
+
+
+def condition(
+    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, negative: Callable[[], Tensor]
+) -> Predict:
+    """The noise prediction for the prompts of a batch.
+
+    Args:
+        model: Has the tokenizer.
+        engine: Computes.
+        request: What is drawn.
+        batch: Whose prompts.
+        negative: Gives the states of the negative prompt, (1, L, D).
+    """
+    texts = [prompt.split(BORDER) if request.stretches else [prompt] for prompt in batch.prompts]
+    states = encode_prompts(model, engine, [part.strip() for parts in texts for part in parts], request.prompt_syntax)
+    rows = list(states.split([len(parts) for parts in texts]))  # type: ignore[no-untyped-call]
+
+    def at(place: float) -> EpsFunction:
+        """For what lies at a place, 0 to 1 from left to right."""
+        cond = torch.stack([own[min(int(place * len(own)), len(own) - 1)] for own in rows])
+        uncond = None
+        if request.guidance_scale != 1.0:
+            uncond = negative().expand(len(batch), -1, -1)
+            if uncond.shape != cond.shape:
+                cond, uncond = same_length(cond, uncond, encode_prompts(model, engine, [""]))
+        scale = request.guidance_scale
+        return guided(engine.denoise, cond, uncond, scale, engine.alphas_cumprod, engine.parameterization)
+
+    def predict(shape: Sequence[int]) -> EpsFunction:
+        height, width = shape[2:]
+        cells = (request.window or 0) // engine.cell
+        if not cells or (cells >= max(height, width) and not request.stretches):
+            return at(0.0)
+        stride = max(cells - (request.window_overlap or 0) // engine.cell, 1)
+        windows = make_windows(
+            (height, width), cells, stride, wraps_y="y" in request.seamless, wraps_x="x" in request.seamless
+        )
+        return joined(lambda window: at(_middle(window, width)), windows)
+
+    return predict
+
+
+def _middle(window: Window, width: int) -> float:
+    return ((window.left + window.width / 2) / width) % 1.0
+
+
+def decoded(engine: Engine, request: ResolvedRequest, latents: Tensor) -> Tensor:
+    """Images of latents, in tiles where they were drawn in windows: (B, C, h, w) -> (B, 3, H, W)."""
+    tile = (request.window or 0) // engine.cell
+    if not tile or tile >= max(latents.shape[2:]):
+        return engine.decode(latents)
+    return decode_in_tiles(
+        engine.decode,
+        latents,
+        tile=tile,
+        overlap=max(tile // 4, 1),
+        factor=engine.cell,
+        wraps_y="y" in request.seamless,
+        wraps_x="x" in request.seamless,
+    )
+
+
+def _final_shape(engine: Engine, request: ResolvedRequest) -> tuple[int, int, int]:
+    width, height = request.final_size
+    return engine.latent_shape(height, width)
+
+
+def _enlarged(engine: Engine, request: ResolvedRequest, x: Tensor) -> Tensor:
+    """Finished latents at the final size: enlarged themselves, or as the picture that they stand for."""
+    width, height = request.final_size
+    if request.hires_upscaler == "latent":
+        return F.interpolate(x, _final_shape(engine, request)[1:], mode="bicubic", antialias=True)
+    images = engine.decode(x)
+    larger = F.interpolate(images, (height, width), mode="bicubic", antialias=True)
+    return engine.encode_image(larger.clamp(-1, 1))
