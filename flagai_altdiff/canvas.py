@@ -37,9 +37,16 @@ class Canvas:
     share: NDArray[np.float32] | None = None
     box: tuple[int, int, int, int] | None = None
 
-    def begin(self, noise: Tensor, alpha: float) -> Tensor:
-        """The picture under noise, (B, C, h, w), at a signal power."""
-        return add_noise(self.clean, noise, alpha)
+    def begin(self, noise: Tensor, alpha: float, *, anew: bool) -> Tensor:
+        """The picture under noise.
+
+        Args:
+            noise: (B, C, h, w).
+            alpha: Signal power to begin with.
+            anew: Whether nothing of the picture is to shimmer through where something new is drawn.
+        """
+        begun = add_noise(self.clean, noise, alpha)
+        return torch.lerp(begun, noise, self.mask) if anew and self.mask is not None else begun
 
     def guide(self, eps: EpsFunction, levels: NoiseLevels) -> EpsFunction:
         """A prediction that leaves alone what is not drawn anew."""

@@ -1,4 +1,4 @@
-"""Prompts as people write them for A1111, ``(word:1.3)``, ``[word]``, ``BREAK``, read into text and weights. No torch."""
+"""Prompts as people write them for A1111: ``(word:1.3)``, ``[word]``, ``BREAK``. No torch."""
 
 from __future__ import annotations
 

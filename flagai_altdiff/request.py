@@ -235,7 +235,7 @@ class GenerationRequest:
         flags=("--window-overlap",),
         unit="px",
         at_least=0,
-        at_most=MAX_SIDE,
+        at_most=MAX_SIDE - 8,
         quiet=True,
     )
     stretches: bool = option(
@@ -389,7 +389,7 @@ class GenerationRequest:
         Raises:
             InvalidRequestError: The UNet cannot halve the size evenly; the message has the nearest sizes that work.
         """
-        given = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        given = {f.name: getattr(self, f.name) for f in fields(GenerationRequest)}  # type: ignore[arg-type]
         unit = downsampling * 2**halvings
         like = self._size_of_picture((width, height), unit)
         width, height = like or (self.width or width, self.height or height)

@@ -68,7 +68,7 @@ def walk_latents(
     counts = step_counts(request, timesteps)
     schedule = _schedule(engine, request, counts[0])
     if canvas is not None:
-        x = canvas.begin(x, schedule.alphas[0])
+        x = canvas.begin(x, schedule.alphas[0], anew=request.strength == 1)
     for step in _walk(request, canvas, x, schedule, fresh, predict):
         x = step.x
         yield replace(step, total=sum(counts))

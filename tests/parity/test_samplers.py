@@ -49,7 +49,9 @@ KARRAS: dict[str, Any] = {"use_karras_sigmas": True, "timestep_spacing": "linspa
 EXPONENTIAL: dict[str, Any] = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
 MULTISTEP = diffusers.DPMSolverMultistepScheduler
 PAIRS = [
-    Pair(diffusers.DDIMScheduler, "ddim", "trailing", needs={**TRAILING, "set_alpha_to_one": True, "clip_sample": False}),
+    Pair(
+        diffusers.DDIMScheduler, "ddim", "trailing", needs={**TRAILING, "set_alpha_to_one": True, "clip_sample": False}
+    ),
     Pair(diffusers.EulerDiscreteScheduler, "euler", "trailing", needs=TRAILING),
     Pair(diffusers.EulerDiscreteScheduler, "euler", "uniform", needs={"timestep_spacing": "linspace"}),
     Pair(diffusers.EulerDiscreteScheduler, "euler", "karras", needs=KARRAS),
@@ -62,7 +64,13 @@ PAIRS = [
     Pair(MULTISTEP, "dpmpp_2m_sde", "karras", sees_time=False, needs={**KARRAS, "algorithm_type": "sde-dpmsolver++"}),
     Pair(MULTISTEP, "dpmpp_2m_sde", "trailing", needs={**TRAILING, "algorithm_type": "sde-dpmsolver++"}),
     Pair(diffusers.DPMSolverSDEScheduler, "dpmpp_sde", "karras", needs=KARRAS),
-    Pair(diffusers.UniPCMultistepScheduler, "unipc", "karras", sees_time=False, needs={**KARRAS, "final_sigmas_type": "zero"}),
+    Pair(
+        diffusers.UniPCMultistepScheduler,
+        "unipc",
+        "karras",
+        sees_time=False,
+        needs={**KARRAS, "final_sigmas_type": "zero"},
+    ),
     Pair(diffusers.UniPCMultistepScheduler, "unipc", "trailing", needs={**TRAILING, "final_sigmas_type": "zero"}),
 ]
 

@@ -76,7 +76,7 @@ def test_multistep_samplers_beat_ddim(name: str, share: float) -> None:
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_order_of_convergence_is_what_theory_promises(name: str) -> None:
-    """Twice as many steps, evenly spaced in the logarithm of the noise, divide the error by two to the order's power."""
+    """Twice as many steps, even in the logarithm of the noise, divide the error by two to the order's power."""
 
     def error(steps: int) -> float:
         whole = Schedule.make(TABLE, steps + 1, "exponential")  # the step to no noise at all is of first order
@@ -176,9 +176,7 @@ def test_a_walk_is_lazy(name: str) -> None:
         calls.append(t)
         return x
 
-    steps = SAMPLERS[name].walk(
-        eps, torch.ones(1, 1, 2, 2), Schedule.make(TABLE, 50), noise=lambda: torch.zeros(1)
-    )
+    steps = SAMPLERS[name].walk(eps, torch.ones(1, 1, 2, 2), Schedule.make(TABLE, 50), noise=lambda: torch.zeros(1))
     assert calls == []
     next(iter(steps))
     assert len(calls) <= 2
