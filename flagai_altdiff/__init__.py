@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from flagai_altdiff.auto_loader import AutoLoader
     from flagai_altdiff.errors import FlagAIAltDiffError
     from flagai_altdiff.loading import load_model
-    from flagai_altdiff.lora import add_lora
+    from flagai_altdiff.lora import add_lora, remove_loras
     from flagai_altdiff.models import LatentDiffusion
     from flagai_altdiff.output import draw_to_folder
+    from flagai_altdiff.parts import add_embedding, use_vae
     from flagai_altdiff.pipeline import GenerationResult, Sample, generate, stream
     from flagai_altdiff.predictor import Predictor
     from flagai_altdiff.registry import MODELS
@@ -41,11 +42,14 @@ _HOMES = {
     "Predictor": "predictor",
     "Sample": "pipeline",
     "Step": "sampling",
+    "add_embedding": "parts",
     "add_lora": "lora",
     "draw_to_folder": "output",
     "generate": "pipeline",
     "load_model": "loading",
+    "remove_loras": "lora",
     "stream": "pipeline",
+    "use_vae": "parts",
 }
 """Public name -> the module that has it."""
 
@@ -61,11 +65,14 @@ __all__ = [
     "Predictor",
     "Sample",
     "Step",
+    "add_embedding",
     "add_lora",
     "draw_to_folder",
     "generate",
     "load_model",
+    "remove_loras",
     "stream",
+    "use_vae",
 ]
 
 

@@ -94,7 +94,7 @@ def chunks(tokenizer: Tokenizer, prompt: str) -> list[Chunk]:
 def _chunks_of(tokenizer: Tokenizer, part: Part) -> Iterator[Chunk]:
     found = tokenizer.encode(part.text)
     tokens = [
-        (part.text[first:end], i, mean_weight(part.weights[first:end]))
+        (part.text[first:end], i, mean_weight(part, first, end))
         for i, (first, end) in zip(found.ids, found.spans, strict=True)
     ]
     while len(tokens) > _ROOM:

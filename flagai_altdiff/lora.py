@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,8 @@ _OTHERS = {
     "lora_magnitude": "DoRA",
     "lora_mid": "a Tucker LoRA",
 }
+_OF_CLIP = re.compile(r"lora_te\d?_text_model_|text_encoder\.text_model\.|^text_model\.encoder\.layers\.")
+"""Keys for the text encoder that AltDiffusion does without."""
 _ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes beside a LoRA: its alpha, for one."""
 _ADAPTER_METADATA = "lora_adapter_metadata"
@@ -65,6 +68,8 @@ _MAX_STRENGTH = 10.0
 _HASH_DIGITS = 10
 """Of a file's SHA-256, in records: as many as A1111 and Civitai tell models by."""
 Shape = tuple[int, ...]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,23 +117,31 @@ def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
     if not parts:
         first = ", ".join(printable(key, 80) for key in sorted(tensors)[:3])
         raise CheckpointError(f"{path} is no LoRA for AltDiffusion: its keys are {first}.")
-    if unknown:
-        first = ", ".join(printable(key, 80) for key in sorted(unknown)[:3])
-        clip = (
-            " It was made for Stable Diffusion's text encoder." if "lora_te" in first or "text_model" in first else ""
+    clip = [key for key in unknown if _OF_CLIP.search(key)]
+    if others := sorted(set(unknown) - set(clip)):
+        first = ", ".join(printable(key, 80) for key in others[:3])
+        raise CheckpointError(f"{path} has {len(others)} keys that this model has no place for: {first}.")
+    if clip:
+        first = printable(min(clip), 80)
+        logger.warning(
+            "%s: %d keys are left out, %s for one: they are for CLIP, the text encoder of Stable Diffusion, in whose "
+            "place this model has XLM-R. What the LoRA adds to the UNet is used.",
+            printable(str(path)),
+            len(clip),
+            first,
         )
-        raise CheckpointError(f"{path} has {len(unknown)} keys that this model has no place for: {first}.{clip}")
     scale = None if any("alpha" in found for found in parts.values()) else _adapter_scale(path)
     return {name: _addition(path, name, found, shapes[name], scale) for name, found in parts.items()}
 
 
-def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0) -> None:
-    """Add a LoRA to a model's weights, for good; ``model.loras`` says which ones have been.
+def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0, *, removable: bool = False) -> None:
+    """Add a LoRA to a model's weights; ``model.loras`` says which ones have been.
 
     Args:
         model: Changed in place.
         path: See :func:`read_lora`.
         strength: How strong, from -10 to 10; 0 changes nothing, negative ones take away.
+        removable: Keep the weights as they were, on the CPU, for :func:`remove_loras`; otherwise it is for good.
 
     Raises:
         CheckpointError: See :func:`read_lora`; nothing was changed.
@@ -139,12 +152,31 @@ def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0) ->
     additions = read_lora(path, model.config)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]
+    if removable is not bool(model.before_loras) and model.loras:
+        raise InvalidRequestError("removable", removable, "the same for all LoRAs of a model")
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, addition in additions.items():
             weight = parameters[name]
+            if removable:
+                model.before_loras.setdefault(name, weight.detach().to("cpu", copy=True))
             weight.add_(addition.times(strength).view(weight.shape).to(weight))
     model.loras = (*model.loras, AddedLora(name=path.stem, strength=float(strength), sha256=digest))
+
+
+def remove_loras(model: LatentDiffusion) -> None:
+    """Give a model the very weights that it had before its LoRAs.
+
+    Raises:
+        InvalidRequestError: They were added for good.
+    """
+    if model.loras and not model.before_loras:
+        raise InvalidRequestError("removable", False, "LoRAs that are to be taken off are added with removable=True")
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, before in model.before_loras.items():
+            parameters[name].copy_(before)
+    model.loras, model.before_loras = (), {}
 
 
 def check_strength(strength: float) -> None:

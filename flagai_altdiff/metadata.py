@@ -11,7 +11,7 @@ from typing import Any
 from flagai_altdiff import __version__
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import read_texts
-from flagai_altdiff.models import AddedLora
+from flagai_altdiff.models import AddedLora, AddedPart
 from flagai_altdiff.pipeline import Sample
 from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling import SAMPLERS
@@ -20,10 +20,11 @@ RECORD_KEY = "flagai_altdiff"
 """Key of the JSON record."""
 
 _MAX_CHARACTERS = 20_000
+Added = AddedLora | AddedPart
 
 
 def png_texts(
-    sample: Sample, request: ResolvedRequest, model_name: str, run: str, loras: Sequence[AddedLora] = ()
+    sample: Sample, request: ResolvedRequest, model_name: str, run: str, added: Sequence[Added] = ()
 ) -> dict[str, str]:
     """Texts to keep in an image's PNG.
 
@@ -32,26 +33,26 @@ def png_texts(
         request: The request that it answers.
         model_name: Name of the model.
         run: Id of the run that it belongs to.
-        loras: What was added to the model.
+        added: What was added to the model.
 
     Returns:
         Key -> text. A prompt may contain anything, so programs should read the record, not ``parameters``.
     """
     prompt = _shortened(sample.prompt)
     model_name = _text(model_name)
-    loras = [replace(lora, name=_text(lora.name)) for lora in loras]
+    added = [replace(part, name=_text(part.name)) for part in added]
     request = replace(request, negative_prompt=_shortened(request.negative_prompt))
     return {
-        "parameters": _parameters(prompt, sample, request, model_name, loras),
-        RECORD_KEY: _record(prompt, sample, request, model_name, run, loras),
+        "parameters": _parameters(prompt, sample, request, model_name, added),
+        RECORD_KEY: _record(prompt, sample, request, model_name, run, added),
     }
 
 
 def grid_texts(
-    first: Sample, request: ResolvedRequest, model_name: str, run: str, loras: Sequence[AddedLora] = ()
+    first: Sample, request: ResolvedRequest, model_name: str, run: str, added: Sequence[Added] = ()
 ) -> dict[str, str]:
     """Texts to keep in a grid's PNG: those of its first image, as A1111 does, with a record that says it is a grid."""
-    texts = png_texts(first, request, model_name, run, loras)
+    texts = png_texts(first, request, model_name, run, added)
     record = {k: v for k, v in json.loads(texts[RECORD_KEY]).items() if k not in ("index", "safety", "fit")}
     return {**texts, RECORD_KEY: json.dumps({"grid": True, **record}, ensure_ascii=False)}
 
@@ -85,9 +86,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if set(text) & set(",:\n") else text
 
 
-def _parameters(
-    prompt: str, sample: Sample, request: ResolvedRequest, model_name: str, loras: Sequence[AddedLora]
-) -> str:
+def _parameters(prompt: str, sample: Sample, request: ResolvedRequest, model_name: str, added: Sequence[Added]) -> str:
     pairs = {
         "Steps": request.steps,
         "Sampler": SAMPLERS[request.sampler].title,
@@ -100,10 +99,14 @@ def _parameters(
     }
     if request.eta:
         pairs["Eta"] = f"{request.eta:g}"
-    if loras:
+    if loras := [part for part in added if isinstance(part, AddedLora)]:
         pairs["Lora hashes"] = _quoted(", ".join(f"{lora.name}: {lora.sha256}" for lora in loras))
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{prompt}{negative}\n" + ", ".join(f"{k}: {v}" for k, v in pairs.items())
+
+
+def _listed(added: Sequence[Added], kind: type[Added]) -> list[dict[str, Any]]:
+    return [asdict(part) for part in added if isinstance(part, kind)]
 
 
 def _record(
@@ -112,18 +115,20 @@ def _record(
     request: ResolvedRequest,
     model_name: str,
     run: str,
-    loras: Sequence[AddedLora],
+    added: Sequence[Added],
 ) -> str:
     settings = {name: value for name, value in request.as_json().items() if name != "prompts"}
     own = {
         "version": __version__,
         "model": model_name,
-        **({"loras": [asdict(lora) for lora in loras]} if loras else {}),
+        **({"loras": loras} if (loras := _listed(added, AddedLora)) else {}),
+        **({"parts": parts} if (parts := _listed(added, AddedPart)) else {}),
         "prompt": prompt,
         **settings,
         "seed": sample.seed,
         "request_seed": request.seed,
         "run": run,
+        **({"prompt_count": len(request.prompts)} if len(request.prompts) > 1 else {}),
         "index": sample.index,
         "safety": sample.safety,
         **({"fit": asdict(sample.fit)} if sample.fit else {}),

@@ -48,6 +48,7 @@ class Option:
         maximum: Largest value.
         whole: Whether the number must be whole.
         quiet: Whether records leave it out while it has its default.
+        metavar: What stands for its value in help; empty where it follows from the others.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Option:
     maximum: float | None
     whole: bool
     quiet: bool
+    metavar: str
 
     @property
     def limits(self) -> str:
@@ -79,9 +81,10 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     quiet: bool = False,
+    metavar: str = "",
 ) -> Any:
     """A field that is an option; arguments as the attributes of :class:`Option`."""
-    extra: dict[str, Any] = {"flagai": flagai, "flags": list(flags), "unit": unit, **({"quiet": True} if quiet else {})}
+    extra: dict[str, Any] = {"flagai": flagai, "flags": list(flags), "unit": unit, "quiet": quiet, "metavar": metavar}
     if choices:
         extra["enum"] = list(choices)
     return Field(default=default, description=help, json_schema_extra=extra, ge=at_least, le=at_most)
@@ -107,7 +110,8 @@ def _option(name: str, field: FieldInfo) -> Option:
         minimum=limits.get("ge"),
         maximum=limits.get("le"),
         whole="int" in str(field.annotation),
-        quiet=bool(extra.get("quiet")),
+        quiet=extra["quiet"],
+        metavar=extra["metavar"],
     )
 
 

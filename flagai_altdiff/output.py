@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
-from flagai_altdiff.request import GenerationRequest, Note, Output, ResolvedRequest
+from flagai_altdiff.request import OPTIONS, GenerationRequest, Note, Output, ResolvedRequest
 from flagai_altdiff.runs import find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.walks import step_counts
@@ -79,6 +80,35 @@ def draw_to_folder(
     return result
 
 
+def redraw(
+    model: LatentDiffusion, record: Mapping[str, Any], output: Output | str | Path | None = None
+) -> GenerationResult:
+    """Draw an image again, to the same pixels on the same machine: in a batch as large as it was drawn in.
+
+    Args:
+        model: The one that drew it.
+        record: What ``metadata.read_record`` says of its file.
+        output: As for :func:`draw_to_folder`.
+
+    Raises:
+        InvalidRequestError: The record asks for what cannot be drawn, a picture that is gone for one.
+    """
+    index, own = int(record["index"]), {name: record[name] for name in OPTIONS if name in record}
+    per_prompt, iterations = int(own.get("images_per_prompt", 1)), int(own.get("iterations", 1))
+    least = index // per_prompt + 1 if iterations == 1 else 1
+    count = int(record.get("prompt_count") or least)
+    request = GenerationRequest(**{**own, "seed": record["request_seed"], "prompts": (record["prompt"],) * count})
+    resolved, notes = prepare(model, request)
+    wanted = {number for batch in resolved.batches() for number in batch.indices} - {index}
+    place = output if isinstance(output, Output) else Output(folder=Path(output)) if output else Output()
+    model = unwrapped(model)
+    filing = _Filing(replace(place, skip_grid=True), resolved, model, None)
+    for event in draw(model, resolved, frozenset(wanted)):
+        if isinstance(event, Sample):
+            filing.save(event)
+    return GenerationResult(request=resolved, samples=filing.samples(), notes=notes)
+
+
 def _with_bars(
     events: Iterator[Step | Sample], request: ResolvedRequest, model: LatentDiffusion, finished: int
 ) -> Iterator[Step | Sample]:
@@ -113,8 +143,8 @@ class _Filing:
         self, output: Output, request: ResolvedRequest, model: LatentDiffusion, best_of: BestOf | None
     ) -> None:
         name = model.spec.name
-        self._output, self._request, self._name, self._loras = output, request, name, model.loras
-        choice = ", ".join([*map(str, model.loras), *([best_of.key] if best_of else [])])
+        self._output, self._request, self._name, self._added = output, request, name, (*model.loras, *model.parts)
+        choice = ", ".join([*map(str, self._added), *([best_of.key] if best_of else [])])
         self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:
             logger.warning(
@@ -152,7 +182,7 @@ class _Filing:
             return
         folder = self._output.folder / "samples"
         with _saving(folder):
-            texts = png_texts(sample, self._request, self._name, self.run.id, self._loras)
+            texts = png_texts(sample, self._request, self._name, self.run.id, self._added)
             file = self._numbered.save(sample.image, texts)
         sample.saved(folder / file.name, file)
 
@@ -166,7 +196,7 @@ class _Filing:
             result.notes.append(say(Note("grid", f"no grid was made: {reason}. All {count} images are there.")))
             return
         with _saving(self._output.folder):
-            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id, self._loras)
+            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id, self._added)
             result.grid_path = self._output.folder / self._grids.save(grid, texts).name
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.options import options_of
 from flagai_altdiff.output import draw_to_folder
 from flagai_altdiff.pipeline import GenerationResult, unwrapped
 from flagai_altdiff.prompt_files import read_prompt_file
@@ -17,6 +19,10 @@ from flagai_altdiff.sampling import Step
 _FLAGAI = {name: option.flagai for name, option in OPTIONS.items()}
 _NATIVE = {flagai: name for name, flagai in _FLAGAI.items() if name != "batch_size"}
 """FlagAI's name of an option -> ours."""
+
+
+_FURTHER = tuple(name for name in options_of(GenerationRequest) if OPTIONS[name].quiet)
+"""Options that FlagAI never had."""
 
 
 class Predictor:
@@ -66,6 +72,7 @@ class Predictor:
         comments: bool = False,
         out_path: str | Path | None = None,
         ddim_step: int | None = None,
+        **further: Any,
     ) -> GenerationResult:
         """Draw images and save them as ``samples/00000.png …`` and ``grid-0000.png …``.
 
@@ -101,6 +108,7 @@ class Predictor:
             comments: Leave out lines of ``from_file`` that begin with ``#``.
             out_path: The same as ``outpath``.
             ddim_step: The same as ``ddim_steps``.
+            further: Any other option of ``GenerationRequest``: ``init_image``, ``strength``, ``mask_image`` and so on.
 
         Returns:
             The images with their paths, seeds and safety verdicts, and notes on what was changed or lost.
@@ -131,6 +139,11 @@ class Predictor:
             "n_iter": n_iter,
             "fixed_code": fixed_code,
         }
+        for name in further:
+            if name not in _FURTHER:
+                near = difflib.get_close_matches(name, [*_FURTHER, *drawing], n=1)
+                guess = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"predict_generate_images has no argument {name!r}{guess}")
         filing: dict[str, Any] = {
             "outpath": outpath if out_path is None else out_path,
             "n_rows": n_rows,
@@ -138,7 +151,7 @@ class Predictor:
             "skip_grid": skip_grid,
             "resume": resume,
         }
-        options = {_NATIVE[name]: value for name, value in drawing.items()}
+        options = {_NATIVE[name]: value for name, value in drawing.items()} | further
         if from_file:
             options |= {"images_per_prompt": 1, "batch_size": n_samples}
         try:

@@ -94,6 +94,7 @@ def _parts(letters: Sequence[_Letter]) -> list[Part]:
     return [*parts, Part(text[first:], tuple(weights[first:]))]
 
 
-def mean_weight(weights: Sequence[float]) -> float:
-    """The weight of a token, from those of its characters."""
-    return math.fsum(weights) / len(weights) if weights else 1.0
+def mean_weight(part: Part, first: int, end: int) -> float:
+    """The weight of a token, from those of its characters; blanks before a word have no say."""
+    seen = [part.weights[i] for i in range(first, end) if not part.text[i].isspace()]
+    return math.fsum(seen) / len(seen) if seen else 1.0

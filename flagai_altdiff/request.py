@@ -76,7 +76,12 @@ class GenerationRequest:
         at_most=1000,
     )
     sampler: str = option(
-        "ddim", "Algorithm from noise to image.", flagai="sampler", flags=("--sampler",), choices=tuple(SAMPLERS)
+        "ddim",
+        "Algorithm from noise to image; other programs' names of them are understood.",
+        flagai="sampler",
+        flags=("--sampler",),
+        choices=tuple(SAMPLERS),
+        metavar="NAME",
     )
     grid: str = option(
         "flagai",
@@ -144,7 +149,7 @@ class GenerationRequest:
         quiet=True,
     )
     init_image: PictureField = option(
-        None, "Picture to begin with.", flagai="init_image", flags=("--init-image", "-i"), quiet=True
+        None, "Picture to begin with.", flagai="init_image", flags=("--init-image", "-i"), metavar="FILE", quiet=True
     )
     strength: Number | None = option(
         None,
@@ -175,6 +180,7 @@ class GenerationRequest:
         "Colour behind what is transparent, and around what is padded: a name, or #rrggbb.",
         flagai="ground",
         flags=("--ground",),
+        metavar="COLOUR",
         quiet=True,
     )
     mask_image: MaskField = option(
@@ -182,6 +188,7 @@ class GenerationRequest:
         "What of the picture is drawn anew: a picture of its size, white where it is; left,top,right,bottom; or alpha.",
         flagai="mask_image",
         flags=("--mask",),
+        metavar="FILE|BOX|alpha",
         quiet=True,
     )
     mask_feather: Whole = option(
@@ -216,6 +223,7 @@ class GenerationRequest:
         "Pixels to draw around the picture, as in left=128,right=64.",
         flagai="outpaint",
         flags=("--outpaint",),
+        metavar="SIDE=PX,…",
         quiet=True,
     )
     window: Whole | None = option(
@@ -488,6 +496,7 @@ class Output:
         "Folder of the images: samples/00000.png …, grid-0000.png …",
         flagai="outpath",
         flags=("--outdir", "-o", "--outpath", "--out-path", "--output"),
+        metavar="DIR",
     )
     columns: Whole = option(
         0,

@@ -55,6 +55,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     )
     add("--comments", action="store_true", help="leave out lines of --from-file that begin with #")
     add("--lora", action="append", default=[], metavar="FILE[:X]", help="add a LoRA, X times as strong; repeatable")
+    add("--embedding", action="append", default=[], type=Path, metavar="FILE", help="add a learnt word; repeatable")
+    add("--vae", type=Path, metavar="FILE", help="use the autoencoder of this file or folder")
     add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
     add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
     add("--judge", default=_JUDGE, metavar="NAME", help="the matching model that chooses (default: %(default)s)")
@@ -86,7 +88,7 @@ def _draw(args: argparse.Namespace) -> int:
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
     _, place = locate(args.model, args.model_dir, task=DRAWING)
-    loras = [_lora(text) for text in args.lora]
+    loras = [lora_of(text) for text in args.lora]
     if args.best:
         locate(args.judge, args.model_dir, task=MATCHING)
     print(f"loading {args.model}", file=sys.stderr)
@@ -95,6 +97,7 @@ def _draw(args: argparse.Namespace) -> int:
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora, check_loras
     from flagai_altdiff.output import draw_to_folder
+    from flagai_altdiff.parts import add_embedding, use_vae
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_loras(loras, place)
@@ -109,6 +112,10 @@ def _draw(args: argparse.Namespace) -> int:
     )
     for path, strength in loras:
         add_lora(model, path, strength)
+    for path in args.embedding:
+        print(f"new word: {add_embedding(model, path)}", file=sys.stderr)
+    if args.vae:
+        use_vae(model, args.vae)
     result = draw_to_folder(model, request, output, best_of=best_of)
     for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
         print(path)
@@ -117,7 +124,7 @@ def _draw(args: argparse.Namespace) -> int:
     return 0
 
 
-def _lora(text: str) -> tuple[Path, float]:
+def lora_of(text: str) -> tuple[Path, float]:
     """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well."""
     name, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():

@@ -75,6 +75,24 @@ class DiffusionWrapper(nn.Module):
         return self.diffusion_model(x, t, context)
 
 
+@dataclass(frozen=True, kw_only=True)
+class AddedPart:
+    """A part from another file.
+
+    Args:
+        kind: ``"embedding"`` or ``"vae"``.
+        name: Of its file, without the ending; of a word, as it is typed.
+        sha256: First ten digits of the file's hash.
+    """
+
+    kind: str
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} ({self.sha256})"
+
+
 class LatentDiffusion(nn.Module):
     """A text-to-image model.
 
@@ -85,6 +103,8 @@ class LatentDiffusion(nn.Module):
         text_tokenizer: Turns prompts into ids. It and the next four are set from outside, not in the state dict.
         spec: Defaults of its images.
         loras: What :func:`flagai_altdiff.lora.add_lora` has added to its weights.
+        before_loras: What these weights were, where the LoRAs can be taken off again.
+        parts: Words that were added, and an autoencoder that was put in.
         safety_checker: Judges its images, where it has one.
         autocast_dtype: Precision of the UNet and the decoder on a GPU; ``None`` is that of their weights.
     """
@@ -118,6 +138,8 @@ class LatentDiffusion(nn.Module):
         self._drawing_tokenizer: PreTrainedTokenizerBase | None = None
         self.spec = UNREGISTERED
         self.loras: tuple[AddedLora, ...] = ()
+        self.before_loras: dict[str, Tensor] = {}
+        self.parts: tuple[AddedPart, ...] = ()
         self.safety_checker: ImageChecker | None = None
         self.autocast_dtype: torch.dtype | None = None
 

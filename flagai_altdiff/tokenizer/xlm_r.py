@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,12 +83,31 @@ class Tokenizer:
                 )
             self._named[token] = i
             self._size = max(self._size, i + 1)
+        self._words: dict[str, tuple[int, ...]] = {}
         self._longest_first = sorted(self._named, key=len, reverse=True)
         self._lock = threading.Lock()
         self._twin: XLMRobertaTokenizer | None = None
 
     def __len__(self) -> int:
         return self._size
+
+    def with_word(self, word: str, count: int) -> Tokenizer:
+        """A tokenizer that knows one more word, which is ``count`` new tokens wherever it stands in a text.
+
+        Args:
+            word: As it is typed, blanks around it or not.
+            count: Of its tokens; their ids go on where the vocabulary ends.
+
+        Raises:
+            ValueError: The word is known already, or is none.
+        """
+        if not word.strip() or word in self._named or word in self._words:
+            raise ValueError(f"the word {shown(word)} is known already; name another one")
+        other = copy.copy(self)
+        other._words = {**self._words, word: tuple(range(self._size, self._size + count))}
+        other._size, other._lock, other._twin = self._size + count, threading.Lock(), None
+        other._longest_first = sorted((*self._named, *other._words), key=len, reverse=True)
+        return other
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -112,8 +132,9 @@ class Tokenizer:
         place, end = visible(text)
         for i, part in enumerate(self._split(SURROGATE.sub("\ufffd", text[place:end]))):
             if i % 2:
-                ids.append(self._named[part])
-                spans.append((place, place + len(part)))
+                own = self._words.get(part) or (self._named[part],)
+                ids += own
+                spans += [(place, place + len(part))] * len(own)
             elif part:
                 letters, origins = composed(part)
                 found = self._pieces.encode(letters, return_type="offset_mapping")

@@ -1,0 +1,133 @@
+"""``altdiff show``, ``redraw`` and ``tokens``: how a picture was made, the same once more, how a prompt is read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from flagai_altdiff.cli.common import add_model_dir, fail, say
+from flagai_altdiff.errors import printable
+from flagai_altdiff.prompt_syntax import SYNTAXES
+from flagai_altdiff.registry import find_model
+
+_DEFAULT_MODEL = "AltDiffusion-mini"
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``show``."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="PNG files")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON, one on each line")
+    parser.set_defaults(run=_show)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from flagai_altdiff.records import read_any
+
+    for number, path in enumerate(args.files):
+        record = read_any(path)
+        said = dict(record.own) or {"model": record.model, **record.options}
+        if args.json:
+            print(json.dumps({"file": str(path), "program": record.program, **said}, ensure_ascii=False))
+            continue
+        if len(args.files) > 1:
+            say(f"{'' if not number else chr(10)}{path}")
+        say(f"{'program':18} {record.program}")
+        for name, value in said.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            say(f"{name:18} {printable(text, 2000)}")
+        for text in record.lost:
+            say(f"{'cannot be redrawn':18} {text}")
+    return 0
+
+
+def add_redraw(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``redraw``."""
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="PNG files of flagai_altdiff, A1111, ComfyUI or InvokeAI")
+    add("-m", "--model", metavar="NAME", help="the model (default: the one that the record names)")
+    add_model_dir(parser)
+    add("--outdir", "-o", type=Path, metavar="DIR", help="folder of the images (default: AltDiffusionOutputs)")
+    add("--seed", type=int, metavar="N", help="another seed: the same again, but another image")
+    add("--lora", action="append", default=[], metavar="FILE[:X]", help="a LoRA that the image was drawn with")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
+    parser.set_defaults(run=_redraw)
+
+
+def _redraw(args: argparse.Namespace) -> int:
+    from flagai_altdiff.records import read_any
+
+    records = [(path, read_any(path)) for path in args.files]
+    import torch
+
+    from flagai_altdiff.cli.generate import lora_of
+    from flagai_altdiff.loading import load_model
+    from flagai_altdiff.lora import add_lora
+    from flagai_altdiff.output import draw_to_folder, redraw
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loras = [lora_of(text) for text in args.lora]
+    loaded: dict[str, Any] = {}
+    for path, record in records:
+        known = find_model(record.model)
+        name = args.model or (known.name if known else record.model if record.own else _DEFAULT_MODEL)
+        for lost in record.lost:
+            print(f"{path}: not carried over: {lost}", file=sys.stderr)
+        if name not in loaded:
+            print(f"loading {name}", file=sys.stderr)
+            loaded[name] = load_model(name, args.model_dir, device=device, mapped=True)
+            for file, strength in loras:
+                add_lora(loaded[name], file, strength)
+        if missing := _missing_loras(record.own, loaded[name]):
+            return fail(f"{path} was drawn with {missing}; name their files with --lora FILE:STRENGTH", 2)
+        if record.own and args.seed is None:
+            result = redraw(loaded[name], record.own, args.outdir)
+        else:
+            options = {**record.options, **({} if args.seed is None else {"seed": args.seed})}
+            options |= {"images_per_prompt": 1, "batch_size": 1, "iterations": 1}
+            result = draw_to_folder(loaded[name], options.pop("prompts"), args.outdir, **options)
+        for saved in result.paths:
+            print(saved)
+    return 0
+
+
+def _missing_loras(own: Any, model: Any) -> str:
+    """What the record says was added to the model, and was not now."""
+    added = {(lora.sha256, lora.strength) for lora in model.loras}
+    wanted = [lora for lora in own.get("loras", ()) if (lora["sha256"], lora["strength"]) not in added]
+    return ", ".join(f"{lora['name']}:{lora['strength']:g} ({lora['sha256']})" for lora in wanted)
+
+
+def add_tokens(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``tokens``."""
+    add = parser.add_argument
+    add("prompts", nargs="+", metavar="PROMPT", help="what to read")
+    add("-m", "--model", default=_DEFAULT_MODEL, metavar="NAME", help="whose tokenizer (default: %(default)s)")
+    add_model_dir(parser)
+    add("--prompt-syntax", default="weighted", choices=SYNTAXES, help="how it is read (default: %(default)s)")
+    parser.set_defaults(run=_tokens)
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    from flagai_altdiff.auto_loader import find_own_tokenizer
+    from flagai_altdiff.conditioning import Chunk, chunks
+
+    tokenizer = find_own_tokenizer(args.model, args.model_dir)
+    for number, prompt in enumerate(args.prompts):
+        if number:
+            say("")
+        if args.prompt_syntax == "plain":
+            found = tokenizer.encode(prompt)
+            pieces = tuple(prompt[first:end] for first, end in found.spans)
+            read = [Chunk(pieces[:75], found.ids[:75], (1.0,) * len(pieces[:75]))]
+        else:
+            read = chunks(tokenizer, prompt)
+        for place, chunk in enumerate(read, 1):
+            say(f"chunk {place} of {len(read)}: {len(chunk.ids)} of 75 tokens")
+            for piece, i, weight in zip(chunk.pieces, chunk.ids, chunk.weights, strict=True):
+                say(f"  {i:7} {weight:6.3f}  {printable(piece, 80)}")
+        if args.prompt_syntax == "plain" and (lost := tokenizer.lost_text(prompt)):
+            say(f"lost: {printable(lost, 2000)}")
+    return 0
