@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flagai_altdiff.auto_loader import AutoLoader
+    from flagai_altdiff.diffusers_bridge import from_diffusers, to_diffusers
     from flagai_altdiff.errors import FlagAIAltDiffError
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora, remove_loras
@@ -34,6 +35,8 @@ _HOMES = {
     "MODELS": "registry",
     "SAMPLERS": "sampling",
     "AutoLoader": "auto_loader",
+    "MultilingualRobertaEncoder": "diffusers_bridge",
+    "PreTrainedModel": "diffusers_bridge",  # diffusers asks whether a class of this package is one
     "FlagAIAltDiffError": "errors",
     "GenerationRequest": "request",
     "GenerationResult": "pipeline",
@@ -45,10 +48,12 @@ _HOMES = {
     "add_embedding": "parts",
     "add_lora": "lora",
     "draw_to_folder": "output",
+    "from_diffusers": "diffusers_bridge",
     "generate": "pipeline",
     "load_model": "loading",
     "remove_loras": "lora",
     "stream": "pipeline",
+    "to_diffusers": "diffusers_bridge",
     "use_vae": "parts",
 }
 """Public name -> the module that has it."""
@@ -68,10 +73,12 @@ __all__ = [
     "add_embedding",
     "add_lora",
     "draw_to_folder",
+    "from_diffusers",
     "generate",
     "load_model",
     "remove_loras",
     "stream",
+    "to_diffusers",
     "use_vae",
 ]
 
