@@ -35,8 +35,6 @@ _HOMES = {
     "MODELS": "registry",
     "SAMPLERS": "sampling",
     "AutoLoader": "auto_loader",
-    "MultilingualRobertaEncoder": "diffusers_bridge",
-    "PreTrainedModel": "diffusers_bridge",  # diffusers asks whether a class of this package is one
     "FlagAIAltDiffError": "errors",
     "GenerationRequest": "request",
     "GenerationResult": "pipeline",
@@ -83,7 +81,13 @@ __all__ = [
 ]
 
 
+_FOR_DIFFUSERS = ("MultilingualRobertaEncoder", "PreTrainedModel")
+"""What diffusers asks this package for when it opens a folder whose text encoder is from here."""
+
+
 def __getattr__(name: str) -> object:
+    if name in _FOR_DIFFUSERS:
+        return getattr(import_module(f"{__name__}.diffusers_bridge"), name)
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,9 @@ from torch import Tensor
 from flagai_altdiff.engine import Engine
 from flagai_altdiff.pictures import area_around, composed, extended, fitted, margins_of, mask_of, on_ground, softened
 from flagai_altdiff.request import ResolvedRequest
+from flagai_altdiff.sampling.levels import NoiseLevels
 from flagai_altdiff.sampling.masked import masked
-from flagai_altdiff.sampling.schedule import NoiseLevels, add_noise
+from flagai_altdiff.sampling.schedule import add_noise
 from flagai_altdiff.sampling.step import EpsFunction
 
 

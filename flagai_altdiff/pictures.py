@@ -1,4 +1,4 @@
-"""Pictures that a drawing begins with, and masks of what of them is drawn anew. No torch."""
+"""Pictures that a drawing begins with, and masks of what of them is drawn anew. No torch; Pillow once there is one."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageColor, ImageFilter
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer, WithJsonSchema
 
-from flagai_altdiff.decoding import as_rgb, open_image
 from flagai_altdiff.errors import BrokenExampleError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
 
 FITS = ("crop", "pad", "stretch")
 """How a picture gets the size of a drawing."""
@@ -62,6 +63,11 @@ def as_picture(value: object) -> object:
     """
     if value is None or isinstance(value, Picture):
         return value
+    import numpy as np
+    from PIL import Image
+
+    from flagai_altdiff.decoding import as_rgb, open_image
+
     if isinstance(value, Mapping):
         found = as_picture(value.get("name") or "")
         assert isinstance(found, Picture)
@@ -120,6 +126,8 @@ MarginsField = Annotated[str, BeforeValidator(as_margins)]
 
 def on_ground(picture: Picture, ground: str) -> Image.Image:
     """The picture as RGB, laid over a colour where it is transparent."""
+    from PIL import Image
+
     if picture.image.mode == "RGB":
         return picture.image
     laid = Image.new("RGBA", picture.image.size, ground)
@@ -129,6 +137,8 @@ def on_ground(picture: Picture, ground: str) -> Image.Image:
 
 def is_colour(text: str) -> bool:
     """Whether Pillow knows a colour of that name."""
+    from PIL import ImageColor
+
     try:
         ImageColor.getrgb(text)
     except ValueError:
@@ -146,6 +156,8 @@ def mask_of(picture: Picture, mask: Picture | str) -> Image.Image:
     Raises:
         ValueError: It does not fit, or nothing of it is white.
     """
+    from PIL import Image
+
     size = picture.image.size
     if mask == ALPHA:
         if picture.image.mode != "RGBA":
@@ -187,6 +199,9 @@ def with_margins(size: tuple[int, int], margins: str) -> tuple[int, int]:
 
 def extended(image: Image.Image, margins: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
     """A picture with margins that go on with its edges, and the mask of these margins."""
+    import numpy as np
+    from PIL import Image
+
     left, top, right, bottom = margins
     pixels = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
     mask = Image.new("L", (pixels.shape[1], pixels.shape[0]), _WHITE)
@@ -203,6 +218,8 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: str, ground: str) -> 
         fit: One of ``FITS``: cut what is too long, add ``ground`` where it is too short, or change its proportions.
         ground: The colour that is added; to masks, white.
     """
+    from PIL import Image
+
     if image.size == size:
         return image
     if fit == "stretch":
@@ -218,6 +235,9 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: str, ground: str) -> 
 
 def softened(mask: Image.Image, feather: int) -> NDArray[np.float32]:
     """How much of each pixel is drawn anew, (H, W) in [0, 1]: 0 outside the mask, rising to 1 within ``feather`` px."""
+    import numpy as np
+    from PIL import ImageFilter
+
     hard = np.asarray(mask, dtype=np.float32) / _WHITE
     if not feather:
         return (hard > 0.5).astype(np.float32)
@@ -251,6 +271,9 @@ def _within(low: float, high: float, length: int) -> tuple[int, int]:
 
 def composed(given: Image.Image, drawn: Image.Image, share: NDArray[np.float32]) -> Image.Image:
     """Two pictures of one size in one: what ``share`` leaves out is the given one's, bit for bit."""
+    import numpy as np
+    from PIL import Image
+
     before, after = np.asarray(given), np.asarray(drawn)
     mixed = before + share[..., None] * (after.astype(np.float32) - before)
     return Image.fromarray(np.where(share[..., None] > 0, mixed.round().astype(np.uint8), before))

@@ -12,7 +12,7 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.options import options_of
 from flagai_altdiff.output import draw_to_folder
 from flagai_altdiff.pipeline import GenerationResult, unwrapped
-from flagai_altdiff.prompt_files import read_prompt_file
+from flagai_altdiff.prompt_files import has_requests, read_prompt_file
 from flagai_altdiff.request import OPTIONS, GenerationRequest, Output
 from flagai_altdiff.sampling import Step
 
@@ -123,6 +123,12 @@ class Predictor:
         if plms and sampler not in (None, "plms"):
             raise InvalidRequestError("plms", True, f"contradicts sampler={sampler!r}; leave one of them out")
         self._check_latents(C=C, f=f)
+        if from_file and has_requests(from_file):
+            raise InvalidRequestError(
+                "from_file",
+                str(from_file),
+                "JSON Lines are for altdiff generate; here a text with a prompt on each line",
+            )
         drawing: dict[str, Any] = {
             "prompt": read_prompt_file(from_file, comments=comments) if from_file else prompt,
             "negative_prompt": negative_prompt,

@@ -1,11 +1,13 @@
-"""Files of prompts: text with a prompt per line, in the encodings that editors write."""
+"""Files of prompts: text with a prompt per line, in the encodings that editors write; or JSON Lines, a request each."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import shlex
 from pathlib import Path, PurePath
+from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError
 
@@ -24,6 +26,41 @@ def read_prompt_file(path: str | Path, *, comments: bool = False) -> tuple[str, 
     Raises:
         InvalidRequestError: It cannot be read, has another encoding (with the line), or no prompt in it.
     """
+    return parse_prompts(_content(path), str(path), comments=comments)
+
+
+def has_requests(path: str | Path) -> bool:
+    """Whether a file is JSON Lines, by its name."""
+    return PurePath(path).suffix.lower() in (".jsonl", ".ndjson")
+
+
+def read_requests(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a JSON Lines file: for each line the options of a request, by name, ``prompt`` among them.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InvalidRequestError: It cannot be read, or a line is no object with a prompt; the message has its number.
+    """
+    found = []
+    for number, line in enumerate(_content(path).decode("utf-8-sig", "replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            options = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError("from_file", str(path), f"line {number} is no JSON: {error}") from None
+        if not isinstance(options, dict) or not {"prompt", "prompts"} & options.keys():
+            expected = 'expected {"prompt": "a cat"} and other options of a request beside it'
+            raise InvalidRequestError("from_file", str(path), f"line {number}: {expected}")
+        found.append(options)
+    if not found:
+        raise InvalidRequestError("from_file", str(path), "the file has no request; expected one on each line")
+    return found
+
+
+def _content(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:  # a pipe as well, as shells make them of <(command)
             data = file.read(_MAX_BYTES + 1)
@@ -32,7 +69,7 @@ def read_prompt_file(path: str | Path, *, comments: bool = False) -> tuple[str, 
     except (OSError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidRequestError("from_file", str(path), f"cannot be read: {reason}") from error
-    return parse_prompts(data, str(path), comments=comments)
+    return data
 
 
 def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[str, ...]:

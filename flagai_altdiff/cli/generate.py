@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.cli.common import add_model_dir, add_option, fail
 from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.options import options_of
-from flagai_altdiff.prompt_files import read_prompt_file
+from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
 from flagai_altdiff.registry import DRAWING, MATCHING, locate
 from flagai_altdiff.request import FLAGAI_DEFAULTS, OPTIONS, GenerationRequest, Output
 
@@ -51,7 +52,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--from-file",
         "--prompt-file",
         metavar="FILE",
-        help="read prompts from a text file; each line is drawn once, --n-samples at a time",
+        help="read prompts from a text file; each line is drawn once, --n-samples at a time. In a .jsonl file each "
+        'line is a request: {"prompt": "a cat", "steps": 30}',
     )
     add("--comments", action="store_true", help="leave out lines of --from-file that begin with #")
     add("--lora", action="append", default=[], metavar="FILE[:X]", help="add a LoRA, X times as strong; repeatable")
@@ -83,8 +85,9 @@ def _generate(args: argparse.Namespace) -> int:
 
 def _draw(args: argparse.Namespace) -> int:
     # All that can be told to be wrong without the model, which takes seconds to load, is told first.
-    request, output = _typed(args)
-    output.check_resumable(request)
+    requests, output = _typed(args)
+    for request in requests:
+        output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
     _, place = locate(args.model, args.model_dir, task=DRAWING)
@@ -101,7 +104,7 @@ def _draw(args: argparse.Namespace) -> int:
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_loras(loras, place)
-    best_of = _best_of(args, request, device) if args.best else None
+    best_of = _best_of(args, requests, device) if args.best else None
     model = load_model(
         args.model,
         args.model_dir,
@@ -116,11 +119,12 @@ def _draw(args: argparse.Namespace) -> int:
         print(f"new word: {add_embedding(model, path)}", file=sys.stderr)
     if args.vae:
         use_vae(model, args.vae)
-    result = draw_to_folder(model, request, output, best_of=best_of)
-    for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
-        print(path)
-    count = len(result.samples)
-    print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
+    for request in requests:
+        result = draw_to_folder(model, request, output, best_of=best_of)
+        for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
+            print(path)
+        count, seed = len(result.samples), result.request.seed
+        print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {seed}", file=sys.stderr)
     return 0
 
 
@@ -143,22 +147,26 @@ def lora_of(text: str) -> tuple[Path, float]:
     return path, strength
 
 
-def _best_of(args: argparse.Namespace, request: GenerationRequest, device: str) -> BestOf:
+def _best_of(args: argparse.Namespace, requests: Sequence[GenerationRequest], device: str) -> BestOf:
     from flagai_altdiff.matching import load_matching_model
     from flagai_altdiff.ranking import BestOf, check_choice
 
-    check_choice(args.best, request)
+    for request in requests:
+        check_choice(args.best, request)
     print(f"loading {args.judge}", file=sys.stderr)
     judge = load_matching_model(args.judge, args.model_dir, device=device, mapped=True)
     return BestOf(judge=judge, best=args.best)
 
 
-def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
-    """What was asked for, with FlagAI's defaults where nothing was typed."""
+def _typed(args: argparse.Namespace) -> tuple[list[GenerationRequest], Output]:
+    """What was asked for, with FlagAI's defaults where nothing was typed; several requests from JSON Lines."""
     given = vars(args)
     options = FLAGAI_DEFAULTS | {name: given[name] for name in options_of(GenerationRequest) if name in given}
     if args.plms and options.setdefault("sampler", "plms") != "plms":
         raise InvalidRequestError("--plms", True, f"contradicts --sampler {options['sampler']}; leave one of them out")
+    output = Output(**{name: given[name] for name in options_of(Output) if name in given})
+    if args.from_file and has_requests(args.from_file):
+        return [_of_line(line, options) for line in read_requests(args.from_file)], output
     if args.from_file:
         options["prompts"] = read_prompt_file(args.from_file, comments=args.comments)
         options |= {"images_per_prompt": 1, "batch_size": options["images_per_prompt"]}
@@ -166,7 +174,14 @@ def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
         options["prompts"] = args.prompt
     if args.best is not None or args.of is not None:
         options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
-    return GenerationRequest(**options), Output(**{name: given[name] for name in options_of(Output) if name in given})
+    return [GenerationRequest(**options)], output
+
+
+def _of_line(line: Mapping[str, Any], typed: Mapping[str, Any]) -> GenerationRequest:
+    """The request of a line of JSON: what it does not say is as it was typed; FlagAI's names of options count too."""
+    ours = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}
+    said = {ours.get(name, name): value for name, value in line.items()}
+    return GenerationRequest(**{**typed, **said})
 
 
 def _drawn_to_choose_from(args: argparse.Namespace, has_n_samples: bool) -> dict[str, int]:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flagai_altdiff.sampling.schedule import NoiseLevels, to_eps
+from flagai_altdiff.sampling.levels import NoiseLevels
+from flagai_altdiff.sampling.schedule import to_eps
 from flagai_altdiff.sampling.step import EpsFunction
 
 DenoiseFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -37,7 +38,7 @@ def guided(
         (x, t) -> eps.
     """
 
-    levels = NoiseLevels(alphas_cumprod)
+    levels = NoiseLevels.of(alphas_cumprod)
 
     def eps(x: Tensor, t: float) -> Tensor:
         whole = isinstance(t, int)

@@ -14,7 +14,7 @@ from flagai_altdiff.sampling.step import EpsFunction
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flagai_altdiff.sampling.schedule import NoiseLevels
+    from flagai_altdiff.sampling.levels import NoiseLevels
 
 
 def masked(eps: EpsFunction, clean: Tensor, mask: Tensor, levels: NoiseLevels) -> EpsFunction:

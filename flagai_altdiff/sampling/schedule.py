@@ -6,7 +6,6 @@ et al. 2023 (arXiv 2305.08891) for the trailing one; Karras et al. 2022 (arXiv 2
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.errors import ConfigError
+from flagai_altdiff.sampling.levels import NoiseLevels, sigma_of
 
 
 def make_betas(kind: str, timesteps: int, linear_start: float, linear_end: float, cosine_s: float = 8e-3) -> Tensor:
@@ -89,49 +89,6 @@ _RHO = 7.0
 """Curvature of Karras' grid, as the paper has it."""
 
 
-class NoiseLevels:
-    """Signal power and noise by timestep, also between the timesteps that a model was trained on.
-
-    There the logarithm of sigma, the noise per unit of signal, is read off a straight line.
-
-    Args:
-        alphas_cumprod: (T,), signal power by timestep, of any floating dtype.
-    """
-
-    def __init__(self, alphas_cumprod: Tensor) -> None:
-        self.alphas: list[float] = alphas_cumprod.detach().double().tolist()
-        self._log_sigmas = [math.log(sigma_of(alpha)) for alpha in self.alphas]
-
-    def __len__(self) -> int:
-        return len(self.alphas)
-
-    def alpha(self, t: float) -> float:
-        """Signal power at a timestep."""
-        return self.alphas[t] if isinstance(t, int) else alpha_of(math.exp(self._log_sigma(t)))
-
-    def timestep(self, sigma: float) -> float:
-        """The timestep at which there is so much noise per unit of signal; the nearest where there is none."""
-        wanted = math.log(sigma)
-        upper = min(max(bisect.bisect_left(self._log_sigmas, wanted), 1), len(self) - 1)
-        low, high = self._log_sigmas[upper - 1 : upper + 1]
-        return upper - 1 + min(max((wanted - low) / (high - low), 0.0), 1.0)
-
-    def _log_sigma(self, t: float) -> float:
-        lower = min(int(t), len(self) - 2)
-        low, high = self._log_sigmas[lower : lower + 2]
-        return low + (t - lower) * (high - low)
-
-
-def sigma_of(alpha: float) -> float:
-    """Noise per unit of signal, from signal power."""
-    return math.sqrt((1 - alpha) / alpha)
-
-
-def alpha_of(sigma: float) -> float:
-    """Signal power, from noise per unit of signal."""
-    return 1 / (1 + sigma**2)
-
-
 @dataclass(frozen=True)
 class Schedule:
     """One walk from noise to image: which timesteps, and how much signal is left at each.
@@ -162,7 +119,7 @@ class Schedule:
                 ``"uniform"`` divides all timesteps evenly, between them too, ``"karras"`` and ``"exponential"`` divide
                 sigma's seventh root and its logarithm.
         """
-        levels = NoiseLevels(alphas_cumprod)
+        levels = NoiseLevels.of(alphas_cumprod)
         last = len(levels) - 1
         if grid == "flagai":
             numbers = tuple(timestep_grid(steps, len(levels))[::-1])

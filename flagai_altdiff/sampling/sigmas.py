@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from flagai_altdiff.sampling.schedule import alpha_of, sigma_of
+from flagai_altdiff.sampling.levels import alpha_of, sigma_of
 from flagai_altdiff.sampling.step import EpsFunction, Step
 
 if TYPE_CHECKING:

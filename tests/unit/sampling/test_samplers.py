@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.sampling import GRIDS, SAMPLERS, Step, find_sampler
-from flagai_altdiff.sampling.schedule import NoiseLevels, Schedule, make_betas, timestep_grid
+from flagai_altdiff.sampling.levels import NoiseLevels
+from flagai_altdiff.sampling.schedule import Schedule, make_betas, timestep_grid
 
 TABLE = torch.cumprod(1 - make_betas("linear", 1000, 0.00085, 0.012), dim=0).float()
 MEAN, STD = 0.4, 0.6
-LEVELS = NoiseLevels(TABLE)
+LEVELS = NoiseLevels.of(TABLE)
 DETERMINISTIC = [name for name, spec in SAMPLERS.items() if not spec.is_random]
 CONVERGING = [name for name, spec in SAMPLERS.items() if spec.order]
 CALLS = {"heun": 2, "dpm2": 2, "dpmpp_sde": 2}
