@@ -23,6 +23,13 @@ Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
 Sizes = Annotated[tuple[Size, ...], Field(max_length=16)]
 
 
+_INPAINTING = 9
+_FOR_INPAINTING = (
+    " A UNet with 9 input channels was made for inpainting alone, and is not supported; any other model draws into "
+    "pictures as well: --init-image FILE --mask FILE."
+)
+
+
 def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
     """In one order, as files have them in any."""
     return tuple(sorted(values, reverse=True))
@@ -201,6 +208,7 @@ class LatentDiffusionConfig:
             raise ConfigError(
                 f"the UNet takes {self.unet.in_channels} and gives {self.unet.out_channels} channels, "
                 f"but the latents have {self.first_stage.embed_dim}."
+                + (_FOR_INPAINTING if self.unet.in_channels == _INPAINTING else "")
             )
 
 
