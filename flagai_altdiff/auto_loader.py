@@ -153,6 +153,7 @@ class AutoLoader:
             return
         with last_net(model_path):
             checkpoint.assign(model, read_tensors(Path(model_path)), str(model_path))
+        model.loras, model.before_loras = (), {}
 
     def _config_only(self) -> tuple[Path, Tokenizer]:
         path = locate(self.model_name, self.model_dir, task=self.task_name)[1]

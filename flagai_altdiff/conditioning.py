@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.engine import Engine
+from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
 from flagai_altdiff.prompt_syntax import Part, mean_weight, parse
@@ -17,7 +18,8 @@ from flagai_altdiff.tokenizer import Tokenizer
 from flagai_altdiff.tokenizer.files import BOS, EOS, PAD
 
 _SHOWN_CHARACTERS = 200
-_ROOM = MAX_TOKENS - 2
+ROOM = MAX_TOKENS - 2
+"""Tokens that a chunk has for a prompt."""
 _COMMAS, _SEARCHED = frozenset(",，、،"), 20
 """A chunk that is full ends at a comma, if one is among its last tokens."""
 
@@ -39,10 +41,12 @@ class Chunk:
     @property
     def row(self) -> list[int]:
         """The ids as the text encoder takes them, 77 of them."""
-        return [BOS, *self.ids, EOS, *[PAD] * (_ROOM - len(self.ids))]
+        return [BOS, *self.ids, EOS, *[PAD] * (ROOM - len(self.ids))]
 
 
-def encode_prompts(model: LatentDiffusion, engine: Engine, prompts: Sequence[str], syntax: str = "plain") -> Tensor:
+def encode_prompts(
+    model: LatentDiffusion, engine: Engine, prompts: Sequence[str], syntax: str = "plain"
+) -> list[Tensor]:
     """Text states of prompts, each text encoded once and alone, so that none depends on its neighbours.
 
     Args:
@@ -52,33 +56,34 @@ def encode_prompts(model: LatentDiffusion, engine: Engine, prompts: Sequence[str
         syntax: One of ``prompt_syntax.SYNTAXES``.
 
     Returns:
-        (B, 77, D); (B, n * 77, D) where a weighted prompt takes n chunks, shorter ones with empty chunks at their end.
+        For each prompt (77, D); (n * 77, D) where a weighted one takes n chunks.
+
+    Raises:
+        InvalidRequestError: Weights need the tokenizer that comes with a model's files, and it has none.
     """
+    different = dict.fromkeys(prompts)
     if syntax == "plain":
-        states = {prompt: engine.encode_text(model.tokenize([prompt])) for prompt in dict.fromkeys(prompts)}
-        return torch.cat([states[prompt] for prompt in prompts])
-    assert model.text_tokenizer is not None, "load the model from its folder, which has a tokenizer"
-    read = {prompt: chunks(model.text_tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
-    longest = max(map(len, read.values()))
-    states = {prompt: _weighted(engine, found, longest) for prompt, found in read.items()}
-    return torch.cat([states[prompt] for prompt in prompts])
+        states = {prompt: engine.encode_text(model.tokenize([prompt]))[0] for prompt in different}
+    elif model.text_tokenizer is None:
+        raise InvalidRequestError(
+            "prompt_syntax", syntax, "the model has no tokenizer of its own; load it from its folder"
+        )
+    else:
+        states = {prompt: _weighted(engine, chunks(model.text_tokenizer, prompt)) for prompt in different}
+    return [states[prompt] for prompt in prompts]
 
 
 def same_length(states: Tensor, others: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
-    """Two sides of guidance with as many chunks each: (B, L, D), (B, L', D) -> both with the larger L.
+    """Two sides of guidance with as many chunks each: (L, D), (L', D) -> both with the larger L.
 
     Args:
         states: Of one side.
         others: Of the other side.
-        empty: (1, 77, D), of no text, with which the shorter one goes on.
+        empty: (77, D), of no text, with which the shorter one goes on.
     """
-    wanted = max(states.shape[1], others.shape[1])
-
-    def longer(side: Tensor) -> Tensor:
-        missing = (wanted - side.shape[1]) // empty.shape[1]
-        return torch.cat([side, *[empty.expand(len(side), -1, -1)] * missing], dim=1)
-
-    return longer(states), longer(others)
+    wanted = max(len(states), len(others))
+    first, second = (torch.cat([side, *[empty] * ((wanted - len(side)) // len(empty))]) for side in (states, others))
+    return first, second
 
 
 def chunks(tokenizer: Tokenizer, prompt: str) -> list[Chunk]:
@@ -88,7 +93,9 @@ def chunks(tokenizer: Tokenizer, prompt: str) -> list[Chunk]:
         tokenizer: The model's.
         prompt: As people write it; see :mod:`flagai_altdiff.prompt_syntax`.
     """
-    return [chunk for part in parse(prompt) for chunk in _chunks_of(tokenizer, part)]
+    parts = parse(prompt)
+    said = [part for part in parts if part.text.strip()] or parts[:1]
+    return [chunk for part in said for chunk in _chunks_of(tokenizer, part)]
 
 
 def _chunks_of(tokenizer: Tokenizer, part: Part) -> Iterator[Chunk]:
@@ -97,9 +104,9 @@ def _chunks_of(tokenizer: Tokenizer, part: Part) -> Iterator[Chunk]:
         (part.text[first:end], i, mean_weight(part, first, end))
         for i, (first, end) in zip(found.ids, found.spans, strict=True)
     ]
-    while len(tokens) > _ROOM:
-        commas = [k for k in range(_ROOM - _SEARCHED, _ROOM) if _COMMAS & set(tokens[k][0])]
-        end = commas[-1] + 1 if commas else _ROOM
+    while len(tokens) > ROOM:
+        commas = [k for k in range(ROOM - _SEARCHED, ROOM) if _COMMAS & set(tokens[k][0])]
+        end = commas[-1] + 1 if commas else ROOM
         yield _chunk(tokens[:end])
         tokens = tokens[end:]
     yield _chunk(tokens)
@@ -110,20 +117,19 @@ def _chunk(tokens: Sequence[tuple[str, int, float]]) -> Chunk:
     return Chunk(pieces, ids, weights)
 
 
-def _weighted(engine: Engine, read: Sequence[Chunk], count: int) -> Tensor:
-    """States of chunks times their weights, brought back to their mean (as A1111 does it); (1, count * 77, D)."""
-    empty = [_chunk(())] * (count - len(read))
+def _weighted(engine: Engine, read: Sequence[Chunk]) -> Tensor:
+    """States of chunks times their weights, brought back to their mean (as A1111 does it); (n * 77, D)."""
     device = engine.device
     found = []
-    for chunk in (*read, *empty):
+    for chunk in read:
         states = engine.encode_text(torch.tensor([chunk.row], device=device))
         if any(weight != 1 for weight in chunk.weights):
             weights = torch.ones(MAX_TOKENS, device=device)
             weights[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights, device=device)
             stronger = states * weights[None, :, None]
             states = stronger * (states.mean() / stronger.mean())
-        found.append(states)
-    return torch.cat(found, dim=1)
+        found.append(states[0])
+    return torch.cat(found)
 
 
 def cut_prompts(model: LatentDiffusion, prompts: Iterable[str]) -> list[Note]:

@@ -76,6 +76,14 @@ def read_image(
         return as_rgb(_upright(image), key, keep_alpha=keep_alpha)
 
 
+def upright(image: Image.Image, key: str) -> Image.Image:
+    """An image that a program has, as :func:`read_image` would give it with its alpha; errors as there."""
+    with _told(key):
+        _check_size(image, key, MAX_PIXELS)
+        image.load()
+        return as_rgb(_upright(image), key, keep_alpha=True)
+
+
 def read_size(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """The sides of an image, from its header alone; arguments and errors as of :func:`read_image`."""
     with _told(key), _opened(file, key) as image:

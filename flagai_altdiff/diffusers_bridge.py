@@ -114,7 +114,10 @@ def to_diffusers(model: LatentDiffusion, kind: Any = None, **parts: Any) -> Any:
         vae = diffusers.AutoencoderKL.from_config(fields["vae/config.json"])
     unet.load_state_dict(state["unet"], assign=True)
     vae.load_state_dict(state["vae"], assign=True)
-    encoder = MultilingualRobertaEncoder(_text_config(model.config.cond_stage), model.cond_stage_model)
+    with torch.device("meta"):  # a module of its own: pipelines move theirs, and change its precision
+        tower = RobertaSeriesModelWithTransformation(model.config.cond_stage)
+    tower.load_state_dict(model.cond_stage_model.state_dict(), assign=True)
+    encoder = MultilingualRobertaEncoder(_text_config(model.config.cond_stage), tower)
     made = {
         "unet": unet.eval(),
         "vae": vae.eval(),

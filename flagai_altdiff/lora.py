@@ -183,7 +183,7 @@ def check_strength(strength: float) -> None:
     """InvalidRequestError unless a LoRA can be added as strongly as that."""
     if not math.isfinite(strength) or abs(strength) > _MAX_STRENGTH:
         expected = f"a number from {-_MAX_STRENGTH:g} to {_MAX_STRENGTH:g}, usually 0.5 to 1"
-        raise InvalidRequestError("strength", strength, expected)
+        raise InvalidRequestError("lora_strength", strength, expected)
 
 
 def check_loras(loras: Sequence[tuple[Path, float]], model: Path) -> None:

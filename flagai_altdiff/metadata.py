@@ -39,12 +39,13 @@ def png_texts(
         Key -> text. A prompt may contain anything, so programs should read the record, not ``parameters``.
     """
     prompt = _shortened(sample.prompt)
+    is_shortened = prompt != sample.prompt or _shortened(request.negative_prompt) != request.negative_prompt
     model_name = _text(model_name)
     added = [replace(part, name=_text(part.name)) for part in added]
     request = replace(request, negative_prompt=_shortened(request.negative_prompt))
     return {
         "parameters": _parameters(prompt, sample, request, model_name, added),
-        RECORD_KEY: _record(prompt, sample, request, model_name, run, added),
+        RECORD_KEY: _record(prompt, sample, request, model_name, run, added, is_shortened=is_shortened),
     }
 
 
@@ -97,6 +98,14 @@ def _parameters(prompt: str, sample: Sample, request: ResolvedRequest, model_nam
         "Model": _quoted(model_name),
         "Version": f"flagai_altdiff {__version__}",
     }
+    if request.init_image is not None:
+        pairs["Denoising strength"] = f"{request.strength:g}"
+    if request.hires is not None:
+        pairs["Size"] = f"{request.width}x{request.height}"
+        pairs |= {"Hires upscale": f"{request.hires:g}", "Denoising strength": f"{request.hires_strength:g}"}
+    if request.variation_strength:
+        pairs["Variation seed"] = (request.variation_seed or 0) + sample.index
+        pairs["Variation seed strength"] = f"{request.variation_strength:g}"
     if request.eta:
         pairs["Eta"] = f"{request.eta:g}"
     if loras := [part for part in added if isinstance(part, AddedLora)]:
@@ -116,6 +125,8 @@ def _record(
     model_name: str,
     run: str,
     added: Sequence[Added],
+    *,
+    is_shortened: bool,
 ) -> str:
     settings = {name: value for name, value in request.as_json().items() if name != "prompts"}
     own = {
@@ -128,6 +139,7 @@ def _record(
         "seed": sample.seed,
         "request_seed": request.seed,
         "run": run,
+        **({"shortened": True} if is_shortened else {}),
         **({"prompt_count": len(request.prompts)} if len(request.prompts) > 1 else {}),
         "index": sample.index,
         "safety": sample.safety,

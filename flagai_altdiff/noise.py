@@ -43,16 +43,16 @@ class CallNoise:
             generators = [torch.Generator("cpu").manual_seed(self._request.seed_of(i)) for i in batch.indices]
             draw = partial(_rows, generators, self._device)
         first = draw(self._shape) if self._fixed is None else self._fixed[: len(batch)]
-        return self._varied(first, batch), draw
+        return (self._variations(batch) if self._request.variation_strength else first), draw
 
-    def _varied(self, noise: Tensor, batch: Batch) -> Tensor:
-        """The noise with some of another mixed in, as the request says."""
-        request, share = self._request, self._request.variation_strength
-        if not share or request.variation_seed is None:
-            return noise
+    def _variations(self, batch: Batch) -> Tensor:
+        """The noise of the request's seed, with some of another mixed in for each image."""
+        request = self._request
+        assert request.variation_seed is not None
         seeds = [(request.variation_seed + i) % (MAX_SEED + 1) for i in batch.indices]
+        base = _rows([torch.Generator("cpu").manual_seed(request.seed)], self._device, self._shape)
         others = _rows([torch.Generator("cpu").manual_seed(seed) for seed in seeds], self._device, self._shape)
-        return slerp(noise, others, share)
+        return slerp(base.expand_as(others), others, request.variation_strength)
 
     def _normal(self, rows: int, shape: Sequence[int]) -> Tensor:
         return torch.randn(rows, *shape, generator=self._generator, device=self._device, dtype=torch.float32)
@@ -74,4 +74,4 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     first, second = a.flatten(1), b.flatten(1)
     angle = torch.acos(F.cosine_similarity(first, second, dim=1).clamp(-1 + 1e-6, 1 - 1e-6))[:, None]
     mixed = (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * second) / torch.sin(angle)
-    return mixed.view_as(a)
+    return mixed.view(a.shape)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.errors import OutputError, printable
+from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
@@ -81,7 +81,11 @@ def draw_to_folder(
 
 
 def redraw(
-    model: LatentDiffusion, record: Mapping[str, Any], output: Output | str | Path | None = None
+    model: LatentDiffusion,
+    record: Mapping[str, Any],
+    output: Output | str | Path | None = None,
+    *,
+    pictures: Mapping[str, Any] | None = None,
 ) -> GenerationResult:
     """Draw an image again, to the same pixels on the same machine: in a batch as large as it was drawn in.
 
@@ -89,6 +93,7 @@ def redraw(
         model: The one that drew it.
         record: What ``metadata.read_record`` says of its file.
         output: As for :func:`draw_to_folder`.
+        pictures: ``init_image`` and ``mask_image``, where they are not where the record says.
 
     Raises:
         InvalidRequestError: The record asks for what cannot be drawn, a picture that is gone for one.
@@ -97,13 +102,17 @@ def redraw(
     per_prompt, iterations = int(own.get("images_per_prompt", 1)), int(own.get("iterations", 1))
     least = index // per_prompt + 1 if iterations == 1 else 1
     count = int(record.get("prompt_count") or least)
-    request = GenerationRequest(**{**own, "seed": record["request_seed"], "prompts": (record["prompt"],) * count})
+    request = GenerationRequest(
+        **{**own, "seed": record["request_seed"], "prompts": (record["prompt"],) * count, **(pictures or {})}
+    )
     resolved, notes = prepare(model, request)
-    wanted = {number for batch in resolved.batches() for number in batch.indices} - {index}
+    all_indices = {number for batch in resolved.batches() for number in batch.indices}
+    if index not in all_indices:
+        raise InvalidRequestError("index", index, f"the record says that there were {len(all_indices)} images")
     place = output if isinstance(output, Output) else Output(folder=Path(output)) if output else Output()
     model = unwrapped(model)
-    filing = _Filing(replace(place, skip_grid=True), resolved, model, None)
-    for event in draw(model, resolved, frozenset(wanted)):
+    filing = _Filing(replace(place, skip_grid=True), resolved, model, None, choice="redrawn")
+    for event in draw(model, resolved, frozenset(all_indices - {index})):
         if isinstance(event, Sample):
             filing.save(event)
     return GenerationResult(request=resolved, samples=filing.samples(), notes=notes)
@@ -133,6 +142,7 @@ class _Filing:
         request: What is drawn.
         model: What draws.
         best_of: How the images to keep are chosen, if not all are kept.
+        choice: What else tells the call from others.
 
     Attributes:
         run: What the call's records are known by, and what it found.
@@ -140,11 +150,16 @@ class _Filing:
     """
 
     def __init__(
-        self, output: Output, request: ResolvedRequest, model: LatentDiffusion, best_of: BestOf | None
+        self,
+        output: Output,
+        request: ResolvedRequest,
+        model: LatentDiffusion,
+        best_of: BestOf | None,
+        choice: str = "",
     ) -> None:
         name = model.spec.name
         self._output, self._request, self._name, self._added = output, request, name, (*model.loras, *model.parts)
-        choice = ", ".join([*map(str, self._added), *([best_of.key] if best_of else [])])
+        choice = ", ".join(filter(None, [*map(str, self._added), best_of.key if best_of else "", choice]))
         self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:
             logger.warning(

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flagai_altdiff import checkpoint
-from flagai_altdiff.checkpoint.diffusers_folder import read_weights
+from flagai_altdiff.checkpoint.diffusers_folder import read_weights, weight_files
 from flagai_altdiff.checkpoint.diffusers_keys import to_ldm
+from flagai_altdiff.checkpoint.json_config import load_json
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, last_net, printable
 from flagai_altdiff.models import AddedPart, LatentDiffusion
 
 _HASH_DIGITS = 10
+_NEARLY = 1e-3
 _AUTOENCODER = "first_stage_model."
 _MOST_TOKENS = 75
+_WIDTHS_OF_CLIP = (768, 1024)
+_SCALE = "scaling_factor"
 _OTHERS = ("loss.", "model_ema.", "discriminator.")
 """What trainers of autoencoders leave in their files."""
 
@@ -49,7 +54,7 @@ def add_embedding(model: LatentDiffusion, path: str | Path, word: str = "") -> s
         table = model.cond_stage_model.roberta.embeddings.word_embeddings
         width = table.weight.shape[1]
         if vectors.shape[1] != width:
-            clip = " It was made for CLIP." if vectors.shape[1] in (768, 1024) else ""
+            clip = " It was made for CLIP." if vectors.shape[1] in _WIDTHS_OF_CLIP else ""
             raise CheckpointError(
                 f"{path} has vectors of width {vectors.shape[1]}, but this model's text encoder has {width}.{clip}"
             )
@@ -64,6 +69,8 @@ def add_embedding(model: LatentDiffusion, path: str | Path, word: str = "") -> s
             raise CheckpointError(f"the model's text encoder has fewer words than its tokenizer, by {room}.")
         table.weight = nn.Parameter(new, requires_grad=table.weight.requires_grad)
         table.num_embeddings = len(new)
+        encoder = replace(model.config.cond_stage, vocab_size=len(new))
+        model.config, model.cond_stage_model.config = replace(model.config, cond_stage=encoder), encoder
         model.text_tokenizer = tokenizer
         model.parts = (*model.parts, AddedPart(kind="embedding", name=word, sha256=_digest(path)))
     return word
@@ -101,10 +108,22 @@ def use_vae(model: LatentDiffusion, path: str | Path) -> None:
         if not state:
             keys = ", ".join(printable(key, 80) for key in sorted(tensors)[:3])
             raise CheckpointError(f"{path} is no autoencoder: its keys are {keys}.")
+        _check_scale(path, model.config.scale_factor)
         checkpoint.assign(model.first_stage_model, state, str(path))
-    digest = _digest(path) if path.is_file() else ""
+    digest = _digest(weight_files(path.parent, path.name)[0] if path.is_dir() else path)
     others = tuple(part for part in model.parts if part.kind != "vae")
     model.parts = (*others, AddedPart(kind="vae", name=path.stem, sha256=digest))
+
+
+def _check_scale(path: Path, scale: float) -> None:
+    """CheckpointError where an autoencoder in diffusers' layout says that its latents are scaled otherwise."""
+    config = path / "config.json"
+    if path.is_dir() and config.is_file():
+        own = load_json(config).number(_SCALE, scale)
+        if abs(own - scale) > _NEARLY * scale:
+            raise CheckpointError(
+                f"{path} scales its latents by {own:g}, this model by {scale:g}: it is for another one."
+            )
 
 
 def autoencoder_state(tensors: Mapping[str, Tensor], config: LatentDiffusionConfig) -> dict[str, Tensor]:

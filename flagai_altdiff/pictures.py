@@ -25,6 +25,8 @@ ALPHA = "alpha"
 SIDES = ("left", "top", "right", "bottom")
 _BOX = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*")
 _WHITE = 255
+_DIGITS = 4
+"""Of a margin."""
 
 
 class Picture:
@@ -32,7 +34,7 @@ class Picture:
 
     Args:
         image: Its pixels.
-        name: Its path as it was given; empty where it came from a program.
+        name: Its absolute path; empty where it came from a program.
     """
 
     def __init__(self, image: Image.Image, name: str = "") -> None:
@@ -52,7 +54,7 @@ class Picture:
 
     def as_json(self) -> dict[str, str]:
         """What a record says of it."""
-        return {"name": self.name, "sha256": self.sha256}
+        return {"name": self.name.encode("utf-8", "backslashreplace").decode(), "sha256": self.sha256}
 
 
 def as_picture(value: object) -> object:
@@ -66,10 +68,12 @@ def as_picture(value: object) -> object:
     import numpy as np
     from PIL import Image
 
-    from flagai_altdiff.decoding import as_rgb, open_image
+    from flagai_altdiff.decoding import open_image, upright
 
     if isinstance(value, Mapping):
-        found = as_picture(value.get("name") or "")
+        if not value.get("name"):
+            raise ValueError("the picture that was recorded came from a program, not from a file; give it again")
+        found = as_picture(value["name"])
         assert isinstance(found, Picture)
         if found.sha256 != value.get("sha256"):
             raise ValueError(f"{found.name} is not the picture that was recorded: its pixels differ")
@@ -78,9 +82,9 @@ def as_picture(value: object) -> object:
         if isinstance(value, np.ndarray):
             value = Image.fromarray(value)
         if isinstance(value, Image.Image):
-            return Picture(as_rgb(value, "the image", keep_alpha=True))
+            return Picture(upright(value, "the image"))
         if isinstance(value, str | os.PathLike) and os.fspath(value):
-            return Picture(open_image(Path(value), keep_alpha=True), os.fspath(value))
+            return Picture(open_image(Path(value), keep_alpha=True), os.path.abspath(os.fspath(value)))
     except (BrokenExampleError, DataError, TypeError, ValueError) as error:
         raise ValueError(str(error)) from error
     raise ValueError("expected the path of a picture, or an image")
@@ -104,7 +108,7 @@ def as_margins(value: object) -> object:
     found = dict.fromkeys(SIDES, 0)
     for part in str(value).split(","):
         side, _, number = (text.strip() for text in part.partition("="))
-        if side not in found or not (number.isascii() and number.isdigit()):
+        if side not in found or not (number.isascii() and number.isdigit() and len(number) <= _DIGITS):
             raise ValueError("expected sides and pixels, as in left=128,right=64")
         found[side] = int(number)
     return ",".join(f"{side}={number}" for side, number in found.items() if number)

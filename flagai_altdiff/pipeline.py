@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from flagai_altdiff.canvas import Canvas, make_canvas
+from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
 from flagai_altdiff.engine import EagerEngine, Engine
 from flagai_altdiff.engine.seamless import seamless
@@ -25,10 +25,19 @@ from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise
+from flagai_altdiff.pictures import with_margins
 from flagai_altdiff.request import Batch, GenerationRequest, Note, ResolvedRequest
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
-from flagai_altdiff.walks import condition, decoded, step_counts, walk_latents
+from flagai_altdiff.walks import (
+    check_stretches,
+    circular_axes,
+    condition,
+    decoded,
+    step_counts,
+    stretches_of,
+    walk_latents,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -188,13 +197,29 @@ def prepare(
         raise InvalidRequestError(
             "steps", resolved.steps, f"this model has {model.num_timesteps} timesteps; ask for fewer"
         )
-    if not step_counts(resolved, model.num_timesteps)[0]:
-        least = math.ceil(100 / resolved.steps) / 100
-        expected = f"it leaves none of {resolved.steps} steps; expected at least {least:g}, or more steps"
-        raise InvalidRequestError("strength", resolved.strength, expected)
+    _check_strengths(resolved, model.num_timesteps)
+    check_stretches(resolved, model.config.first_stage.downsampling)
+    make_frame(resolved)
     check_memory(resolved, EagerEngine(model).need(resolved), model.device)
-    notes = [*_changes(model, request, resolved), *cut_prompts(model, (*resolved.prompts, resolved.negative_prompt))]
+    notes = list(_changes(model, request, resolved))
+    if resolved.prompt_syntax == "plain":
+        texts = [part for prompt in resolved.prompts for part in stretches_of(prompt, resolved)]
+        notes += cut_prompts(model, (*texts, resolved.negative_prompt))
     return resolved, [say(note) for note in notes]
+
+
+def _check_strengths(request: ResolvedRequest, timesteps: int) -> None:
+    """InvalidRequestError where a strength leaves no step, or more than there are."""
+    least = math.ceil(100 / request.steps) / 100
+    few = f"it leaves none of {request.steps} steps; expected at least {least:g}, or more steps"
+    first, second = step_counts(request, timesteps)
+    if request.init_image is not None and (not first or not request.strength):
+        raise InvalidRequestError("strength", request.strength, few)
+    if request.hires is not None and not second:
+        raise InvalidRequestError("hires_strength", request.hires_strength, few)
+    if request.full_steps and request.strength and request.steps / request.strength > timesteps:
+        most = int(timesteps * request.strength)
+        raise InvalidRequestError("full_steps", True, f"at this strength the model has {most} steps; ask for fewer")
 
 
 def say(note: Note) -> Note:
@@ -233,11 +258,12 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
             are what they would be without this.
     """
     model = unwrapped(model)
-    engine = EagerEngine(model if request.seamless == "none" else seamless(model, request.seamless))
+    axes = circular_axes(request)
+    engine = EagerEngine(seamless(model, axes) if axes else model)
     with memory_advice(request):
         canvas = make_canvas(engine, request)
     noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
-    negative = cache(partial(encode_prompts, model, engine, [request.negative_prompt], request.prompt_syntax))
+    negative = cache(lambda: encode_prompts(model, engine, [request.negative_prompt], request.prompt_syntax)[0])
     for batch in request.batches():
         x, fresh = noise.start(batch)
         walk = partial(walk_latents, engine, request, canvas, x, fresh)
@@ -304,14 +330,22 @@ def _resolved(model: LatentDiffusion, request: GenerationRequest) -> ResolvedReq
     )
 
 
+def _size_of(asked: GenerationRequest) -> tuple[int, int]:
+    assert asked.init_image is not None
+    return with_margins(asked.init_image.image.size, asked.outpaint)
+
+
 def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: ResolvedRequest) -> Iterator[Note]:
     """Where a model does something else than it was asked for."""
     size = (asked.width or resolved.width, asked.height or resolved.height)
-    if size != (resolved.width, resolved.height):
+    if size != (resolved.width, resolved.height) and asked.init_image is None:
         drawn = f"drawing {resolved.width}x{resolved.height} (width x height)"
         yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
+    if asked.init_image is not None and resolved.final_size != (own := _size_of(asked)):
+        drawn = f"{resolved.final_size[0]}x{resolved.final_size[1]}"
+        yield Note("floored size", f"the picture is {own[0]}x{own[1]} px, the image will be {drawn} (width x height)")
     steps = len(timestep_grid(resolved.steps, model.num_timesteps))
-    if steps != resolved.steps and resolved.grid == "flagai":
+    if steps != resolved.steps and resolved.grid == "flagai" and not resolved.full_steps:
         yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")
     if model.autocast_dtype is not None and model.device.type != "cuda":
         text = f"half precision has no effect on {model.device.type}: drawing in the precision of the weights"

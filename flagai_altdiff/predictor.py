@@ -65,7 +65,7 @@ class Predictor:
         negative_prompt: str | None = "",
         *,
         sampler: str | None = None,
-        grid: str = "flagai",
+        grid: str | None = None,
         seed_mode: str = "batch",
         callback: Callable[[Step], object] | None = None,
         resume: bool = False,
@@ -101,7 +101,8 @@ class Predictor:
             seed: 0 to 2**32 - 1; -1 or None draws one.
             negative_prompt: What the images must not show.
             sampler: One of ``flagai_altdiff.SAMPLERS``, or what A1111 calls it.
-            grid: Where the steps lie: ``"flagai"``, ``"trailing"``, ``"uniform"``, ``"karras"`` or ``"exponential"``.
+            grid: Where the steps lie: ``"flagai"`` (unless the sampler's name says otherwise), ``"trailing"``,
+                ``"uniform"``, ``"karras"`` or ``"exponential"``.
             seed_mode: ``"batch"`` for FlagAI's random numbers, ``"per_image"`` for images independent of their batch.
             callback: Called with each sampler step.
             resume: Go on with the latest run of this very request in ``outpath``: draw what it lacks.
@@ -137,7 +138,6 @@ class Predictor:
             "ddim_steps": ddim_steps if ddim_step is None else ddim_step,
             "scale": scale,
             "sampler": sampler or ("plms" if plms else "ddim"),
-            "grid": grid,
             "ddim_eta": ddim_eta,
             "seed": seed,
             "seed_mode": seed_mode,
@@ -145,6 +145,7 @@ class Predictor:
             "n_iter": n_iter,
             "fixed_code": fixed_code,
         }
+        further |= {} if grid is None else {"grid": grid}
         for name in further:
             if name not in _FURTHER:
                 near = difflib.get_close_matches(name, [*_FURTHER, *drawing], n=1)

@@ -44,7 +44,7 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
         InvalidRequestError: It cannot be read, or a line is no object with a prompt; the message has its number.
     """
     found = []
-    for number, line in enumerate(_content(path).decode("utf-8-sig", "replace").splitlines(), 1):
+    for number, line in enumerate(_text_of(_content(path), str(path)).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -83,6 +83,17 @@ def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[st
     Raises:
         InvalidRequestError: Another encoding (with the line), or no prompt in it.
     """
+    text = _text_of(data, name)
+    # Files that were joined end to end have byte order marks inside.
+    lines = (line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text))
+    seen = (line for line in lines if line.strip(_INVISIBLE))
+    prompts = tuple(line for line in seen if not (comments and line.lstrip().startswith("#")))
+    if not prompts:
+        raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
+    return prompts
+
+
+def _text_of(data: bytes, name: str) -> str:
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
@@ -91,13 +102,7 @@ def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[st
         raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; {_reencoding(data, name)}") from error
     if "\0" in text:
         raise InvalidRequestError("from_file", name, f"it has NUL characters; {_reencoding(data, name)}")
-    # Files that were joined end to end have byte order marks inside.
-    lines = (line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text))
-    seen = (line for line in lines if line.strip(_INVISIBLE))
-    prompts = tuple(line for line in seen if not (comments and line.lstrip().startswith("#")))
-    if not prompts:
-        raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
-    return prompts
+    return text
 
 
 def _reencoding(data: bytes, name: str) -> str:

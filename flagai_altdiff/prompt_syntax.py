@@ -15,6 +15,7 @@ _MOST = 10.0
 """Largest weight; what asks for more is no weight but text."""
 _OPENING = {"(": "(", "（": "(", "[": "[", "［": "["}
 _CLOSING = {")": "(", "）": "(", "]": "[", "］": "["}
+_LONGEST_NUMBER = 40
 _ESCAPED = frozenset("()[]（）［］\\")
 _NUMBER = re.compile(r"[:：]\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
@@ -50,9 +51,10 @@ def parse(prompt: str) -> list[Part]:
     place = 0
     while place < len(prompt):
         char = prompt[place]
-        if char == "\\" and prompt[place + 1 : place + 2] in _ESCAPED and place + 1 < len(prompt):
-            place += 1
-            letters.append(_Letter(prompt[place]))
+        if char == "\\":  # what follows is text; a backslash before anything else says nothing
+            if prompt[place + 1 : place + 2] and prompt[place + 1] in _ESCAPED:
+                place += 1
+                letters.append(_Letter(prompt[place]))
         elif char in _OPENING:
             letters.append(_Letter(char, opens=_OPENING[char]))
         elif char in _CLOSING:
@@ -72,13 +74,14 @@ def _close(letters: list[_Letter], char: str) -> None:
         return
     inside = letters[start + 1 :]
     weight = _STRONGER if kind == "(" else 1 / _STRONGER
-    if kind == "(" and (found := _NUMBER.search("".join(letter.char for letter in inside))):
+    tail = max(len(inside) - _LONGEST_NUMBER, 0)
+    if kind == "(" and (found := _NUMBER.search("".join(letter.char for letter in inside[tail:]))):
         if abs(float(found[1])) > _MOST:
             letters.append(_Letter(char))
             letters[start].opens = ""
             return
         weight = float(found[1])
-        del inside[found.start() :]
+        del inside[tail + found.start() :]
     for letter in inside:
         letter.weight *= weight
     letters[start:] = inside

@@ -16,14 +16,18 @@ from typing import Any
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import read_texts
 from flagai_altdiff.metadata import RECORD_KEY
-from flagai_altdiff.request import OPTIONS
+from flagai_altdiff.request import MAX_SEED, OPTIONS
 from flagai_altdiff.sampling import GRIDS, find_sampler
 
 _SETTINGS = re.compile(r"^Steps: \d+, ", re.MULTILINE)
 _PAIR = re.compile(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_LORA = re.compile(r"\s*<(?:lora|lyco|hypernet):[^>]*>")
+_MOST = 1_000_000
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _KSAMPLERS = ("KSampler", "KSamplerAdvanced")
 _NEGATIVE = "\nNegative prompt: "
+_LDM = ("ddim", "plms", "unipc")
+"""Samplers whose steps A1111 and ComfyUI place as FlagAI does, unless a schedule is named; the others are k-diffusion's."""
 _MEANINGLESS = ("Model hash", "VAE", "VAE hash", "Version", "Clip skip", "ENSD", "Lora hashes", "Model", "RNG")
 """What A1111 says besides, and what changes nothing here or cannot be done."""
 
@@ -57,7 +61,9 @@ def read_any(path: Path) -> Record:
     for read in (_ours, _invokeai, _comfyui, _a1111):
         try:
             found = read(texts)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except ImageError as error:
+            raise ImageError(f"{path}: {error}") from None
+        except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError):
             continue
         if found is not None:
             return found
@@ -70,6 +76,13 @@ def _ours(texts: Mapping[str, str]) -> Record | None:
     if RECORD_KEY not in texts:
         return None
     own = json.loads(texts[RECORD_KEY])
+    if own.get("grid") is True:
+        raise ImageError(f"it is a grid of several images, which {own['run']} is known by; name one of them.")
+    if own.get("shortened"):
+        raise ImageError("its prompt was too long to be recorded whole.")
+    places = own.get("index", 0), own.get("prompt_count", 1), own.get("images_per_prompt", 1), own.get("iterations", 1)
+    if not all(type(number) is int and 0 <= number <= _MOST for number in places):
+        raise ValueError("numbers of images beyond belief")
     options = {name: own[name] for name in OPTIONS if name in own and name != "prompts"}
     options |= {"prompts": [own["prompt"]], "seed": own["request_seed"]}
     return Record(
@@ -92,6 +105,8 @@ def _a1111(texts: Mapping[str, str]) -> Record | None:
         "prompt_syntax": "weighted",
     }
     lost = list(_sampler(options, said.pop("Sampler", ""), said.pop("Schedule type", "")))
+    lost += [found.strip() for found in _LORA.findall(prompt)]
+    options["prompts"] = [_LORA.sub("", prompt)]
     if size := _SIZE.fullmatch(said.pop("Size", "")):
         options |= {"width": int(size[1]), "height": int(size[2])}
     if "Variation seed strength" in said:
@@ -114,9 +129,11 @@ def _sampler(options: dict[str, Any], name: str, schedule: str) -> Iterator[str]
     options["sampler"], grid = found
     wanted = schedule.casefold().replace("_", " ").replace("sgm uniform", "trailing").replace("normal", "uniform")
     grid = grid or (wanted if wanted in GRIDS else None)
+    if grid is None and wanted in ("", "automatic", "simple"):
+        grid = "flagai" if options["sampler"] in _LDM else "karras" if "dpmpp" in options["sampler"] else "uniform"
     if grid:
         options["grid"] = grid
-    elif wanted not in ("", "automatic", "ddim", "simple"):
+    elif wanted != "ddim":
         yield f"Schedule type: {schedule}"
 
 
@@ -128,16 +145,18 @@ def _comfyui(texts: Mapping[str, str]) -> Record | None:
     if "prompt" not in texts:
         return None
     graph = json.loads(texts["prompt"])
-    node = next(node["inputs"] for node in graph.values() if node["class_type"] in _KSAMPLERS)
+    (node, *_) = [node["inputs"] for node in graph.values() if node["class_type"] in _KSAMPLERS]
+    seed = int(node["seed" if "seed" in node else "noise_seed"])
     options: dict[str, Any] = {
         "prompts": [_text_of(graph, node["positive"])],
         "negative_prompt": _text_of(graph, node["negative"]),
         "steps": int(node["steps"]),
         "guidance_scale": float(node["cfg"]),
-        "seed": int(node["seed" if "seed" in node else "noise_seed"]) % 2**32,
+        "seed": seed % (MAX_SEED + 1),
         "prompt_syntax": "weighted",
     }
     lost = list(_sampler(options, str(node["sampler_name"]), str(node.get("scheduler", ""))))
+    lost += [f"seed: {seed}"] if seed > MAX_SEED else []
     if "denoise" in node and float(node["denoise"]) < 1:
         lost.append(f"denoise: {node['denoise']}")
     latent = graph[node["latent_image"][0]]["inputs"]

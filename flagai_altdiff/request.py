@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
@@ -354,11 +355,16 @@ class GenerationRequest:
         return self
 
     @model_validator(mode="after")
+    def _nothing_is_without_effect(self) -> GenerationRequest:
+        for name, needed in _NEEDS.items():
+            value = getattr(self, name)
+            if value != OPTIONS[name].default and not any(getattr(self, other) for other in needed):
+                raise InvalidRequestError(name, value, f"it has no effect without {' or '.join(needed)}")
+        return self
+
+    @model_validator(mode="after")
     def _options_of_pictures(self) -> GenerationRequest:
         if self.init_image is None:
-            for name in ("strength", "mask_image", "outpaint", "mask_full_resolution", "full_steps"):
-                if (value := getattr(self, name)) not in (None, "", False):
-                    raise InvalidRequestError(name, value, "there is no init_image that it could be about")
             return self
         if self.hires is not None:
             raise InvalidRequestError("hires", self.hires, "it is for images from nothing; with init_image give a size")
@@ -367,17 +373,11 @@ class GenerationRequest:
                 mask_of(self.init_image, self.mask_image)
             except ValueError as error:
                 raise InvalidRequestError("mask_image", self.mask_image, str(error)) from None
-        elif self.mask_full_resolution:
-            raise InvalidRequestError("mask_full_resolution", True, "there is no mask_image that it could be about")
         return self
 
     @model_validator(mode="after")
     def _options_of_windows(self) -> GenerationRequest:
-        if self.window is None:
-            for name, unset in (("window_overlap", None), ("stretches", False)):
-                if getattr(self, name) != unset:
-                    raise InvalidRequestError(name, getattr(self, name), "it needs window, the side of the windows")
-        elif self.window_overlap is not None and self.window_overlap >= self.window:
+        if self.window is not None and self.window_overlap is not None and self.window_overlap >= self.window:
             raise InvalidRequestError("window_overlap", self.window_overlap, f"less than the window's {self.window} px")
         return self
 
@@ -421,7 +421,8 @@ class GenerationRequest:
             filled["window"] = _fitted("window", self.window, downsampling, halvings)
             overlap = filled["window"] // 2 if self.window_overlap is None else self.window_overlap
             filled["window_overlap"] = overlap // downsampling * downsampling
-        return ResolvedRequest(**(given | filled), final_size=self._final_size(width, height, unit))
+        final = self.final_size if isinstance(self, ResolvedRequest) else self._final_size(width, height, unit)
+        return ResolvedRequest(**(given | filled), final_size=final)
 
     def _size_of_picture(self, usual: tuple[int, int], unit: int) -> tuple[int, int] | None:
         """Width and height that a picture asks for, near its own; ``None`` where they are given, or there is none."""
@@ -432,17 +433,29 @@ class GenerationRequest:
         if self.width or self.height:
             scale = self.width / own[0] if self.width else (self.height or 1) / own[1]
         else:
-            scale = 1.0 if own[0] * own[1] <= most else (usual[0] * usual[1] / (own[0] * own[1])) ** 0.5
-        width, height = (max(unit, round(side * scale / unit) * unit) for side in own)
+            fits = self.window is not None or own[0] * own[1] <= most
+            scale = 1.0 if fits else (usual[0] * usual[1] / (own[0] * own[1])) ** 0.5
+        # What is to stay as it is gets a margin, which is cut off again; a picture to begin with is rounded.
+        whole = math.ceil if self._keeps_pixels and scale == 1 else round
+        width, height = (max(unit, whole(side * scale / unit) * unit) for side in own)
         return self.width or width, self.height or height
+
+    @property
+    def _keeps_pixels(self) -> bool:
+        """Whether a part of the picture stays as it is, at its own size."""
+        return bool(self.mask_image is not None or self.outpaint) and not (self.width or self.height)
 
     def _final_size(self, width: int, height: int, unit: int) -> tuple[int, int]:
         """Width and height of a finished image."""
-        if self.mask_full_resolution and self.init_image is not None:
+        if self.init_image is not None and (self.mask_full_resolution or self._keeps_pixels):
             return with_margins(self.init_image.image.size, self.outpaint)
         if self.hires is None:
             return width, height
         wider, higher = (max(unit, round(side * self.hires / unit) * unit) for side in (width, height))
+        if max(wider, higher) > MAX_SIDE:
+            raise InvalidRequestError(
+                "hires", self.hires, f"{wider}x{higher} px; no side may have more than {MAX_SIDE}"
+            )
         return wider, higher
 
     def as_json(self) -> dict[str, Any]:
@@ -525,6 +538,28 @@ class Output:
         if request.seed in (None, -1):
             expected = "resume needs the seed of the interrupted run: request_seed in the records of its images"
             raise InvalidRequestError("seed", request.seed, expected)
+        if request.variation_strength and request.variation_seed in (None, -1):
+            expected = "resume needs the variation seed of the interrupted run, from the records of its images"
+            raise InvalidRequestError("variation_seed", request.variation_seed, expected)
+
+
+_NEEDS = {
+    "strength": ("init_image",),
+    "full_steps": ("init_image",),
+    "fit": ("init_image",),
+    "ground": ("init_image",),
+    "mask_image": ("init_image",),
+    "outpaint": ("init_image",),
+    "mask_feather": ("mask_image", "outpaint"),
+    "mask_full_resolution": ("mask_image",),
+    "mask_padding": ("mask_full_resolution",),
+    "window_overlap": ("window",),
+    "stretches": ("window",),
+    "hires_strength": ("hires",),
+    "hires_upscaler": ("hires",),
+    "variation_seed": ("variation_strength",),
+}
+"""Option -> those without any of which it has no effect."""
 
 
 @plain_dataclass(frozen=True)
@@ -568,6 +603,8 @@ def _drawn(seed: int | None) -> int:
 
 def _fitted(name: str, size: int, downsampling: int, halvings: int) -> int:
     """A side floored to the latent grid, as the original does."""
+    if size > MAX_SIDE:
+        raise InvalidRequestError(name, size, f"at most {MAX_SIDE} px")
     cells, unit = size // downsampling, 2**halvings
     if cells and cells % unit == 0:
         return cells * downsampling

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flagai_altdiff.canvas import Canvas
+from flagai_altdiff.canvas import Canvas, encoded
 from flagai_altdiff.conditioning import encode_prompts, same_length
 from flagai_altdiff.engine import Engine
 from flagai_altdiff.engine.tiles import decode_in_tiles
+from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import Draw
 from flagai_altdiff.request import Batch, ResolvedRequest
@@ -25,7 +27,7 @@ from flagai_altdiff.sampling.windows import Window, joined, make_windows
 BORDER = "|"
 """Between the stretches of a prompt."""
 Predict = Callable[[Sequence[int]], EpsFunction]
-"""Shape of a latent, (B, C, h, w) -> the noise prediction for it."""
+"""Shape of a batch of latents, (B, C, h, w) -> the noise prediction for them, whose prompts it knows."""
 
 
 def step_counts(request: ResolvedRequest, timesteps: int) -> tuple[int, int]:
@@ -114,39 +116,88 @@ def condition(
         engine: Computes.
         request: What is drawn.
         batch: Whose prompts.
-        negative: Gives the states of the negative prompt, (1, L, D).
+        negative: Gives the states of the negative prompt, (L, D).
     """
-    texts = [prompt.split(BORDER) if request.stretches else [prompt] for prompt in batch.prompts]
-    states = encode_prompts(model, engine, [part.strip() for parts in texts for part in parts], request.prompt_syntax)
-    rows = list(states.split([len(parts) for parts in texts]))  # type: ignore[no-untyped-call]
+    texts = [stretches_of(prompt, request) for prompt in batch.prompts]
+    states = iter(encode_prompts(model, engine, [part for parts in texts for part in parts], request.prompt_syntax))
+    rows = [[next(states) for _ in parts] for parts in texts]
+    uncond = None if request.guidance_scale == 1.0 else negative()
+    empty = cache(lambda: encode_prompts(model, engine, [""])[0])
 
-    def at(place: float) -> EpsFunction:
-        """For what lies at a place, 0 to 1 from left to right."""
-        cond = torch.stack([own[min(int(place * len(own)), len(own) - 1)] for own in rows])
-        uncond = None
-        if request.guidance_scale != 1.0:
-            uncond = negative().expand(len(batch), -1, -1)
-            if uncond.shape != cond.shape:
-                cond, uncond = same_length(cond, uncond, encode_prompts(model, engine, [""]))
-        scale = request.guidance_scale
-        return guided(engine.denoise, cond, uncond, scale, engine.alphas_cumprod, engine.parameterization)
+    @cache
+    def at(chosen: tuple[int, ...]) -> EpsFunction:
+        """For one stretch of each prompt. Those of other lengths are denoised apart: none depends on its neighbours."""
+        by_length: dict[int, list[int]] = {}
+        for row, (own, number) in enumerate(zip(rows, chosen, strict=True)):
+            by_length.setdefault(len(own[number]), []).append(row)
+        parts = [(own, _guided([rows[row][chosen[row]] for row in own])) for own in by_length.values()]
+        return parts[0][1] if len(parts) == 1 else _of_groups(parts)
+
+    def _guided(conds: Sequence[Tensor]) -> EpsFunction:
+        without = None
+        if uncond is not None:
+            pairs = [
+                (cond, uncond) if len(cond) == len(uncond) else same_length(cond, uncond, empty()) for cond in conds
+            ]
+            conds, without = [cond for cond, _ in pairs], torch.stack([other for _, other in pairs])
+        table, kind = engine.alphas_cumprod, engine.parameterization
+        return guided(engine.denoise, torch.stack(list(conds)), without, request.guidance_scale, table, kind)
 
     def predict(shape: Sequence[int]) -> EpsFunction:
-        height, width = shape[2:]
-        cells = (request.window or 0) // engine.cell
-        if not cells or (cells >= max(height, width) and not request.stretches):
-            return at(0.0)
-        stride = max(cells - (request.window_overlap or 0) // engine.cell, 1)
-        windows = make_windows(
-            (height, width), cells, stride, wraps_y="y" in request.seamless, wraps_x="x" in request.seamless
-        )
-        return joined(lambda window: at(_middle(window, width)), windows)
+        windows = windows_of(request, engine.cell, shape[2:])
+        if windows is None:
+            return at((0,) * len(rows))
+        return joined(lambda window: at(tuple(_stretch(window, shape[3], len(own)) for own in rows)), windows)
 
     return predict
 
 
-def _middle(window: Window, width: int) -> float:
-    return ((window.left + window.width / 2) / width) % 1.0
+def _of_groups(groups: Sequence[tuple[list[int], EpsFunction]]) -> EpsFunction:
+    """The prediction of a batch from those of some of its rows."""
+
+    def eps(x: Tensor, t: float) -> Tensor:
+        found = torch.empty_like(x)
+        for rows, part in groups:
+            found[rows] = part(x[rows], t)
+        return found
+
+    return eps
+
+
+def stretches_of(prompt: str, request: ResolvedRequest) -> list[str]:
+    """The parts of a prompt, from left to right."""
+    return [part.strip() for part in prompt.split(BORDER)] if request.stretches else [prompt]
+
+
+def windows_of(request: ResolvedRequest, cell: int, shape: Sequence[int]) -> list[Window] | None:
+    """The windows of a latent, (h, w); ``None`` where it is drawn whole."""
+    side = (request.window or 0) // cell
+    if not side or (side >= max(shape) and not request.stretches):
+        return None
+    stride = max(side - (request.window_overlap or 0) // cell, 1)
+    return make_windows(shape, side, stride, wraps_y="y" in request.seamless, wraps_x="x" in request.seamless)
+
+
+def check_stretches(request: ResolvedRequest, cell: int) -> None:
+    """InvalidRequestError where a stretch of a prompt lies in no window."""
+    width, height = (side // cell for side in (request.width, request.height))
+    windows = windows_of(request, cell, (height, width)) if request.stretches else None
+    for prompt in request.prompts if windows else ():
+        count = len(stretches_of(prompt, request))
+        if {_stretch(window, width, count) for window in windows or ()} != set(range(count)):
+            expected = f"{count} stretches need more or smaller windows than {len(windows or ())}, or a wider image"
+            raise InvalidRequestError("stretches", prompt, expected)
+
+
+def _stretch(window: Window, width: int, count: int) -> int:
+    """The number of the stretch, of so many, that the middle of a window lies in."""
+    return min(int((window.left + window.width / 2) / width % 1.0 * count), count - 1)
+
+
+def circular_axes(request: ResolvedRequest) -> str:
+    """Along which sides the model itself must see the opposite edge: where windows do not go over it."""
+    sides = dict(zip("xy", request.final_size if request.hires else (request.width, request.height), strict=True))
+    return "".join(a for a in sides if a in request.seamless and not (request.window and request.window < sides[a]))
 
 
 def decoded(engine: Engine, request: ResolvedRequest, latents: Tensor) -> Tensor:
@@ -175,6 +226,5 @@ def _enlarged(engine: Engine, request: ResolvedRequest, x: Tensor) -> Tensor:
     width, height = request.final_size
     if request.hires_upscaler == "latent":
         return F.interpolate(x, _final_shape(engine, request)[1:], mode="bicubic", antialias=True)
-    images = engine.decode(x)
-    larger = F.interpolate(images, (height, width), mode="bicubic", antialias=True)
-    return engine.encode_image(larger.clamp(-1, 1))
+    larger = F.interpolate(decoded(engine, request, x), (height, width), mode="bicubic", antialias=True)
+    return encoded(engine, request, larger.clamp(-1, 1))

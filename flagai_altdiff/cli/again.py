@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import add_model_dir, fail, say
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, fail, say
 from flagai_altdiff.errors import printable
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.registry import find_model
 
-_DEFAULT_MODEL = "AltDiffusion-mini"
+if TYPE_CHECKING:
+    from flagai_altdiff.models import LatentDiffusion
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +53,11 @@ def add_redraw(parser: argparse.ArgumentParser) -> None:
     add_model_dir(parser)
     add("--outdir", "-o", type=Path, metavar="DIR", help="folder of the images (default: AltDiffusionOutputs)")
     add("--seed", type=int, metavar="N", help="another seed: the same again, but another image")
-    add("--lora", action="append", default=[], metavar="FILE[:X]", help="a LoRA that the image was drawn with")
+    add("--lora", action="append", default=[], metavar="FILE[:X]", help="a LoRA that the images were drawn with")
+    add("--embedding", action="append", default=[], type=Path, metavar="FILE", help="a learnt word of theirs")
+    add("--vae", type=Path, metavar="FILE", help="the autoencoder that they were drawn with")
+    add("--init-image", type=Path, metavar="FILE", help="the picture that was begun with, if it lies elsewhere now")
+    add("--mask", type=Path, metavar="FILE", help="its mask, likewise")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     parser.set_defaults(run=_redraw)
 
@@ -66,13 +72,14 @@ def _redraw(args: argparse.Namespace) -> int:
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora
     from flagai_altdiff.output import draw_to_folder, redraw
+    from flagai_altdiff.parts import add_embedding, use_vae
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     loras = [lora_of(text) for text in args.lora]
     loaded: dict[str, Any] = {}
     for path, record in records:
         known = find_model(record.model)
-        name = args.model or (known.name if known else record.model if record.own else _DEFAULT_MODEL)
+        name = args.model or (known.name if known else record.model if record.own else DEFAULT_MODEL)
         for lost in record.lost:
             print(f"{path}: not carried over: {lost}", file=sys.stderr)
         if name not in loaded:
@@ -80,12 +87,18 @@ def _redraw(args: argparse.Namespace) -> int:
             loaded[name] = load_model(name, args.model_dir, device=device, mapped=True)
             for file, strength in loras:
                 add_lora(loaded[name], file, strength)
-        if missing := _missing_loras(record.own, loaded[name]):
-            return fail(f"{path} was drawn with {missing}; name their files with --lora FILE:STRENGTH", 2)
+            for file in args.embedding:
+                add_embedding(loaded[name], file)
+            if args.vae:
+                use_vae(loaded[name], args.vae)
+        if record.own and (differs := _other_parts(record.own, loaded[name])):
+            return fail(f"{path}: {differs}", 2)
+        pictures = {"init_image": args.init_image, "mask_image": args.mask}
+        pictures = {name: file for name, file in pictures.items() if file is not None}
         if record.own and args.seed is None:
-            result = redraw(loaded[name], record.own, args.outdir)
+            result = redraw(loaded[name], record.own, args.outdir, pictures=pictures)
         else:
-            options = {**record.options, **({} if args.seed is None else {"seed": args.seed})}
+            options = {**record.options, **pictures, **({} if args.seed is None else {"seed": args.seed})}
             options |= {"images_per_prompt": 1, "batch_size": 1, "iterations": 1}
             result = draw_to_folder(loaded[name], options.pop("prompts"), args.outdir, **options)
         for saved in result.paths:
@@ -93,18 +106,21 @@ def _redraw(args: argparse.Namespace) -> int:
     return 0
 
 
-def _missing_loras(own: Any, model: Any) -> str:
-    """What the record says was added to the model, and was not now."""
-    added = {(lora.sha256, lora.strength) for lora in model.loras}
-    wanted = [lora for lora in own.get("loras", ()) if (lora["sha256"], lora["strength"]) not in added]
-    return ", ".join(f"{lora['name']}:{lora['strength']:g} ({lora['sha256']})" for lora in wanted)
+def _other_parts(own: Mapping[str, Any], model: LatentDiffusion) -> str:
+    """What was added to the model when the image was drawn and is not now, or the reverse; empty if it is the same."""
+    said = [f"--lora {lora['name']}:{lora['strength']:g} ({lora['sha256']})" for lora in own.get("loras", ())]
+    said += [f"--{part['kind']} {part['name']} ({part['sha256']})" for part in own.get("parts", ())]
+    now = [f"--lora {lora}" for lora in model.loras] + [f"--{part}" for part in model.parts]
+    if sorted(said) == sorted(now):
+        return ""
+    return f"it was drawn with {', '.join(said) or 'nothing added'}, and now there is {', '.join(now) or 'nothing'}"
 
 
 def add_tokens(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``tokens``."""
     add = parser.add_argument
     add("prompts", nargs="+", metavar="PROMPT", help="what to read")
-    add("-m", "--model", default=_DEFAULT_MODEL, metavar="NAME", help="whose tokenizer (default: %(default)s)")
+    add("-m", "--model", default=DEFAULT_MODEL, metavar="NAME", help="whose tokenizer (default: %(default)s)")
     add_model_dir(parser)
     add("--prompt-syntax", default="weighted", choices=SYNTAXES, help="how it is read (default: %(default)s)")
     parser.set_defaults(run=_tokens)
@@ -112,7 +128,7 @@ def add_tokens(parser: argparse.ArgumentParser) -> None:
 
 def _tokens(args: argparse.Namespace) -> int:
     from flagai_altdiff.auto_loader import find_own_tokenizer
-    from flagai_altdiff.conditioning import Chunk, chunks
+    from flagai_altdiff.conditioning import ROOM, Chunk, chunks
 
     tokenizer = find_own_tokenizer(args.model, args.model_dir)
     for number, prompt in enumerate(args.prompts):
@@ -121,11 +137,11 @@ def _tokens(args: argparse.Namespace) -> int:
         if args.prompt_syntax == "plain":
             found = tokenizer.encode(prompt)
             pieces = tuple(prompt[first:end] for first, end in found.spans)
-            read = [Chunk(pieces[:75], found.ids[:75], (1.0,) * len(pieces[:75]))]
+            read = [Chunk(pieces[:ROOM], found.ids[:ROOM], (1.0,) * len(pieces[:ROOM]))]
         else:
             read = chunks(tokenizer, prompt)
         for place, chunk in enumerate(read, 1):
-            say(f"chunk {place} of {len(read)}: {len(chunk.ids)} of 75 tokens")
+            say(f"chunk {place} of {len(read)}: {len(chunk.ids)} of {ROOM} tokens")
             for piece, i, weight in zip(chunk.pieces, chunk.ids, chunk.weights, strict=True):
                 say(f"  {i:7} {weight:6.3f}  {printable(piece, 80)}")
         if args.prompt_syntax == "plain" and (lost := tokenizer.lost_text(prompt)):

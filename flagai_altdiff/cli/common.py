@@ -55,6 +55,10 @@ def write_sheet(path: Path, sheet: Image) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.", error.errno) from error
 
 
+DEFAULT_MODEL = "AltDiffusion-mini"
+"""What draws unless another is named."""
+
+
 def add_model_dir(parser: argparse.ArgumentParser) -> None:
     """The flag for the folder of the models."""
     parser.add_argument(

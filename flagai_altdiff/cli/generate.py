@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import add_model_dir, add_option, fail
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, fail
 from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best", "strength": "--lora"}
+_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best"} | {
+    "lora_strength": "--lora",
+    "word": "--embedding",
+}
 """What is no option of a request, by the flag that sets it."""
 
 
@@ -39,7 +42,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add(
         "-m",
         "--model",
-        default="AltDiffusion-mini",
+        default=DEFAULT_MODEL,
         help="name of a model, or path of its weights (default: %(default)s)",
     )
     add_model_dir(parser)
@@ -92,6 +95,9 @@ def _draw(args: argparse.Namespace) -> int:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
     _, place = locate(args.model, args.model_dir, task=DRAWING)
     loras = [lora_of(text) for text in args.lora]
+    for flag, file in (*(("--embedding", path) for path in args.embedding), ("--vae", args.vae)):
+        if file is not None and not file.exists():
+            raise InvalidRequestError(flag, str(file), "there is no such file")
     if args.best:
         locate(args.judge, args.model_dir, task=MATCHING)
     print(f"loading {args.model}", file=sys.stderr)
@@ -147,7 +153,7 @@ def lora_of(text: str) -> tuple[Path, float]:
     return path, strength
 
 
-def _best_of(args: argparse.Namespace, requests: Sequence[GenerationRequest], device: str) -> BestOf:
+def _best_of(args: argparse.Namespace, requests: Iterable[GenerationRequest], device: str) -> BestOf:
     from flagai_altdiff.matching import load_matching_model
     from flagai_altdiff.ranking import BestOf, check_choice
 
@@ -158,7 +164,7 @@ def _best_of(args: argparse.Namespace, requests: Sequence[GenerationRequest], de
     return BestOf(judge=judge, best=args.best)
 
 
-def _typed(args: argparse.Namespace) -> tuple[list[GenerationRequest], Output]:
+def _typed(args: argparse.Namespace) -> tuple[Iterable[GenerationRequest], Output]:
     """What was asked for, with FlagAI's defaults where nothing was typed; several requests from JSON Lines."""
     given = vars(args)
     options = FLAGAI_DEFAULTS | {name: given[name] for name in options_of(GenerationRequest) if name in given}
@@ -166,7 +172,9 @@ def _typed(args: argparse.Namespace) -> tuple[list[GenerationRequest], Output]:
         raise InvalidRequestError("--plms", True, f"contradicts --sampler {options['sampler']}; leave one of them out")
     output = Output(**{name: given[name] for name in options_of(Output) if name in given})
     if args.from_file and has_requests(args.from_file):
-        return [_of_line(line, options) for line in read_requests(args.from_file)], output
+        if args.best is not None or args.of is not None:
+            options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
+        return _Lines(args.from_file, options), output
     if args.from_file:
         options["prompts"] = read_prompt_file(args.from_file, comments=args.comments)
         options |= {"images_per_prompt": 1, "batch_size": options["images_per_prompt"]}
@@ -177,11 +185,24 @@ def _typed(args: argparse.Namespace) -> tuple[list[GenerationRequest], Output]:
     return [GenerationRequest(**options)], output
 
 
-def _of_line(line: Mapping[str, Any], typed: Mapping[str, Any]) -> GenerationRequest:
-    """The request of a line of JSON: what it does not say is as it was typed; FlagAI's names of options count too."""
-    ours = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}
-    said = {ours.get(name, name): value for name, value in line.items()}
-    return GenerationRequest(**{**typed, **said})
+class _Lines:
+    """The requests of a file of JSON Lines, made when they are asked for: their pictures are not kept.
+
+    What a line does not say is as it was typed; FlagAI's names of options count too.
+    """
+
+    def __init__(self, file: str, typed: Mapping[str, Any]) -> None:
+        self._file, self._typed, self._lines = file, typed, read_requests(file)
+
+    def __iter__(self) -> Iterator[GenerationRequest]:
+        ours = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}
+        for number, line in enumerate(self._lines, 1):
+            said = {ours.get(name, name): value for name, value in line.items()}
+            try:
+                yield GenerationRequest(**{**self._typed, **said})
+            except InvalidRequestError as error:
+                expected = f"request {number}: {error.field}={shown(error.value)}: {error.expected}"
+                raise InvalidRequestError("from_file", self._file, expected) from None
 
 
 def _drawn_to_choose_from(args: argparse.Namespace, has_n_samples: bool) -> dict[str, int]:

@@ -77,8 +77,9 @@ class EagerEngine:
 
     def need(self, request: ResolvedRequest) -> int:
         """Bytes of the feature maps that every decoder must hold at once."""
-        width, height = (min(side, request.window or side) for side in request.final_size)
-        pixels = max(height * width, request.height * request.width if not request.window else 0) * request.batch_size
+        size = (request.width, request.height) if request.hires is None else request.final_size
+        width, height = (min(side, request.window or side) for side in size)
+        pixels = height * width * request.batch_size
         return _LIVE_MAPS * self.model.config.first_stage.ch * pixels * torch.float32.itemsize
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from flagai_altdiff.models import LatentDiffusion
 
+_PARTS = ("model", "first_stage_model")
+"""What has convolutions."""
+
 
 def seamless(model: LatentDiffusion, axes: str) -> LatentDiffusion:
     """The model with circular convolutions; it shares all weights with the given one, which stays as it is.
@@ -18,10 +21,13 @@ def seamless(model: LatentDiffusion, axes: str) -> LatentDiffusion:
         model: The model.
         axes: ``"x"``, ``"y"`` or ``"xy"``.
     """
-    shared = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
-    for part in (twin.model.diffusion_model, twin.first_stage_model.decoder):
-        for module in part.modules():
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    for name in _PARTS:
+        part = model.get_submodule(name)
+        shared = {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())}
+        twin._modules[name] = own = copy.deepcopy(part, shared)
+        for module in own.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
                 module.forward = partial(_circular, module, axes)  # type: ignore[method-assign]
     return twin

@@ -47,6 +47,32 @@ def decode_in_tiles(
     return total.div_(weight)
 
 
+def encode_in_tiles(encode: Callable[[Tensor], Tensor], images: Tensor, *, tile: int, factor: int) -> Tensor:
+    """Encode overlapping tiles, each fading into its neighbours.
+
+    Args:
+        encode: (B, 3, H, W) -> (B, C, H / factor, W / factor).
+        images: (B, 3, H, W).
+        tile: Side of a tile, in cells.
+        factor: Pixels of a cell's side.
+
+    Returns:
+        (B, C, H / factor, W / factor).
+    """
+    height, width = (side // factor for side in images.shape[2:])
+    overlap = max(tile // 4, 1)
+    total, weight = None, images.new_zeros(1, 1, height, width)
+    for window in make_windows((height, width), tile, tile - overlap):
+        part = encode(window.times(factor).cut(images))
+        if total is None:
+            total = part.new_zeros(len(images), part.shape[1], height, width)
+        share = _ramp(part.shape[2], overlap, part)[:, None] * _ramp(part.shape[3], overlap, part)[None]
+        window.add(part * share, total)
+        window.add(share[None, None], weight)
+    assert total is not None
+    return total.div_(weight)
+
+
 def _ramp(length: int, fade: int, like: Tensor) -> Tensor:
     """How much a tile counts along a side, (length,): rising from its edges to 1 within ``fade`` pixels."""
     place = torch.arange(length, device=like.device, dtype=like.dtype)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from flagai_altdiff.sampling.schedule import Schedule
 
+_FARTHEST = 4
+"""How many times the last step a step may be that a straight line through two predictions is trusted for."""
 _MIDDLE = 0.5
 """Where DPM++ SDE looks a second time, as a share of its step."""
 
@@ -103,7 +105,7 @@ def dpmpp_2m_sde(eps: EpsFunction, x: Tensor, schedule: Schedule, *, noise: Nois
             h = math.log(sigma / sigma_next)
             weight = -math.expm1(-2 * h)
             estimate = pred_x0
-            if last_x0 is not None:
+            if last_x0 is not None and h <= _FARTHEST * last_h:
                 estimate = pred_x0 + h / (2 * last_h) * (pred_x0 - last_x0)
             kept = sigma_next / sigma * math.exp(-h)
             model.x = kept * model.x + weight * estimate + sigma_next * math.sqrt(weight) * noise()
