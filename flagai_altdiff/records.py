@@ -27,7 +27,7 @@ _SIZE = re.compile(r"(\d+)x(\d+)")
 _KSAMPLERS = ("KSampler", "KSamplerAdvanced")
 _NEGATIVE = "\nNegative prompt: "
 _LDM = ("ddim", "plms", "unipc")
-"""Samplers whose steps A1111 and ComfyUI place as FlagAI does, unless a schedule is named; the others are k-diffusion's."""
+"""Samplers whose steps A1111 places as FlagAI does, unless a schedule is named; the others are k-diffusion's."""
 _MEANINGLESS = ("Model hash", "VAE", "VAE hash", "Version", "Clip skip", "ENSD", "Lora hashes", "Model", "RNG")
 """What A1111 says besides, and what changes nothing here or cannot be done."""
 

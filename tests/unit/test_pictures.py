@@ -141,7 +141,7 @@ def test_masks_that_do_not_fit_are_refused_with_the_reason(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["strength", "mask_image", "outpaint", "mask_full_resolution", "full_steps"])
 def test_options_of_a_picture_need_one(name: str) -> None:
     value: Any = {"strength": 0.5, "mask_image": "0,0,2,2", "outpaint": "left=8"}.get(name, True)
-    with pytest.raises(InvalidRequestError, match="there is no init_image"):
+    with pytest.raises(InvalidRequestError, match=r"it has no effect without (init_image|mask_image)"):
         GenerationRequest(prompts=("a",), **{name: value})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -55,6 +56,7 @@ def read(prompt: str) -> list[tuple[str, float]]:
         ("（红色：1.3）的猫", [("红色", 1.3), ("的猫", 1.0)]),
         ("قطة (حمراء:1.2) كبيرة", [("قطة ", 1.0), ("حمراء", 1.2), (" كبيرة", 1.0)]),
         ("a BREAK b", [("a", 1.0), ("|", 0.0), ("b", 1.0)]),
+        ("a\\b", [("ab", 1.0)]),
         ("a BREAKFAST break", [("a BREAKFAST break", 1.0)]),
         ("(a BREAK b:2)", [("a", 2.0), ("|", 0.0), ("b", 2.0)]),
         ("", []),
@@ -77,7 +79,7 @@ def test_without_weights_the_tokens_are_those_of_the_plain_text(m9: LatentDiffus
     for text in (tiny.CAT, "一只戴着帽子的小狗", "", "a, b"):
         (chunk,) = chunks(m9.text_tokenizer, text)
         assert chunk.row == m9.text_tokenizer.ids([text])[0]
-        assert torch.equal(encode_prompts(m9, engine, [text], "weighted"), encode_prompts(m9, engine, [text]))
+        assert torch.equal(encode_prompts(m9, engine, [text], "weighted")[0], encode_prompts(m9, engine, [text])[0])
 
 
 def test_weights_belong_to_their_words(m9: LatentDiffusion) -> None:
@@ -87,7 +89,7 @@ def test_weights_belong_to_their_words(m9: LatentDiffusion) -> None:
     by_piece = dict(zip(weighted.pieces, weighted.weights, strict=True))
     assert sorted(set(by_piece.values())) == [1.0, 1.5] and by_piece[weighted.pieces[0]] == 1.0
     engine = EagerEngine(m9)
-    before, after = (encode_prompts(m9, engine, [text], "weighted") for text in ("a red cat", "a (red:1.5) cat"))
+    before, after = (encode_prompts(m9, engine, [text], "weighted")[0] for text in ("a red cat", "a (red:1.5) cat"))
     assert not torch.allclose(before, after)
     assert after.mean().item() == pytest.approx(before.mean().item(), rel=1e-4), "as strong as before on the whole"
 
@@ -103,11 +105,19 @@ def test_long_prompts_take_several_chunks_that_end_at_commas(m9: LatentDiffusion
     assert len(without_commas[0].ids) == 75
     engine = EagerEngine(m9)
     states = encode_prompts(m9, engine, [text, tiny.CAT], "weighted")
-    assert states.shape[:2] == (2, 77 * len(found))
-    empty = encode_prompts(m9, engine, [""])
-    assert torch.equal(states[1, 77:154], empty[0])
-    long, short = same_length(states, empty, empty)
-    assert long.shape[1] == short.shape[1] and torch.equal(short[0, :77], empty[0])
+    assert [len(own) for own in states] == [77 * len(found), 77], "a long neighbour changes nothing"
+    (empty,) = encode_prompts(m9, engine, [""])
+    long, short = same_length(states[0], empty, empty)
+    assert len(long) == len(short) and torch.equal(short[:77], empty)
+
+
+def test_a_long_neighbour_changes_no_picture(m9: LatentDiffusion) -> None:
+    small = {"height": 64, "width": 64, "steps": 2, "seed": 1, "prompt_syntax": "weighted"}
+    long = ", ".join(["a castle"] * 60)
+    alone = generate(m9, [tiny.CAT, tiny.CASTLE], **small).images[0]
+    for prompts in ([tiny.CAT, long], [tiny.CAT, "a BREAK b"]):
+        together = generate(m9, prompts, **small, batch_size=2).images[0]
+        assert abs(np.asarray(together).astype(int) - np.asarray(alone)).max() <= 1
 
 
 def test_both_sides_of_guidance_may_have_other_lengths(m9: LatentDiffusion) -> None:

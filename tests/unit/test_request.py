@@ -39,6 +39,14 @@ def request(**changes: Any) -> GenerationRequest:
 NEEDED: dict[str, dict[str, Any]] = {
     "strength": {"init_image": Image.new("RGB", (8, 8))},
     "window_overlap": {"window": 8192},
+    "variation_seed": {"variation_strength": 0.5},
+    "mask_feather": {"init_image": Image.new("RGB", (8, 8)), "outpaint": "left=8"},
+    "mask_padding": {
+        "init_image": Image.new("RGB", (8, 8)),
+        "mask_image": "0,0,4,4",
+        "mask_full_resolution": True,
+    },
+    "hires_strength": {"hires": 2},
 }
 """Options without which others have no meaning."""
 

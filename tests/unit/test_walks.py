@@ -106,7 +106,8 @@ def test_the_size_follows_the_picture(m9: LatentDiffusion) -> None:
     assert size((100, 70)) == (96, 64)
     assert size((100, 70), width=48) == (48, 32)
     assert size((100, 70), width=48, height=128) == (48, 128)
-    assert size((100, 70), outpaint="left=60") == (160, 64)
+    assert size((100, 70), outpaint="left=60") == (160, 80), "with a margin, which is cut off again"
+    assert size((640, 64), window=64) == (640, 64)
     width, height = size((4000, 1000))
     assert width % unit == height % unit == 0 and width / height == pytest.approx(4, rel=0.1) and width * height < 3e5
 
@@ -202,8 +203,8 @@ def test_long_pictures_are_drawn_in_windows(m9: LatentDiffusion) -> None:
     assert (stretches != whole).any()
     assert (drawn(m9, f"{tiny.CAT} | {tiny.CAT}", **long, stretches=True) == whole).all()
     for options, message in (
-        ({"stretches": True}, "it needs window"),
-        ({"window_overlap": 8}, "it needs window"),
+        ({"stretches": True}, "no effect without window"),
+        ({"window_overlap": 8}, "no effect without window"),
         ({"window": 64, "window_overlap": 64}, "less than the window's 64"),
         ({"window": 9}, "multiples of 16"),
     ):
@@ -217,10 +218,12 @@ def test_panoramas_have_no_edge(m9: LatentDiffusion) -> None:
     resolved, _ = prepare(m9, tiny.CAT, **{**SMALL, "width": 128}, window=64, window_overlap=32, seamless="x")
     from flagai_altdiff.conditioning import encode_prompts
     from flagai_altdiff.request import Batch
-    from flagai_altdiff.walks import condition, decoded
+    from flagai_altdiff.walks import circular_axes, condition, decoded
+
+    assert circular_axes(resolved) == ""
 
     with torch.no_grad():
-        predict = condition(m9, engine, resolved, Batch(0, (tiny.CAT,)), lambda: encode_prompts(m9, engine, [""]))
+        predict = condition(m9, engine, resolved, Batch(0, (tiny.CAT,)), lambda: encode_prompts(m9, engine, [""])[0])
         shape = (1, *engine.latent_shape(64, 128))
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         stride = 32 // engine.cell
@@ -266,8 +269,9 @@ def test_two_passes(upscaler: str, m9: LatentDiffusion, tmp_path: Path) -> None:
     steps = [event for event in draw(m9, resolved) if isinstance(event, Step)]
     assert [step.index for step in steps] == list(range(6)) and {step.total for step in steps} == {6}
     assert steps[-1].x.shape[2] == 2 * steps[0].x.shape[2]
-    once = pixels(generate(m9, tiny.CAT, **{**two, "hires_strength": 0.0}).images[0])
-    assert once.shape == (64, 64, 3) or once.shape == (128, 128, 3)
+    with pytest.raises(InvalidRequestError, match="leaves none of 4 steps") as caught:
+        generate(m9, tiny.CAT, **{**two, "hires_strength": 0.1})
+    assert caught.value.field == "hires_strength"
 
 
 @pytest.mark.parametrize("seed_mode", ["batch", "per_image"])
@@ -297,3 +301,45 @@ def test_variations_are_near_an_image(m9: LatentDiffusion) -> None:
     a, b = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(slerp(a, b, 0.0), a)
     assert slerp(a, b, 0.5).std().item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("size", [(100, 70), (500, 333), (61, 64)])
+def test_pictures_of_any_size_keep_their_pixels_outside_the_mask(size: tuple[int, int], m9: LatentDiffusion) -> None:
+    image = gradient(size) if size[0] == size[1] else Image.effect_noise(size, 60).convert("RGB")
+    result = generate(m9, tiny.CAT, steps=2, seed=1, init_image=image, mask_image="16,16,48,40", strength=1)
+    found = pixels(result.images[0])
+    assert result.images[0].size == size
+    inside = np.zeros(size[::-1], bool)
+    inside[16:40, 16:48] = True
+    assert (found[~inside] == pixels(image)[~inside]).all() and (found[inside] != pixels(image)[inside]).any()
+    wider = generate(m9, tiny.CAT, steps=2, seed=1, init_image=image, outpaint="left=10").images[0]
+    assert wider.size == (size[0] + 10, size[1]) and (pixels(wider)[:, 10:] == pixels(image)).all()
+
+
+def test_masks_that_vanish_are_refused(m9: LatentDiffusion) -> None:
+    image = Image.new("RGB", (256, 128))
+    for options, field in (
+        ({"mask_image": "0,0,30,128", "height": 64, "width": 64}, "mask_image"),
+        ({"mask_image": "10,10,14,14", "mask_feather": 40}, "mask_feather"),
+    ):
+        with pytest.raises(InvalidRequestError) as caught:
+            prepare(m9, tiny.CAT, steps=2, init_image=image, **options)
+        assert caught.value.field == field
+
+
+def test_a_strength_of_nothing_is_refused(m9: LatentDiffusion) -> None:
+    for options in ({"strength": 0}, {"strength": 0, "full_steps": True}, {"strength": 0.001, "full_steps": True}):
+        with pytest.raises(InvalidRequestError, match=r"strength|full_steps"):
+            prepare(m9, tiny.CAT, steps=4, init_image=gradient(), **options)
+
+
+def test_every_stretch_needs_a_window(m9: LatentDiffusion) -> None:
+    with pytest.raises(InvalidRequestError, match="3 stretches need more or smaller windows than 2"):
+        prepare(m9, "a | b | c", **{**SMALL, "width": 96}, window=64, window_overlap=0, stretches=True)
+    prepare(m9, "a | b", **{**SMALL, "width": 128}, window=64, window_overlap=0, stretches=True)
+
+
+def test_scrolls_go_on_in_windows(m9: LatentDiffusion) -> None:
+    image = Image.effect_noise((200, 64), 60).convert("RGB")
+    found = generate(m9, tiny.CAT, steps=2, seed=1, init_image=image, outpaint="right=56", window=64).images[0]
+    assert found.size == (256, 64) and (pixels(found)[:, :200] == pixels(image)).all()
