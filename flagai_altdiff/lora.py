@@ -8,7 +8,6 @@ parametrization of torch does the same in a few lines, and a model with one stil
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 import math
@@ -30,7 +29,7 @@ from flagai_altdiff.checkpoint.layouts import read as read_layout
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, printable
-from flagai_altdiff.files import new_file
+from flagai_altdiff.files import new_file, short_hash
 from flagai_altdiff.model_files import is_weight
 from flagai_altdiff.models import AddedLora, LatentDiffusion, build_model
 
@@ -65,8 +64,6 @@ _ADAPTER_METADATA = "lora_adapter_metadata"
 """Where diffusers writes the same: as a JSON text in the file's header."""
 _MAX_ADAPTER_BYTES = 1 << 20
 _MAX_STRENGTH = 10.0
-_HASH_DIGITS = 10
-"""Of a file's SHA-256, in records: as many as A1111 and Civitai tell models by."""
 Shape = tuple[int, ...]
 
 logger = logging.getLogger(__name__)
@@ -150,8 +147,7 @@ def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0, *,
     path = Path(path)
     check_strength(strength)
     additions = read_lora(path, model.config)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]
+    digest = short_hash(path)
     if removable is not bool(model.before_loras) and model.loras:
         raise InvalidRequestError("removable", removable, "the same for all LoRAs of a model")
     parameters = dict(model.named_parameters())

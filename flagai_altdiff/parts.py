@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,9 @@ from flagai_altdiff.checkpoint.json_config import load_json
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, last_net, printable
+from flagai_altdiff.files import short_hash
 from flagai_altdiff.models import AddedPart, LatentDiffusion
 
-_HASH_DIGITS = 10
 _NEARLY = 1e-3
 _AUTOENCODER = "first_stage_model."
 _MOST_TOKENS = 75
@@ -72,7 +71,7 @@ def add_embedding(model: LatentDiffusion, path: str | Path, word: str = "") -> s
         encoder = replace(model.config.cond_stage, vocab_size=len(new))
         model.config, model.cond_stage_model.config = replace(model.config, cond_stage=encoder), encoder
         model.text_tokenizer = tokenizer
-        model.parts = (*model.parts, AddedPart(kind="embedding", name=word, sha256=_digest(path)))
+        model.parts = (*model.parts, AddedPart(kind="embedding", name=word, sha256=short_hash(path)))
     return word
 
 
@@ -110,7 +109,7 @@ def use_vae(model: LatentDiffusion, path: str | Path) -> None:
             raise CheckpointError(f"{path} is no autoencoder: its keys are {keys}.")
         _check_scale(path, model.config.scale_factor)
         checkpoint.assign(model.first_stage_model, state, str(path))
-    digest = _digest(weight_files(path.parent, path.name)[0] if path.is_dir() else path)
+    digest = short_hash(weight_files(path.parent, path.name)[0] if path.is_dir() else path)
     others = tuple(part for part in model.parts if part.kind != "vae")
     model.parts = (*others, AddedPart(kind="vae", name=path.stem, sha256=digest))
 
@@ -138,8 +137,3 @@ def autoencoder_state(tensors: Mapping[str, Tensor], config: LatentDiffusionConf
         own = {key.removeprefix(_AUTOENCODER): value for key, value in to_ldm({"vae": own}, config).items()}
     parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "vae/")
     return {key: value for key, value in own.items() if key.startswith(parts) and not key.startswith(_OTHERS)}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]
