@@ -58,6 +58,7 @@ setup(
             "pyarrow>=18",
             "webdataset>=1.0",
             "tensorboardX>=2.6",
+            "torchsde>=0.2.6",  # what diffusers draws the noise of its SDE samplers with
             "ruff",
             "mypy",
             "types-requests",

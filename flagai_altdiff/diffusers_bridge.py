@@ -29,13 +29,13 @@ from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 
-class TextConfig(PretrainedConfig):
+class TextConfig(PretrainedConfig):  # type: ignore[misc]
     """What a pipeline may ask of the text encoder."""
 
     model_type = "altdiffusion-text"
 
 
-class MultilingualRobertaEncoder(PreTrainedModel):
+class MultilingualRobertaEncoder(PreTrainedModel):  # type: ignore[misc]
     """AltDiffusion's text encoder, as pipelines of diffusers call theirs: ``encoder(ids)[0]`` is (B, L, D).
 
     Padding is told from the ids, as in training; an attention mask changes nothing.
@@ -110,26 +110,27 @@ def to_diffusers(model: LatentDiffusion, kind: Any = None, **parts: Any) -> Any:
     fields = part_configs(model.config)
     state = diffusers_names(model.state_dict(), model.config)
     with torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel.from_config(fields["unet/config.json"])
-        vae = diffusers.AutoencoderKL.from_config(fields["vae/config.json"])
+        unet = diffusers.UNet2DConditionModel.from_config(fields["unet/config.json"])  # type: ignore[no-untyped-call]
+        vae = diffusers.AutoencoderKL.from_config(fields["vae/config.json"])  # type: ignore[no-untyped-call]
     unet.load_state_dict(state["unet"], assign=True)
     vae.load_state_dict(state["vae"], assign=True)
     with torch.device("meta"):  # a module of its own: pipelines move theirs, and change its precision
         tower = RobertaSeriesModelWithTransformation(model.config.cond_stage)
     tower.load_state_dict(model.cond_stage_model.state_dict(), assign=True)
     encoder = MultilingualRobertaEncoder(_text_config(model.config.cond_stage), tower)
+    scheduler = diffusers.DDIMScheduler.from_config(fields["scheduler/scheduler_config.json"])  # type: ignore[no-untyped-call]
     made = {
         "unet": unet.eval(),
         "vae": vae.eval(),
         "text_encoder": encoder.eval(),
         "tokenizer": model.tokenizer,
-        "scheduler": diffusers.DDIMScheduler.from_config(fields["scheduler/scheduler_config.json"]),
+        "scheduler": scheduler,
         "safety_checker": None,
         "feature_extractor": None,
         "requires_safety_checker": False,
         **parts,
     }
-    pipeline = (kind or diffusers.StableDiffusionPipeline)(**made)
+    pipeline: Any = (kind or diffusers.StableDiffusionPipeline)(**made)
     for module in (unet, vae, pipeline.text_encoder):
         module.requires_grad_(False)
     return pipeline

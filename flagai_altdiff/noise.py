@@ -49,6 +49,7 @@ class CallNoise:
         """The noise of the request's seed, with some of another mixed in for each image."""
         request = self._request
         assert request.variation_seed is not None
+        assert request.variation_strength is not None
         seeds = [(request.variation_seed + i) % (MAX_SEED + 1) for i in batch.indices]
         base = _rows([torch.Generator("cpu").manual_seed(request.seed)], self._device, self._shape)
         others = _rows([torch.Generator("cpu").manual_seed(seed) for seed in seeds], self._device, self._shape)

@@ -13,7 +13,7 @@ from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
-from flagai_altdiff.metadata import grid_texts, png_texts
+from flagai_altdiff.metadata import Added, grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
@@ -158,7 +158,8 @@ class _Filing:
         choice: str = "",
     ) -> None:
         name = model.spec.name
-        self._output, self._request, self._name, self._added = output, request, name, (*model.loras, *model.parts)
+        self._output, self._request, self._name = output, request, name
+        self._added: tuple[Added, ...] = (*model.loras, *model.parts)
         choice = ", ".join(filter(None, [*map(str, self._added), best_of.key if best_of else "", choice]))
         self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, InstanceOf, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from flagai_altdiff.errors import BrokenExampleError, DataError
 
@@ -57,7 +57,7 @@ class Picture:
         return {"name": self.name.encode("utf-8", "backslashreplace").decode(), "sha256": self.sha256}
 
 
-def as_picture(value: object) -> object:
+def as_picture(value: object) -> Picture | None:
     """A picture from its path, from an image of Pillow or numpy, or from what a record says of it.
 
     Raises:
@@ -74,9 +74,8 @@ def as_picture(value: object) -> object:
         if not value.get("name"):
             raise ValueError("the picture that was recorded came from a program, not from a file; give it again")
         found = as_picture(value["name"])
-        assert isinstance(found, Picture)
-        if found.sha256 != value.get("sha256"):
-            raise ValueError(f"{found.name} is not the picture that was recorded: its pixels differ")
+        if found is None or found.sha256 != value.get("sha256"):
+            raise ValueError(f"{value['name']} is not the picture that was recorded: its pixels differ")
         return found
     try:
         if isinstance(value, np.ndarray):
@@ -90,7 +89,7 @@ def as_picture(value: object) -> object:
     raise ValueError("expected the path of a picture, or an image")
 
 
-def as_mask(value: object) -> object:
+def as_mask(value: object) -> Picture | str | None:
     """A mask: a picture as of :func:`as_picture`, ``"alpha"``, or ``"left,top,right,bottom"`` in pixels."""
     if isinstance(value, str) and (value == ALPHA or _BOX.fullmatch(value)):
         return value
@@ -119,12 +118,9 @@ def _json(value: object) -> object:
 
 
 _SCHEMA = {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}
-PictureField = Annotated[
-    InstanceOf[Picture] | None, BeforeValidator(as_picture), PlainSerializer(_json), WithJsonSchema(_SCHEMA)
-]
-MaskField = Annotated[
-    InstanceOf[Picture] | str | None, BeforeValidator(as_mask), PlainSerializer(_json), WithJsonSchema(_SCHEMA)
-]
+# What is given may be anything that becomes a picture; what is found is one, or None, or a mask's description.
+PictureField = Annotated[Any, BeforeValidator(as_picture), PlainSerializer(_json), WithJsonSchema(_SCHEMA)]
+MaskField = Annotated[Any, BeforeValidator(as_mask), PlainSerializer(_json), WithJsonSchema(_SCHEMA)]
 MarginsField = Annotated[str, BeforeValidator(as_margins)]
 
 
@@ -246,7 +242,7 @@ def softened(mask: Image.Image, feather: int) -> NDArray[np.float32]:
     if not feather:
         return (hard > 0.5).astype(np.float32)
     blurred = np.asarray(mask.filter(ImageFilter.GaussianBlur(feather / 2)), dtype=np.float32) / _WHITE
-    return np.clip(2 * blurred - 1, 0, 1) * (hard > 0.5)
+    return (np.clip(2 * blurred - 1, 0, 1) * (hard > 0.5)).astype(np.float32)
 
 
 def area_around(mask: Image.Image, padding: int, ratio: float) -> tuple[int, int, int, int]:

@@ -132,8 +132,8 @@ class GenerationRequest:
         at_most=MAX_SEED,
         quiet=True,
     )
-    variation_strength: Number = option(
-        0.0,
+    variation_strength: Number | None = option(
+        None,
         "How much of that noise; 1 is another image altogether.",
         flagai="variation_strength",
         flags=("--variation-strength",),
@@ -356,9 +356,12 @@ class GenerationRequest:
 
     @model_validator(mode="after")
     def _nothing_is_without_effect(self) -> GenerationRequest:
+        def given(name: str) -> bool:
+            return bool(getattr(self, name) != OPTIONS[name].default)
+
         for name, needed in _NEEDS.items():
             value = getattr(self, name)
-            if value != OPTIONS[name].default and not any(getattr(self, other) for other in needed):
+            if given(name) and not any(given(other) for other in needed):
                 raise InvalidRequestError(name, value, f"it has no effect without {' or '.join(needed)}")
         return self
 

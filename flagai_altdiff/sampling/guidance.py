@@ -41,9 +41,11 @@ def guided(
     levels = NoiseLevels.of(alphas_cumprod)
 
     def eps(x: Tensor, t: float) -> Tensor:
-        whole = isinstance(t, int)
-        alpha = alphas_cumprod[t] if whole else torch.tensor(levels.alpha(t), device=x.device)
-        timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=torch.long if whole else torch.float32)
+        if isinstance(t, int):
+            alpha, kind = alphas_cumprod[t], torch.long
+        else:
+            alpha, kind = torch.tensor(levels.alpha(t), device=x.device), torch.float32
+        timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=kind)
         if uncond is None:
             return to_eps(denoise(x, timesteps, cond), x, alpha, parameterization)
         # One pass for both halves, unconditional first.

@@ -120,7 +120,7 @@ def test_latents_are_diffusers(pair: Pair, steps: int) -> None:
 
 def test_lcm_is_diffusers_on_its_timesteps() -> None:
     """Theirs mixes in the noisy latent where little noise is left; at these timesteps by less than a millionth."""
-    scheduler = diffusers.LCMScheduler(**BETAS, set_alpha_to_one=True)
+    scheduler: Any = diffusers.LCMScheduler(**BETAS, set_alpha_to_one=True)
     scheduler.set_timesteps(4)
     levels = Schedule.make(TABLE, 4).levels
     schedule = Schedule.through([int(t) for t in scheduler.timesteps], 1.0, levels)
@@ -134,7 +134,7 @@ def test_lcm_is_diffusers_on_its_timesteps() -> None:
 
 @pytest.mark.parametrize(("grid", "needs"), [("trailing", TRAILING), ("karras", KARRAS), ("exponential", EXPONENTIAL)])
 def test_grids_are_diffusers(grid: str, needs: dict[str, Any]) -> None:
-    scheduler = diffusers.EulerDiscreteScheduler(**BETAS, **needs)
+    scheduler: Any = diffusers.EulerDiscreteScheduler(**BETAS, **needs)
     for steps in (2, 7, 30):
         scheduler.set_timesteps(steps)
         np.testing.assert_allclose(Schedule.make(TABLE, steps, grid).timesteps, scheduler.timesteps, atol=2e-2)

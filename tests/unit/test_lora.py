@@ -197,7 +197,7 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
 def test_loras_of_stable_diffusion_fit_at_full_size(version: str, model: str, fits: bool, tmp_path: Path) -> None:
     """Every attention of Stable Diffusion's UNet, with kohya's names; the two kinds are of different widths."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, **STABLE_DIFFUSION[version])
+        unet: Any = UNet2DConditionModel(sample_size=64, **STABLE_DIFFUSION[version])
     tensors = {}
     for name, module in unet.named_modules():
         if isinstance(module, torch.nn.Linear) and ".attn" in name:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -112,7 +114,7 @@ def test_long_prompts_take_several_chunks_that_end_at_commas(m9: LatentDiffusion
 
 
 def test_a_long_neighbour_changes_no_picture(m9: LatentDiffusion) -> None:
-    small = {"height": 64, "width": 64, "steps": 2, "seed": 1, "prompt_syntax": "weighted"}
+    small: dict[str, Any] = {"height": 64, "width": 64, "steps": 2, "seed": 1, "prompt_syntax": "weighted"}
     long = ", ".join(["a castle"] * 60)
     alone = generate(m9, [tiny.CAT, tiny.CASTLE], **small).images[0]
     for prompts in ([tiny.CAT, long], [tiny.CAT, "a BREAK b"]):
@@ -121,7 +123,7 @@ def test_a_long_neighbour_changes_no_picture(m9: LatentDiffusion) -> None:
 
 
 def test_both_sides_of_guidance_may_have_other_lengths(m9: LatentDiffusion) -> None:
-    small = {"height": 64, "width": 64, "steps": 2, "seed": 1, "prompt_syntax": "weighted"}
+    small: dict[str, Any] = {"height": 64, "width": 64, "steps": 2, "seed": 1, "prompt_syntax": "weighted"}
     long = ", ".join(["a castle"] * 60)
     for prompt, negative in ((long, ""), ("a cat", long), ("a BREAK b", "c BREAK d BREAK e")):
         assert len(generate(m9, prompt, negative_prompt=negative, **small).images) == 1

@@ -39,7 +39,7 @@ def request(**changes: Any) -> GenerationRequest:
 NEEDED: dict[str, dict[str, Any]] = {
     "strength": {"init_image": Image.new("RGB", (8, 8))},
     "window_overlap": {"window": 8192},
-    "variation_seed": {"variation_strength": 0.5},
+    "variation_seed": {"variation_strength": 0.0},
     "mask_feather": {"init_image": Image.new("RGB", (8, 8)), "outpaint": "left=8"},
     "mask_padding": {
         "init_image": Image.new("RGB", (8, 8)),

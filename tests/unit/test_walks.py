@@ -51,7 +51,7 @@ def round_trip(model: LatentDiffusion, image: Image.Image) -> np.ndarray[Any, An
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_picture_is_left_the_less_the_lower_the_strength(sampler: str, m9: LatentDiffusion) -> None:
-    image, many = gradient(), {"steps": 20, "sampler": sampler}
+    image, many = gradient(), dict[str, Any](steps=20, sampler=sampler)
     target = round_trip(m9, image)
     near, far = (np.abs(drawn(m9, init_image=image, strength=s, **many) - target).mean() for s in (0.05, 1.0))
     assert near < far

@@ -238,8 +238,8 @@ def flagai_plms(x: Array, steps: int) -> list[Array]:
     return out
 
 
-def in_torch(x: Tensor, t: int) -> Tensor:
-    return torch.from_numpy(model_of_the_test(x.double().numpy(), t)).to(x.dtype)
+def in_torch(x: Tensor, t: float) -> Tensor:
+    return torch.from_numpy(model_of_the_test(x.double().numpy(), int(t))).to(x.dtype)
 
 
 @pytest.mark.parametrize(
