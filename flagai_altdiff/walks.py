@@ -171,11 +171,11 @@ def stretches_of(prompt: str, request: ResolvedRequest) -> list[str]:
 
 def windows_of(request: ResolvedRequest, cell: int, shape: Sequence[int]) -> list[Window] | None:
     """The windows of a latent, (h, w); ``None`` where it is drawn whole."""
-    side = (request.window or 0) // cell
-    if not side or (side >= max(shape) and not request.stretches):
+    side, wraps = (request.window or 0) // cell, _wraps(request)
+    if not side or (side >= max(shape) and not request.stretches and not any(wraps.values())):
         return None
     stride = max(side - (request.window_overlap or 0) // cell, 1)
-    return make_windows(shape, side, stride, wraps_y="y" in request.seamless, wraps_x="x" in request.seamless)
+    return make_windows(shape, side, stride, **wraps)
 
 
 def check_stretches(request: ResolvedRequest, cell: int) -> None:
@@ -200,10 +200,16 @@ def circular_axes(request: ResolvedRequest) -> str:
     return "".join(a for a in sides if a in request.seamless and not (request.window and request.window < sides[a]))
 
 
+def _wraps(request: ResolvedRequest) -> dict[str, bool]:
+    """Over which edges windows and tiles go: where the model itself does not look over them, in any pass."""
+    axes = set(request.seamless) - set(circular_axes(request))
+    return {"wraps_y": "y" in axes, "wraps_x": "x" in axes}
+
+
 def decoded(engine: Engine, request: ResolvedRequest, latents: Tensor) -> Tensor:
     """Images of latents, in tiles where they were drawn in windows: (B, C, h, w) -> (B, 3, H, W)."""
-    tile = (request.window or 0) // engine.cell
-    if not tile or tile >= max(latents.shape[2:]):
+    tile, wraps = (request.window or 0) // engine.cell, _wraps(request)
+    if not tile or (tile >= max(latents.shape[2:]) and not any(wraps.values())):
         return engine.decode(latents)
     return decode_in_tiles(
         engine.decode,
@@ -211,8 +217,7 @@ def decoded(engine: Engine, request: ResolvedRequest, latents: Tensor) -> Tensor
         tile=tile,
         overlap=max(tile // 4, 1),
         factor=engine.cell,
-        wraps_y="y" in request.seamless,
-        wraps_x="x" in request.seamless,
+        **wraps,
     )
 
 

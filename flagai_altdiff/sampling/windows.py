@@ -63,13 +63,13 @@ def window_starts(length: int, window: int, stride: int, *, wraps: bool) -> list
         length: Of the side, in cells.
         window: Of a window.
         stride: Cells between two of them.
-        wraps: Whether the end goes on at the beginning: then there is no last one.
+        wraps: Whether the end goes on at the beginning: then there is no last one, and at least two.
     """
+    if wraps:
+        count = max(-(-length // stride), 2)
+        return [round(k * length / count) for k in range(count)]
     if window >= length:
         return [0]
-    if wraps:
-        count = -(-length // stride)
-        return [round(k * length / count) for k in range(count)]
     return [*range(0, length - window, stride), length - window]
 
 

@@ -138,6 +138,7 @@ def test_diffusers_reads_ours(tmp_path: Path) -> None:
         assert torch.equal(tensor.flatten(1), match.down if "down.weight" in key else match.up)
 
 
+@pytest.mark.fault(42)
 def test_files_for_something_else_are_named(tmp_path: Path) -> None:
     plain, _, additions = trained()
     lora.save_lora(tmp_path / "x.safetensors", additions, plain.config)
@@ -184,6 +185,7 @@ STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize(
     ("version", "model", "fits"),
     [

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from flagai_altdiff import draw_to_folder, generate
+from flagai_altdiff.conditioning import encode_prompts
 from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.engine.tiles import decode_in_tiles
@@ -20,9 +21,10 @@ from flagai_altdiff.metadata import read_record
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import slerp
 from flagai_altdiff.pipeline import draw, prepare
+from flagai_altdiff.request import Batch
 from flagai_altdiff.sampling import SAMPLERS, Step
 from flagai_altdiff.sampling.windows import Window, joined, make_windows, window_starts
-from flagai_altdiff.walks import step_counts
+from flagai_altdiff.walks import circular_axes, condition, decoded, step_counts, windows_of
 from tests import tiny
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "steps": 4, "seed": 1}
@@ -172,7 +174,8 @@ def test_what_is_around_a_picture_is_drawn(m9: LatentDiffusion) -> None:
 def test_windows_cover_everything() -> None:
     assert window_starts(10, 4, 3, wraps=False) == [0, 3, 6]
     assert window_starts(11, 4, 3, wraps=False) == [0, 3, 6, 7]
-    assert window_starts(4, 4, 3, wraps=False) == window_starts(3, 4, 3, wraps=True) == [0]
+    assert window_starts(4, 4, 3, wraps=False) == window_starts(3, 4, 3, wraps=False) == [0]
+    assert window_starts(4, 4, 3, wraps=True) == [0, 2], "the circle is cut in two places"
     assert window_starts(12, 4, 3, wraps=True) == [0, 3, 6, 9]
     for wraps in (False, True):
         count = torch.zeros(1, 1, 7, 23)
@@ -216,10 +219,6 @@ def test_panoramas_have_no_edge(m9: LatentDiffusion) -> None:
     """Turning the noise turns the picture."""
     engine = EagerEngine(m9)
     resolved, _ = prepare(m9, tiny.CAT, **{**SMALL, "width": 128}, window=64, window_overlap=32, seamless="x")
-    from flagai_altdiff.conditioning import encode_prompts
-    from flagai_altdiff.request import Batch
-    from flagai_altdiff.walks import circular_axes, condition, decoded
-
     assert circular_axes(resolved) == ""
 
     with torch.no_grad():
@@ -232,6 +231,20 @@ def test_panoramas_have_no_edge(m9: LatentDiffusion) -> None:
         turned = decoded(engine, resolved, x.roll(shape[3] // 2, 3)).roll(-64, 3)
         straight = decoded(engine, resolved, x)
         assert float((turned - straight).abs().mean()) < 0.3 * float(straight.std())
+
+
+def test_both_passes_of_a_panorama_go_over_its_edge(m9: LatentDiffusion) -> None:
+    """The first pass is as large as one window."""
+    engine = EagerEngine(m9)
+    resolved, _ = prepare(m9, tiny.CAT, **SMALL, window=64, window_overlap=32, hires=2, seamless="x")
+    for length in (64, 128):
+        windows = windows_of(resolved, engine.cell, engine.latent_shape(64, length)[1:])
+        assert windows is not None
+        assert any(window.left + window.width > length // engine.cell for window in windows)
+    x = torch.randn(1, *engine.latent_shape(64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole, turned = decoded(engine, resolved, x), decoded(engine, resolved, x.roll(x.shape[3] // 2, 3))
+    torch.testing.assert_close(turned.roll(-32, 3), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_tiles_are_nearly_the_whole(m9: LatentDiffusion) -> None:
