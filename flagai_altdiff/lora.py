@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flagai_altdiff.added import AddedLora
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
 from flagai_altdiff.checkpoint.layouts import detect
 from flagai_altdiff.checkpoint.layouts import read as read_layout
@@ -31,7 +32,7 @@ from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, printable
 from flagai_altdiff.files import new_file, short_hash
 from flagai_altdiff.model_files import is_weight
-from flagai_altdiff.models import AddedLora, LatentDiffusion, build_model
+from flagai_altdiff.models import LatentDiffusion, build_model
 
 TRANSFORMERS = (
     r"model\.diffusion_model\..*\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)\.weight"
@@ -88,6 +89,16 @@ class Addition:
         return strength * self.scale * (self.up.float() @ self.down.float())
 
 
+def _whose(keys: Iterable[str]) -> str:
+    """What a file without a place here may be, in a sentence."""
+    keys = list(keys)
+    if any("lora_te2_" in key or "text_encoder_2" in key for key in keys):
+        return " It is for Stable Diffusion XL."
+    if any("attn1" in key or "attn2" in key for key in keys):
+        return " LoRAs of Stable Diffusion 1.x fit AltDiffusion and AltDiffusion-m9, those of 2.x AltDiffusion-m18."
+    return ""
+
+
 def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
     """The additions of a file, under LDM's names of the weights.
 
@@ -113,7 +124,7 @@ def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
             parts.setdefault(name, {})[part] = tensor
     if not parts:
         first = ", ".join(printable(key, 80) for key in sorted(tensors)[:3])
-        raise CheckpointError(f"{path} is no LoRA for AltDiffusion: its keys are {first}.")
+        raise CheckpointError(f"{path} is no LoRA for this model: its keys are {first}.{_whose(tensors)}")
     clip = [key for key in unknown if _OF_CLIP.search(key)]
     if others := sorted(set(unknown) - set(clip)):
         first = ", ".join(printable(key, 80) for key in others[:3])

@@ -159,6 +159,22 @@ def test_margins_are_read_in_any_order() -> None:
     assert np.asarray(mask).sum() == 255 * (52 * 22 - 40 * 20)
 
 
+def test_masks_margins_and_pixels_may_be_of_pythons_own_kinds() -> None:
+    image = halves()
+    for box in ((10, 5, 30, 15), [10, 5, 30, 15]):
+        assert GenerationRequest(prompts=("a",), init_image=image, mask_image=box).mask_image == "10,5,30,15"
+    assert as_margins({"left": 8, "top": 0}) == as_margins("left=8") == "left=8"
+    levels = np.asarray(image, dtype=np.float32) / 255
+    assert np.array_equal(np.asarray(Picture(image).image), np.asarray(picture(levels).image))
+    mistakes: dict[str, dict[str, Any]] = {
+        "from 0 to 1": {"init_image": levels * 255},
+        "four numbers": {"init_image": image, "mask_image": "24,24,104"},
+    }
+    for message, wrong in mistakes.items():
+        with pytest.raises(InvalidRequestError, match=message):
+            GenerationRequest(prompts=("a",), **wrong)
+
+
 def test_three_ways_to_fit() -> None:
     cropped, padded, stretched = (fitted(halves(), (20, 20), fit, "green") for fit in ("crop", "pad", "stretch"))
     assert cropped.getpixel((1, 1)) == (255, 0, 0) and cropped.getpixel((18, 18)) == (0, 0, 255)
