@@ -29,7 +29,7 @@ from flagai_altdiff.pictures import (
 from flagai_altdiff.request import GenerationRequest
 
 
-def picture(path: Path) -> Picture:
+def picture(path: Any) -> Picture:
     found = as_picture(path)
     assert isinstance(found, Picture)
     return found
