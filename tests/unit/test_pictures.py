@@ -42,6 +42,7 @@ def halves(width: int = 40, height: int = 20) -> Image.Image:
     return image
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize(
     ("mode", "suffix"),
     [("L", "png"), ("P", "png"), ("RGBA", "png"), ("CMYK", "jpg"), ("I;16", "png"), ("1", "png"), ("RGB", "webp")],
@@ -58,6 +59,7 @@ def test_every_mode_becomes_colours(mode: str, suffix: str, tmp_path: Path) -> N
         assert np.abs(np.asarray(found).astype(int) - np.asarray(halves()).astype(int)).mean() < 12
 
 
+@pytest.mark.fault(43)
 def test_a_turned_photograph_is_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -66,6 +68,7 @@ def test_a_turned_photograph_is_upright(tmp_path: Path) -> None:
     assert found.size == (20, 40) and found.getpixel((10, 5))[0] > 200  # type: ignore[index]
 
 
+@pytest.mark.fault(43)
 def test_transparency_is_laid_over_a_colour(tmp_path: Path) -> None:
     image = halves().convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 20, 20))
@@ -78,6 +81,7 @@ def test_transparency_is_laid_over_a_colour(tmp_path: Path) -> None:
     assert (mask[:, :20] == 255).all() and (mask[:, 20:] == 0).all()
 
 
+@pytest.mark.fault(43)
 def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
     halves().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (40, 20), "green")])
     red = on_ground(picture(tmp_path / "a.gif"), "white").getpixel((2, 2))
