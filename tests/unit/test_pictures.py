@@ -192,6 +192,7 @@ def test_three_ways_to_fit() -> None:
 def test_the_soft_edge_lies_inside() -> None:
     mask = Image.new("L", (60, 60))
     mask.paste(255, (20, 20, 50, 50))
+    mask.paste(0, (44, 44, 50, 50))  # a corner that the mask surrounds
     hard, soft = softened(mask, 0), softened(mask, 8)
     assert set(np.unique(hard)) == {0.0, 1.0} and (soft[hard == 0] == 0).all()
     row = soft[35, 20:36]

@@ -138,9 +138,10 @@ def test_invokeais_weights_are_a1111s(theirs: str, ours: str, tmp_path: Path) ->
     assert options["prompt_syntax"] == "weighted"
 
 
-def test_our_own_without_its_record_says_what_is_lost(m9: LatentDiffusion, tmp_path: Path) -> None:
+@pytest.mark.parametrize("syntax", ["plain", "weighted"])
+def test_our_own_without_its_record_says_what_is_lost(syntax: str, m9: LatentDiffusion, tmp_path: Path) -> None:
     """Many programs keep nothing but A1111's text."""
-    first = draw_to_folder(m9, "a (red:1.3) cat", tmp_path / "a", seed=3, **SMALL)
+    first = draw_to_folder(m9, "a (red:1.3) cat", tmp_path / "a", seed=3, prompt_syntax=syntax, **SMALL)
     record = read_any(written(tmp_path / "a.png", {"parameters": read_texts(first.paths[0])["parameters"]}))
     assert any("place in a batch" in text for text in record.lost)
     again = draw_to_folder(m9, GenerationRequest(**record.options), tmp_path / "b")
