@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
-from flagai_altdiff.engine import EagerEngine, Engine
-from flagai_altdiff.engine.seamless import seamless
+from flagai_altdiff.engine import EagerEngine, Engine, make_engine
 from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
 from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
@@ -272,8 +271,7 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
             are what they would be without this.
     """
     model = unwrapped(model)
-    axes = circular_axes(request)
-    engine = EagerEngine(seamless(model, axes) if axes else model)
+    engine = make_engine(model, request, circular_axes(request))
     with memory_advice(request):
         canvas = make_canvas(engine, request)
     noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)

@@ -19,6 +19,9 @@ from flagai_altdiff.pictures import FITS, MarginsField, MaskField, PictureField,
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.sampling import GRIDS, SAMPLERS, find_sampler
 
+ENGINES = ("auto", "eager", "packed")
+"""What computes."""
+
 SeedMode = Literal["batch", "per_image"]
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
@@ -289,6 +292,15 @@ class GenerationRequest:
         quiet=True,
     )
 
+    engine: str = option(
+        "auto",
+        "What computes: the model as it is, or from weights that are laid out for the processor; the same image but for rounding.",
+        flagai="engine",
+        flags=("--engine",),
+        choices=ENGINES,
+        quiet=True,
+    )
+
     @field_validator("prompts", mode="before")
     @classmethod
     def _several_texts(cls, value: object) -> object:
@@ -331,7 +343,7 @@ class GenerationRequest:
             raise UnknownSamplerError(str(value), SAMPLERS)
         return value
 
-    @field_validator("grid", "prompt_syntax", "fit", "seamless", "hires_upscaler", mode="before")
+    @field_validator("grid", "prompt_syntax", "fit", "seamless", "hires_upscaler", "engine", mode="before")
     @classmethod
     def _one_of_the_choices(cls, value: object, info: ValidationInfo) -> object:
         choices = OPTIONS[str(info.field_name)].choices

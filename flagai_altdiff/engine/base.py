@@ -47,7 +47,10 @@ class Engine(Protocol):
         ...
 
     def denoise(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Noisy latents (B, C, h, w), timesteps (B,), text states (B, L, D) -> eps, v or x0 (B, C, h, w)."""
+        """Noisy latents (B, C, h, w), timesteps (B,), text states (n B, L, D) -> eps, v or x0 (n B, C, h, w).
+
+        All latents are seen with the first B states, then with the next B: both halves of guidance, for example.
+        """
         ...
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -51,9 +51,10 @@ class EagerEngine:
         return self.model.cond_stage_model(token_ids).float()
 
     def denoise(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """(B, C, h, w), (B,), (B, L, D) -> (B, C, h, w)."""
+        """(B, C, h, w), (B,), (n B, L, D) -> (n B, C, h, w)."""
+        times = len(cond) // len(x)
         with self._autocast():
-            return self.model.apply_model(x, t, cond).float()
+            return self.model.apply_model(x.repeat(times, 1, 1, 1), t.repeat(times), cond).float()
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w)."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagai_altdiff.engine.twins import drawing_modules, twin_of
 from flagai_altdiff.models import LatentDiffusion
-
-_PARTS = ("model", "first_stage_model")
-"""What has convolutions."""
 
 
 def seamless(model: LatentDiffusion, axes: str) -> LatentDiffusion:
@@ -21,15 +18,10 @@ def seamless(model: LatentDiffusion, axes: str) -> LatentDiffusion:
         model: The model.
         axes: ``"x"``, ``"y"`` or ``"xy"``.
     """
-    twin = copy.copy(model)
-    twin._modules = dict(model._modules)
-    for name in _PARTS:
-        part = model.get_submodule(name)
-        shared = {id(tensor): tensor for tensor in (*part.parameters(), *part.buffers())}
-        twin._modules[name] = own = copy.deepcopy(part, shared)
-        for module in own.modules():
-            if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
-                module.forward = partial(_circular, module, axes)  # type: ignore[method-assign]
+    twin = twin_of(model)
+    for module in drawing_modules(twin):
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1:
+            module.forward = partial(_circular, module, axes)  # type: ignore[method-assign]
     return twin
 
 

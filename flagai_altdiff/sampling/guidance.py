@@ -13,7 +13,8 @@ from flagai_altdiff.sampling.schedule import to_eps
 from flagai_altdiff.sampling.step import EpsFunction
 
 DenoiseFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x (B, C, h, w), t (B,), cond (B, L, D)) -> eps, v or x0 (B, C, h, w)."""
+"""(x (B, C, h, w), t (B,), cond (n B, L, D)) -> eps, v or x0 (n B, C, h, w): all rows of x with the first B states, and
+so on."""
 
 
 def guided(
@@ -39,6 +40,7 @@ def guided(
     """
 
     levels = NoiseLevels.of(alphas_cumprod)
+    both = None if uncond is None else torch.cat([uncond, cond])  # one pass for both halves
 
     def eps(x: Tensor, t: float) -> Tensor:
         if isinstance(t, int):
@@ -46,11 +48,9 @@ def guided(
         else:
             alpha, kind = torch.tensor(levels.alpha(t), device=x.device), torch.float32
         timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=kind)
-        if uncond is None:
+        if both is None:
             return to_eps(denoise(x, timesteps, cond), x, alpha, parameterization)
-        # One pass for both halves, unconditional first.
-        output = denoise(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([uncond, cond]))
-        without, with_prompt = output.chunk(2)
+        without, with_prompt = denoise(x, timesteps, both).chunk(2)
         return to_eps(without + scale * (with_prompt - without), x, alpha, parameterization)
 
     return eps

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from flagai_altdiff.engine import EagerEngine, Engine
+from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import prepare
 from tests import tiny
 
-ENGINES: dict[str, Callable[[LatentDiffusion], Engine]] = {"eager": EagerEngine}
+ENGINES: dict[str, Callable[[LatentDiffusion], Engine]] = {"eager": EagerEngine, "packed": PackedEngine}
 """A new engine is one line here."""
 
 
@@ -35,6 +36,9 @@ def test_numbers_are_the_models(engine: Engine, model: LatentDiffusion) -> None:
     x, t = torch.randn(2, *engine.latent_shape(64, 96), generator=generator), torch.tensor([5, 800])
     assert x.shape == (2, 4, 8, 12)
     torch.testing.assert_close(engine.denoise(x, t, states), model.apply_model(x, t, states), rtol=1e-4, atol=1e-4)
+    both = torch.cat([states, states.flip(0)])
+    wanted = model.apply_model(torch.cat([x, x]), torch.tensor([7, 7, 7, 7]), both)
+    torch.testing.assert_close(engine.denoise(x, torch.tensor([7, 7]), both), wanted, rtol=1e-4, atol=1e-4)
     images = engine.decode(x)
     assert images.shape == (2, 3, 64, 96)
     torch.testing.assert_close(images, model.decode_first_stage(x), rtol=1e-4, atol=1e-4)
