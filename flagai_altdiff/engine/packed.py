@@ -75,6 +75,11 @@ class PackedConv:
         )
 
 
+def _mix_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution, as the matrix product that it is where channels lie together."""
+    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+
+
 def _form_of(conv: nn.Conv2d) -> Filtering | None:
     """The way of minimal filtering that suits a convolution, if any does."""
     plain = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
@@ -178,7 +183,7 @@ def _packed(model: LatentDiffusion) -> LatentDiffusion:
 
 def _own_ways(module: nn.Module) -> Iterator[object]:
     if isinstance(module, nn.Conv2d):
-        yield PackedConv(module)
+        yield partial(_mix_channels, module) if module.kernel_size == (1, 1) else PackedConv(module)
     elif isinstance(module, UNetModel):
         yield partial(_predict, module)
     elif isinstance(module, SpatialTransformer):
