@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from flagai_altdiff.errors import ImageError, shown
@@ -72,7 +73,7 @@ def _check_size(path: Path, image: Image.Image, size: tuple[int, int] | None) ->
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[PngImageFile]:
+def _opened(path: Path) -> Iterator[ImageFile]:
     """An open PNG file; whatever else is in it, and whatever Pillow makes of that, is ImageError."""
     try:
         with open_regular(path) as file:
@@ -143,7 +144,7 @@ def make_grid(images: Iterable[Image.Image], count: int, columns: int) -> Image.
     return grid
 
 
-def save_png(image: Image.Image, texts: Mapping[str, str], path: Path) -> None:
+def save_png(image: Image.Image, texts: Mapping[str, str], path: Path | BinaryIO) -> None:
     """Write an image with texts that stay in the file, key -> text (iTXt: any script survives)."""
     info = PngInfo()
     for key, text in texts.items():

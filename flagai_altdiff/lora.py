@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flagai_altdiff.added import AddedLora
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
 from flagai_altdiff.checkpoint.layouts import detect
 from flagai_altdiff.checkpoint.layouts import read as read_layout
@@ -31,7 +32,7 @@ from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, printable
 from flagai_altdiff.files import new_file, short_hash
 from flagai_altdiff.model_files import is_weight
-from flagai_altdiff.models import AddedLora, LatentDiffusion, build_model
+from flagai_altdiff.models import LatentDiffusion, build_model
 
 TRANSFORMERS = (
     r"model\.diffusion_model\..*\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)\.weight"

@@ -6,15 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff import __version__
+from flagai_altdiff.added import AddedLora, AddedPart
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import read_texts
-from flagai_altdiff.models import AddedLora, AddedPart
-from flagai_altdiff.pipeline import Sample
 from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling import SAMPLERS
+
+if TYPE_CHECKING:
+    from flagai_altdiff.pipeline import Sample
 
 RECORD_KEY = "flagai_altdiff"
 """Key of the JSON record."""

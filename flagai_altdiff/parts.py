@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flagai_altdiff import checkpoint
+from flagai_altdiff.added import AddedPart
 from flagai_altdiff.checkpoint.diffusers_folder import read_weights, weight_files
 from flagai_altdiff.checkpoint.diffusers_keys import to_ldm
 from flagai_altdiff.checkpoint.json_config import load_json
@@ -20,7 +21,7 @@ from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, last_net, printable
 from flagai_altdiff.files import short_hash
-from flagai_altdiff.models import AddedPart, LatentDiffusion
+from flagai_altdiff.models import LatentDiffusion
 
 _NEARLY = 1e-3
 _AUTOENCODER = "first_stage_model."

@@ -263,7 +263,7 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
     with memory_advice(request):
         canvas = make_canvas(engine, request)
     noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
-    negative = cache(lambda: encode_prompts(model, engine, [request.negative_prompt], request.prompt_syntax)[0])
+    negative = cache(lambda text: encode_prompts(model, engine, [text], request.prompt_syntax)[0])
     for batch in request.batches():
         x, fresh = noise.start(batch)
         walk = partial(walk_latents, engine, request, canvas, x, fresh)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagai_altdiff.added import AddedLora, AddedPart
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.models.autoencoder import AutoencoderKL, DiagonalGaussianDistribution
 from flagai_altdiff.models.ema import LitEma
@@ -42,24 +42,6 @@ class ImageChecker(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class AddedLora:
-    """A LoRA that has become part of a model's weights.
-
-    Args:
-        name: Of its file, without the ending.
-        strength: With which it was added.
-        sha256: First ten digits of the file's hash.
-    """
-
-    name: str
-    strength: float
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.strength:g} ({self.sha256})"
-
-
 class DiffusionWrapper(nn.Module):
     """The UNet under the name that checkpoints give it (``model.diffusion_model``)."""
 
@@ -73,24 +55,6 @@ class DiffusionWrapper(nn.Module):
         """(B, C, h, w), (B,), list of (B, L_i, D) to be joined along L -> (B, C, h, w)."""
         context = c_crossattn[0] if len(c_crossattn) == 1 else torch.cat(list(c_crossattn), dim=1)
         return self.diffusion_model(x, t, context)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AddedPart:
-    """A part from another file.
-
-    Args:
-        kind: ``"embedding"`` or ``"vae"``.
-        name: Of its file, without the ending; of a word, as it is typed.
-        sha256: First ten digits of the file's hash.
-    """
-
-    kind: str
-    name: str
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.name} ({self.sha256})"
 
 
 class LatentDiffusion(nn.Module):

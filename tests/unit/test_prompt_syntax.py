@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagai_altdiff import generate
-from flagai_altdiff.conditioning import chunks, encode_prompts, same_length
+from flagai_altdiff.chunks import chunks
+from flagai_altdiff.conditioning import encode_prompts, same_length
 from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.prompt_syntax import parse
