@@ -13,6 +13,8 @@ if os.environ.get("FLAGAI_ALTDIFF_NO_SHIM") != "1":
     packages += find_packages("flagai_altdiff/_shim")
     package_dir["flagai"] = "flagai_altdiff/_shim/flagai"
 
+_WEB = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.20", "prometheus-client>=0.21", "gradio>=6.7"]
+
 setup(
     name="flagai-altdiff",
     version="0.1.0",
@@ -49,6 +51,8 @@ setup(
     extras_require={
         "parquet": ["pyarrow>=18"],
         "tensorboard": ["tensorboardX>=2.6"],
+        "web": _WEB,
+        "ray": ["ray[serve]>=2.40"],
         "test": [
             "pytest",
             "pytest-xdist",
@@ -59,6 +63,10 @@ setup(
             "webdataset>=1.0",
             "tensorboardX>=2.6",
             "torchsde>=0.2.6",  # what diffusers draws the noise of its SDE samplers with
+            *_WEB,
+            "openai>=2",  # the clients that the server is tested with
+            "webuiapi>=0.9",
+            "psutil>=6",
             "ruff",
             "mypy",
             "types-requests",
@@ -66,6 +74,7 @@ setup(
             "types-PyYAML",
             "types-protobuf",
         ],
+        "browser": ["playwright>=1.50", "axe-playwright-python>=0.1.4"],
         "build": ["build"],
     },
     entry_points={"console_scripts": ["altdiff = flagai_altdiff.cli:main"]},

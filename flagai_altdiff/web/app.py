@@ -1,0 +1,102 @@
+"""All doors of a server as one ASGI application."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from flagai_altdiff import __version__
+from flagai_altdiff.web.answers import EXPECTED, answer_to, error_answer
+from flagai_altdiff.web.guard import Guard, TooLargeError, names_of
+from flagai_altdiff.web.history import History
+from flagai_altdiff.web.jobs_api import jobs_api
+from flagai_altdiff.web.messages import Problem
+from flagai_altdiff.web.openai_api import openai_api
+from flagai_altdiff.web.sdapi import sdapi
+from flagai_altdiff.web.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+def make_app(service: Service) -> ASGIApp:
+    """The application of a server.
+
+    Args:
+        service: Its engine room; not started by the application.
+    """
+    settings = service.settings
+    history = History(settings.drawing.folder)
+    app = FastAPI(
+        title="flagai_altdiff",
+        version=__version__,
+        description="Images from prompts in 18 languages.",
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    _add_errors(app)
+    app.include_router(jobs_api(service, history))
+    app.include_router(openai_api(service))
+    app.include_router(sdapi(service))
+    _add_health(app, service)
+    whole: ASGIApp = app
+    if settings.access.origins:
+        whole = CORSMiddleware(
+            whole,
+            allow_origins=settings.access.origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_credentials=True,
+        )
+    return Guard(whole, settings.access, settings.limits, names_of(settings.host))
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def expected(request: Request, error: Exception) -> Response:
+        return answer_to(request.url.path, error)
+
+    async def too_large(request: Request, error: Exception) -> Response:
+        problem = Problem(code="too_large", text="the body is larger than a request may be, or took too long")
+        return error_answer(request.url.path, 413, problem, {"Connection": "close"})
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "invalid_request")
+        problem = Problem(code=code, text=f"{error.detail}: {request.method} {request.url.path[:200]}; see /docs")
+        return error_answer(request.url.path, error.status_code, problem, error.headers)
+
+    async def bug(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        problem = Problem(code="internal_error", text="something went wrong here; the server's log says what")
+        return error_answer(request.url.path, 500, problem)
+
+    for kind in EXPECTED:
+        app.add_exception_handler(kind, expected)
+    app.add_exception_handler(TooLargeError, too_large)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, bug)
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["health"], summary="Whether the server lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"], summary="Whether it takes jobs")
+    async def readyz() -> JSONResponse:
+        state = {
+            "ready": service.is_ready,
+            "stopping": service.is_stopping,
+            "waiting": service.waiting,
+            "workers": [{"device": worker.device, "restarts": worker.restarts} for worker in service.workers],
+        }
+        return JSONResponse(state, 200 if service.is_ready else 503)
+
+    @app.get("/metrics", tags=["health"], summary="Counters for Prometheus")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)

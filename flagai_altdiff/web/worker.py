@@ -1,0 +1,228 @@
+"""A process that owns a device and draws what the server sends it, batch by batch; between two steps it listens."""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from flagai_altdiff.errors import InsufficientMemoryError, OutputError
+from flagai_altdiff.images import save_png
+from flagai_altdiff.merging import count, merged
+from flagai_altdiff.output import Filing
+from flagai_altdiff.pipeline import Sample, draw, prepare
+from flagai_altdiff.request import Note, Output, ResolvedRequest
+from flagai_altdiff.sampling import Step
+from flagai_altdiff.walks import step_counts
+from flagai_altdiff.web.messages import (
+    Cancel,
+    Done,
+    Draw,
+    Drawn,
+    Failed,
+    Free,
+    FromWorker,
+    Problem,
+    Progress,
+    Ready,
+    Task,
+)
+from flagai_altdiff.web.settings import Drawing
+from flagai_altdiff.web.shelf import Loaded, Shelf
+
+logger = logging.getLogger(__name__)
+
+_BETWEEN_PREVIEWS_S = 0.1
+_REMEMBERED = 1000
+
+
+def run_worker(connection: Connection, settings: Drawing, device: str) -> None:
+    """Draw until the server goes away; where a process begins.
+
+    Args:
+        connection: To the server.
+        settings: What it may draw with.
+        device: Where it draws.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the server says when to stop
+        signal.signal(number, signal.SIG_IGN)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    shelf = Shelf(settings, device)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server is gone
+        cards = shelf.cards()
+        with suppress(Exception):  # what is wrong with its files is said to whoever asks for it
+            shelf.get(cards[0].name)
+        connection.send(Ready(cards))
+        _Worker(connection, shelf, settings.folder).live()
+
+
+@dataclass
+class _Drawing:
+    """A task in work."""
+
+    task: Task
+    request: ResolvedRequest
+    notes: list[Note]
+    filing: Filing
+
+
+class _Worker:
+    def __init__(self, connection: Connection, shelf: Shelf, folder: Path | None) -> None:
+        self._connection, self._shelf, self._folder = connection, shelf, folder
+        self._waiting: deque[Draw] = deque()
+        self._cancelled: deque[str] = deque(maxlen=_REMEMBERED)
+        self._shown_at = 0.0
+
+    def live(self) -> None:
+        """Draw what comes."""
+        while True:
+            self._say(Free())
+            while not self._waiting:
+                self._hear()
+            self._draw(self._waiting.popleft().tasks)
+
+    def _say(self, message: FromWorker) -> None:
+        self._connection.send(message)
+
+    def _hear(self) -> None:
+        order = self._connection.recv()
+        if isinstance(order, Cancel):
+            self._cancelled.append(order.id)
+        else:
+            self._waiting.append(order)
+
+    def _is_wanted(self, task: Task) -> bool:
+        while self._connection.poll():
+            self._hear()
+        return task.id not in self._cancelled
+
+    def _draw(self, tasks: Sequence[Task]) -> None:
+        try:
+            loaded = self._shelf.get(tasks[0].model, tasks[0].loras)
+        except Exception as error:
+            for task in tasks:
+                self._fail(task, error)
+            return
+        begun = [drawing for task in tasks if (drawing := self._begin(loaded, task))]
+        if begun:
+            self._draw_together(loaded, begun)
+
+    def _begin(self, loaded: Loaded, task: Task) -> _Drawing | None:
+        """Get ready for a task; ``None`` where it cannot be drawn, which is said."""
+        try:
+            request, notes = prepare(loaded.model, task.request)
+            saved = self._folder is not None and task.is_saved
+            output = Output(folder=self._folder or Path(), skip_grid=True, skip_save=not saved)
+            try:
+                filing = Filing(output, request, loaded.model)
+            except OutputError as error:
+                notes.append(_not_saved(error))
+                filing = Filing(replace(output, skip_save=True), request, loaded.model)
+            return _Drawing(task, request, notes, filing)
+        except Exception as error:
+            self._fail(task, error)
+            return None
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        if Problem.of(error).code == "internal_error":
+            logger.exception("job %s failed", task.id)
+        self._say(Failed(task.id, Problem.of(error)))
+
+    def _draw_together(self, loaded: Loaded, drawings: Sequence[_Drawing]) -> None:
+        try:
+            self._walk(loaded, drawings)
+        except InsufficientMemoryError as error:
+            if len(drawings) == 1:
+                self._fail(drawings[0].task, error)
+                return
+            for drawing in drawings:
+                self._draw_together(loaded, [drawing])
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            raise
+        except Exception as error:
+            for drawing in drawings:
+                self._fail(drawing.task, error)
+
+    def _walk(self, loaded: Loaded, drawings: Sequence[_Drawing]) -> None:
+        owners = [(drawing, index) for drawing in drawings for index in range(count(drawing.request))]
+        request = merged([drawing.request for drawing in drawings])
+        steps, total = sum(step_counts(request, loaded.model.num_timesteps)), len(list(request.batches()))
+        batch = 0
+        for event in draw(loaded.model, request):
+            wanted = [drawing for drawing in drawings if self._is_wanted(drawing.task)]
+            if not wanted:
+                return
+            if isinstance(event, Step):
+                self._show(loaded, event, owners, wanted, batch * steps, total * steps)
+                batch += event.index + 1 == event.total
+            else:
+                drawing, index = owners[event.index]
+                if drawing in wanted:
+                    self._hand_over(drawing, replace(event, index=index))
+        for drawing in wanted:
+            self._say(Done(drawing.task.id, tuple(note.text for note in drawing.notes)))
+
+    def _show(
+        self,
+        loaded: Loaded,
+        step: Step,
+        owners: Sequence[tuple[_Drawing, int]],
+        wanted: Sequence[_Drawing],
+        before: int,
+        total: int,
+    ) -> None:
+        """Say how far a batch is, now and then with a picture of it."""
+        now = time.monotonic()
+        shows = now - self._shown_at >= _BETWEEN_PREVIEWS_S
+        self._shown_at = now if shows else self._shown_at
+        for drawing in wanted:
+            preview = None
+            if shows:
+                alone = len({id(owner) for owner, _ in owners}) == 1
+                own = [row for row, (owner, _) in enumerate(owners) if owner is drawing]
+                preview = loaded.previewer.jpeg(step.pred_x0 if alone else step.pred_x0[own])
+            self._say(Progress(drawing.task.id, before + step.index + 1, total, preview))
+
+    def _hand_over(self, drawing: _Drawing, sample: Sample) -> None:
+        image = sample.image
+        try:
+            drawing.filing.save(sample)
+        except OutputError as error:
+            drawing.notes.append(_not_saved(error))
+        png = None
+        if sample.path is None:
+            written = io.BytesIO()
+            save_png(image, drawing.filing.texts(sample), written)
+            png = written.getvalue()
+        if sample.safety == "flagged":
+            text = f"image {sample.index} was flagged by the safety checker and is black"
+            drawing.notes.append(Note("flagged", text))
+        self._say(
+            Drawn(
+                id=drawing.task.id,
+                index=sample.index,
+                prompt=sample.prompt,
+                seed=sample.seed,
+                safety=sample.safety,
+                size=image.size,
+                path=sample.path and sample.path.absolute(),
+                png=png,
+            )
+        )
+
+
+def _not_saved(error: OutputError) -> Note:
+    logger.warning("%s", error)
+    return Note("not saved", f"the image is in this answer only: {error}")
