@@ -45,7 +45,7 @@ _READ = (
     "include_init_images"
 ).split()
 """Those that are read in another way."""
-_WITHOUT_EFFECT: tuple[object, ...] = (None, "", 0, 0.0, 1, False, -1, [], {}, "None", "Automatic")
+_WITHOUT_EFFECT: tuple[object, ...] = (None, "", 0, 0.0, False, -1, [], {}, "None", "Automatic")
 """Values with which a field that is unknown here asks for nothing."""
 _USUAL = {"s_noise": 1.0, "s_tmax": (None, 0), "inpainting_fill": (0, 1, 2, 3), "do_not_save_samples": False}
 _FIT = {0: "stretch", 1: "crop", 2: "pad", 3: "stretch"}
@@ -232,6 +232,8 @@ async def _asked(body: Mapping[str, Any], service: Service, *, from_picture: boo
     for name in ("guidance_scale", "variation_strength", "eta"):
         if isinstance(options.get(name), int):
             options[name] = float(options[name])
+    if not SAMPLERS.get(str(options.get("sampler", "ddim")), SAMPLERS["euler"]).takes_eta:
+        options.pop("eta", None)  # clients send it with every sampler, and A1111 does nothing with it there either
     options["seed"] = _seed(given.get("seed", -1))
     if not options.get("variation_strength"):
         options.pop("variation_strength", None)

@@ -1,0 +1,31 @@
+"""Images through webuiapi, a client for A1111's interface: pip install webuiapi.
+
+Start a server with ``altdiff serve`` first; ALTDIFF_URL says where it is.
+"""
+
+import os
+from urllib.parse import urlsplit
+
+import webuiapi
+
+url = urlsplit(os.environ.get("ALTDIFF_URL", "http://127.0.0.1:7860"))
+api = webuiapi.WebUIApi(host=url.hostname, port=url.port)
+
+drawn = api.txt2img(
+    prompt="ein (großes:1.2) grünes Haus", seed=3, steps=12, cfg_scale=2, width=128, height=128, sampler_name="Euler"
+)
+drawn.image.save("house.png")
+print(drawn.info["infotexts"][0])
+
+near = api.img2img(
+    images=[drawn.image],
+    prompt="ein rotes Haus",
+    seed=4,
+    steps=12,
+    cfg_scale=2,
+    width=128,
+    height=128,
+    denoising_strength=0.7,
+    sampler_name="DPM++ 2M Karras",
+)
+near.image.save("red-house.png")
