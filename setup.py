@@ -13,7 +13,14 @@ if os.environ.get("FLAGAI_ALTDIFF_NO_SHIM") != "1":
     packages += find_packages("flagai_altdiff/_shim")
     package_dir["flagai"] = "flagai_altdiff/_shim/flagai"
 
-_WEB = ["fastapi>=0.115", "uvicorn>=0.34", "python-multipart>=0.0.20", "prometheus-client>=0.21", "gradio>=6.7"]
+_WEB = [
+    "fastapi>=0.115",
+    "fastapi-offline>=1.7",  # its documentation loads nothing from other hosts
+    "uvicorn>=0.34",
+    "python-multipart>=0.0.20",
+    "prometheus-client>=0.21",
+    "gradio>=6.7",
+]
 
 setup(
     name="flagai-altdiff",
@@ -26,7 +33,7 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={
-        "flagai_altdiff": ["py.typed", "mini/*.safetensors"],
+        "flagai_altdiff": ["py.typed", "mini/*.safetensors", "web/page/page.css", "web/page/page.js"],
         "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*"],
     },
     install_requires=[

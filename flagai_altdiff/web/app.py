@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -32,7 +34,7 @@ def make_app(service: Service) -> ASGIApp:
     """
     settings = service.settings
     history = History(settings.drawing.folder)
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(
         title="flagai_altdiff",
         version=__version__,
         description="Images from prompts in 18 languages.",
@@ -44,6 +46,8 @@ def make_app(service: Service) -> ASGIApp:
     app.include_router(openai_api(service))
     app.include_router(sdapi(service))
     _add_health(app, service)
+    if settings.page:
+        app = _with_page(app, service, history)
     whole: ASGIApp = app
     if settings.access.origins:
         whole = CORSMiddleware(
@@ -54,6 +58,34 @@ def make_app(service: Service) -> ASGIApp:
             allow_credentials=True,
         )
     return Guard(whole, settings.access, settings.limits, names_of(settings.host))
+
+
+def _with_page(app: FastAPI, service: Service, history: History) -> FastAPI:
+    """Mount the page behind all other routes. Its files are the images; nothing of it comes from other hosts."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    import gradio as gr
+
+    from flagai_altdiff.web.page import make_page
+    from flagai_altdiff.web.page.page import SCRIPT, STYLE
+
+    folder = service.settings.drawing.folder
+    system = ["system-ui", "sans-serif"]
+    return gr.mount_gradio_app(
+        app,
+        make_page(service, history),
+        path="/",
+        allowed_paths=[str(folder.absolute() / "samples")] if folder else [],
+        show_error=False,
+        max_file_size=service.settings.limits.body_bytes,
+        footer_links=[],
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+        css=STYLE.read_text(encoding="utf-8"),
+        js=SCRIPT.read_text(encoding="utf-8"),
+    )
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
 import logging
+import re
 import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ALWAYS_OPEN = ("/healthz", "/readyz")
 _SECONDS_FOR_A_BODY = 60.0
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
@@ -118,15 +121,20 @@ class Guard:
 
     def _bounded(self, receive: Receive) -> Receive:
         """What is received, as long as it is not too much and comes in time."""
-        taken, deadline = 0, time.monotonic() + _SECONDS_FOR_A_BODY
+        taken, is_whole, deadline = 0, False, time.monotonic() + _SECONDS_FOR_A_BODY
 
         async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
-            if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                if taken > self._limits.body_bytes or (message.get("more_body") and time.monotonic() > deadline):
-                    raise TooLargeError
+            nonlocal taken, is_whole
+            if is_whole:  # what comes now is that the client goes away, whenever that is
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), deadline - time.monotonic())
+            except TimeoutError:
+                raise TooLargeError from None
+            taken += len(message.get("body", b""))
+            is_whole = not message.get("more_body")
+            if taken > self._limits.body_bytes:
+                raise TooLargeError
             return message
 
         return bounded
@@ -134,8 +142,8 @@ class Guard:
 
 def _name_of(host: str) -> str:
     """The name in a Host header, without the port."""
-    name, bracket, _ = host.partition("]")
-    return (name + bracket if bracket else host.partition(":")[0]).lower()
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else ""
 
 
 def _with_headers(send: Send) -> Send:

@@ -25,19 +25,19 @@ class History:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder.absolute() / "samples" if folder else None
 
-    def page(self, before: int | None, limit: int) -> list[tuple[int, dict[str, Any]]]:
-        """The newest images with their records.
+    def page(self, before: int | None, limit: int) -> list[tuple[int, Path, dict[str, Any]]]:
+        """The newest images: number, file, record.
 
         Args:
             before: Only lower numbers.
             limit: So many.
         """
-        found = list[tuple[int, dict[str, Any]]]()
+        found = list[tuple[int, Path, dict[str, Any]]]()
         for number in self._numbers():
             if len(found) == limit:
                 break
             if (before is None or number < before) and (record := read_record(self._path(number))):
-                found.append((number, record))
+                found.append((number, self._path(number), record))
         return found
 
     def png(self, number: int) -> bytes | None:

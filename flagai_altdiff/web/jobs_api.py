@@ -78,7 +78,7 @@ def jobs_api(service: Service, history: History) -> APIRouter:
     async def saved(before: int | None = None, limit: int = 50) -> dict[str, Any]:
         """What their own records say; `before` is the last number of the page before."""
         found = await asyncio.to_thread(history.page, before, max(1, min(limit, _MOST_LISTED)))
-        return {"images": [{"number": n, "url": f"/api/history/{n}", "record": record} for n, record in found]}
+        return {"images": [{"number": n, "url": f"/api/history/{n}", "record": record} for n, _, record in found]}
 
     @api.get("/history/{number}", response_class=Response, summary="A saved image")
     async def saved_image(number: int) -> Response:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.web.app import make_app
@@ -18,6 +22,8 @@ from flagai_altdiff.web.settings import Settings
 logger = logging.getLogger(__name__)
 
 _LAST_ANSWERS_S = 1.0
+_MOST_CONNECTIONS = 1000
+_MAX_HEAD_BYTES = 1 << 16
 
 
 def run_server(settings: Settings, when_ready: Callable[[str], object] = lambda url: None) -> None:
@@ -36,6 +42,7 @@ def run_server(settings: Settings, when_ready: Callable[[str], object] = lambda 
 
 async def _serve(settings: Settings, listening: socket.socket, when_ready: Callable[[str], object]) -> None:
     service = Service(settings)
+    service.start()  # first, as both this and the page take seconds
     config = uvicorn.Config(
         make_app(service),
         log_config=None,
@@ -43,11 +50,12 @@ async def _serve(settings: Settings, listening: socket.socket, when_ready: Calla
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=int(settings.limits.idle_s),
-        h11_max_incomplete_event_size=1 << 16,
-        lifespan="off",
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        lifespan="on",
+        limit_concurrency=_MOST_CONNECTIONS,
+        http=functools.partial(_Protocol, idle_s=settings.limits.idle_s),  # type: ignore[arg-type]
     )
     server = _Server(config, service)
-    service.start()
 
     async def tell() -> None:
         await service.ready()
@@ -60,6 +68,42 @@ async def _serve(settings: Settings, listening: socket.socket, when_ready: Calla
     finally:
         telling.cancel()
         await service.stop()
+
+
+class _Protocol(H11Protocol):
+    """HTTP that does not wait for ever for the head of a request."""
+
+    def __init__(self, *args: Any, idle_s: float, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._idle_s = idle_s
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """As the original."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """As the original."""
+        super().data_received(data)
+        if self._patience is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As the original."""
+        super().connection_lost(exc)
+        if self._patience is not None:
+            self._patience.cancel()
+
+    def _wait(self) -> None:
+        """Close the connection if no whole head comes in time."""
+        if self.conn.their_state is h11.IDLE:
+            self._patience = self.loop.call_later(self._idle_s, self._give_up)
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if self.conn.their_state is h11.IDLE and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -23,6 +23,7 @@ def images(model: LatentDiffusion, request: ResolvedRequest) -> list[np.ndarray[
     return [np.asarray(event.image, int) for event in draw(model, request) if isinstance(event, Sample)]
 
 
+@pytest.mark.fault(62)
 def test_everybody_gets_the_images_that_he_would_get_alone(m9: LatentDiffusion) -> None:
     alone = [
         resolved(m9, "a cat", seed=7, images_per_prompt=2),
