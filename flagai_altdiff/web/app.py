@@ -69,7 +69,14 @@ def _with_page(app: FastAPI, service: Service, history: History) -> FastAPI:
     from flagai_altdiff.web.page.page import SCRIPT, STYLE
 
     folder = service.settings.drawing.folder
-    system = ["system-ui", "sans-serif"]
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = theme.set(  # enough contrast for tired eyes
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
     return gr.mount_gradio_app(
         app,
         make_page(service, history),
@@ -82,7 +89,7 @@ def _with_page(app: FastAPI, service: Service, history: History) -> FastAPI:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=theme,
         css=STYLE.read_text(encoding="utf-8"),
         js=SCRIPT.read_text(encoding="utf-8"),
     )

@@ -76,15 +76,17 @@ class _Page:
                     max_length=20_000,
                 )
                 self._tokens = gr.HTML(elem_id="tokens", padding=False)
-                self._examples = gr.Dropdown(
-                    [(f"{name}: {text}", text) for name, text in EXAMPLES.items()],
-                    value=None,
-                    label=said("examples", "en"),
-                    elem_id="examples",
-                )
                 with gr.Row():
                     self._draw = gr.Button(said("draw", "en"), variant="primary", elem_id="draw")
                     self._cancel = gr.Button(said("cancel", "en"), elem_id="cancel")
+                with gr.Accordion(said("examples", "en"), open=True, elem_id="examples") as self._examples_part:
+                    self._examples = gr.Dataset(
+                        components=[gr.Textbox(visible=False)],
+                        samples=[[text] for text in EXAMPLES.values()],
+                        sample_labels=[f"{name}: {text}" for name, text in EXAMPLES.items()],
+                        samples_per_page=len(EXAMPLES),
+                        show_label=False,
+                    )
                 self._model = gr.Dropdown(
                     names,
                     value=names[0],
@@ -151,7 +153,7 @@ class _Page:
         for trigger in (self._draw.click, self._prompt.submit):
             trigger(**drawing).then(**newest)
         self._cancel.click(self._cancel_it, **at_once)
-        self._examples.input(lambda text: text, self._examples, self._prompt, **at_once)
+        self._examples.click(lambda sample: sample[0], self._examples, self._prompt, **at_once)
         reading = [self._language, self._prompt, self._model, self._options["prompt_syntax"]]
         for changed in (self._prompt, self._options["prompt_syntax"]):
             changed.change(self._read, reading, self._tokens, trigger_mode="always_last", **at_once)
@@ -193,7 +195,7 @@ class _Page:
 
         fixed = [
             (self._prompt, labelled("prompt", "info")),
-            (self._examples, labelled("examples")),
+            (self._examples_part, labelled("examples")),
             (self._draw, valued("draw")),
             (self._cancel, valued("cancel")),
             (self._model, labelled("model", "info")),
@@ -217,6 +219,8 @@ class _Page:
 
     def _greet(self, request: gr.Request) -> list[Any]:
         language = language_of(request.headers.get("accept-language", ""))
+        if language == "en":  # as it was sent: nothing is changed under the hands of those who type already
+            return [gr.skip()] * (1 + len(self._spoken))
         return [language, *self._speak(language)]
 
     async def _defaults(self, model: str) -> list[Any]:

@@ -1,0 +1,186 @@
+"""The page as people use it: they type, draw, cancel, edit, switch the language, reload, and have no mouse."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.web_server import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+CHINESE = "蓝色背景上的黄色的大星星"
+ARABIC = "قلب أخضر كبير على خلفية بيضاء"
+SECONDS = 60_000
+
+
+def draw(page: Page, prompt: str, **numbers: int) -> None:
+    page.fill("#prompt textarea", prompt)
+    for name, number in numbers.items():
+        page.fill(f"#option-{name} input", str(number))
+    page.click("#draw")
+
+
+def wait_done(page: Page) -> None:
+    page.wait_for_function(
+        "() => /Done in|完成/.test(document.querySelector('#status').innerText)"
+        " && document.querySelector('#images img')",
+        timeout=SECONDS,
+    )
+
+
+def colours(content: bytes) -> np.ndarray[Any, Any]:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), int)
+
+
+def test_a_chinese_prompt_becomes_a_picture(page: Page, server: Server) -> None:
+    draw(page, CHINESE, steps=40, seed=7)
+    page.wait_for_selector("#status progress", timeout=SECONDS)
+    page.wait_for_selector("#status .preview", timeout=SECONDS)
+    wait_done(page)
+    assert "蓝色" in page.inner_text("#tokens") and "of 75 tokens" in page.inner_text("#tokens")
+    assert f"{CHINESE} · seed 7 · 40 steps" in page.inner_text("#images")
+    source = page.get_attribute("#images img", "src")
+    assert source is not None
+    picture = colours(server.session.get(source).content)
+    yellow, blue = picture[64, 64], picture[4, 4]
+    assert yellow[0] > 180 > 100 > yellow[2] and blue[2] > 150 > 100 > blue[0]  # the star and its ground
+    page.reload()  # the history comes from the files themselves
+    page.wait_for_function(
+        f"() => document.querySelector('#history')?.innerText.includes('{CHINESE}')", timeout=SECONDS
+    )
+
+
+def test_cancel_ends_a_drawing(page: Page, server: Server) -> None:
+    draw(page, "a red heart", steps=900)
+    page.wait_for_selector("#status .preview", timeout=SECONDS)
+    page.click("#cancel")
+    page.wait_for_function("() => document.querySelector('#status').innerText.includes('Cancelled')", timeout=SECONDS)
+    assert server.get("/api/jobs").json()["jobs"] == []
+
+
+def test_a_page_that_is_closed_draws_no_more(page: Page, server: Server) -> None:
+    draw(page, "a red heart", steps=900)
+    page.wait_for_selector("#status .preview", timeout=SECONDS)
+    page.goto("about:blank")
+    server.until(lambda: server.get("/api/jobs").json()["jobs"], lambda jobs: jobs == [], 40)
+
+
+def test_a_wrong_value_is_said_and_escaped(page: Page) -> None:
+    page.click("#more button >> nth=0")
+    page.fill("#option-window input, #option-window textarea", "<img src=x onerror=document.title='broken'>")
+    draw(page, "a red heart")
+    page.wait_for_selector(".status.error", timeout=SECONDS)
+    assert "window=" in page.inner_text("#status") and "a whole number from 8 to 8192" in page.inner_text("#status")
+    assert page.title() == "AltDiffusion" and page.query_selector("#status img") is None
+
+
+def test_an_edit_with_a_mask_keeps_what_was_not_painted(page: Page, server: Server, tmp_path: Path) -> None:
+    Image.new("RGB", (128, 128), "red").save(tmp_path / "red.png")
+    page.click("#picture > button")
+    page.set_input_files("#editor input[type=file]", str(tmp_path / "red.png"))
+    page.wait_for_selector("#editor canvas", timeout=SECONDS)
+    page.wait_for_timeout(1500)
+    if brush := page.query_selector("#editor button[aria-label='Brush'], #editor button[title='Brush']"):
+        brush.click()
+    canvas = page.query_selector("#editor canvas")
+    assert canvas is not None
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 10, y)
+    page.mouse.down()
+    page.mouse.move(x + 10, y, steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    draw(page, "a large blue star", steps=10, seed=3)
+    wait_done(page)
+    source = page.get_attribute("#images img", "src")
+    assert source is not None
+    picture = colours(server.session.get(source).content)
+    kept = (picture == (255, 0, 0)).all(-1)
+    assert 0.3 < kept.mean() < 0.999 and kept[:8].all() and kept[-8:].all()
+
+
+def test_again_near_and_edit_take_the_settings_along(page: Page) -> None:
+    draw(page, "a green house", steps=6, seed=21)
+    wait_done(page)
+    page.fill("#prompt textarea", "something else")
+    page.click("#again")
+    page.wait_for_function(
+        "() => document.querySelector('#prompt textarea').value === 'a green house'", timeout=SECONDS
+    )
+    assert page.input_value("#option-seed input") == "21" and page.input_value("#option-steps input") == "6"
+    wait_done(page)
+    page.click("#near")
+    page.wait_for_function("() => document.querySelectorAll('#images img').length >= 4", timeout=SECONDS)
+    wait_done(page)
+    page.click("#edit")
+    page.wait_for_selector("#editor canvas", timeout=SECONDS)
+
+
+def test_a_long_picture_has_a_viewer(page: Page) -> None:
+    draw(page, "a red heart", steps=2, width=512, height=128)
+    page.wait_for_selector("#viewer .long img", timeout=SECONDS)
+    assert page.evaluate("() => { const v = document.querySelector('.long'); return v.scrollWidth > v.clientWidth; }")
+
+
+def test_the_language_is_the_browsers_and_can_be_switched(chinese_page: Page, shots: Path) -> None:
+    page = chinese_page
+    page.wait_for_function("() => document.querySelector('#draw').innerText === '绘制'", timeout=SECONDS)
+    draw(page, ARABIC, steps=4)
+    wait_done(page)
+    assert page.evaluate("() => getComputedStyle(document.querySelector('#prompt textarea')).direction") == "rtl"
+    width = page.evaluate("() => document.documentElement.scrollWidth")
+    assert width <= 390  # nothing is cut off on a phone
+    page.screenshot(path=shots / "phone.png", full_page=True)
+    page.click("#language label:has-text('English')")
+    page.wait_for_function("() => document.querySelector('#draw').innerText === 'Draw'", timeout=SECONDS)
+    assert "Sampler steps" in page.inner_text("#option-steps")
+
+
+def test_an_example_of_a_language_is_drawn(page: Page) -> None:
+    page.click("#examples button:has-text('日本語')")
+    page.wait_for_function("() => document.querySelector('#prompt textarea').value.startsWith('青い')", timeout=SECONDS)
+    page.click("#draw")
+    wait_done(page)
+
+
+def test_all_is_done_with_the_keyboard(page: Page) -> None:
+    page.focus("#prompt textarea")
+    page.keyboard.type("a red star")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement.id === 'draw'"):
+            break
+    else:
+        pytest.fail("the button cannot be reached")
+    page.keyboard.press("Enter")
+    wait_done(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_serious_stands_in_the_way_of_people(page: Page, scheme: Any, shots: Path) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.emulate_media(color_scheme=scheme)
+    page.reload()
+    page.wait_for_selector("#prompt textarea")
+    draw(page, CHINESE, steps=6)
+    wait_done(page)
+    page.wait_for_timeout(500)
+    page.screenshot(path=shots / f"{scheme}.png", full_page=True)
+    found = Axe().run(page).response["violations"]
+    serious = [
+        (rule["id"], [node["html"][:160] for node in rule["nodes"]][:4])
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
