@@ -1,16 +1,23 @@
 # make demo   draw images with the embedded model
 # make test   run the test suite
+# make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-full check fix build clean
+.PHONY: demo test browser test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+browser: $(VENV)/.tested-with
+	command -v chromium node npm curl > /dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
+	    chromium curl fonts-noto-cjk fonts-noto-core $$(command -v node > /dev/null || echo nodejs npm); }
+	npm ci --prefix examples/clients --no-audit --no-fund --ignore-scripts
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,browser]'
 
 test-full: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -m "full or not full" -s

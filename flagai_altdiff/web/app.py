@@ -70,7 +70,7 @@ def _with_page(app: FastAPI, service: Service, history: History) -> FastAPI:
 
     folder = service.settings.drawing.folder
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    theme = theme.set(  # enough contrast for tired eyes
+    readable = theme.set(  # enough contrast for tired eyes
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
@@ -89,7 +89,7 @@ def _with_page(app: FastAPI, service: Service, history: History) -> FastAPI:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=theme,
+        theme=readable,
         css=STYLE.read_text(encoding="utf-8"),
         js=SCRIPT.read_text(encoding="utf-8"),
     )
