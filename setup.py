@@ -74,6 +74,7 @@ setup(
             "openai>=2",  # the clients that the server is tested with
             "webuiapi>=0.9",
             "psutil>=6",
+            "types-psutil",
             "ruff",
             "mypy",
             "types-requests",

@@ -41,7 +41,8 @@ from flagai_altdiff.web.shelf import Loaded, Shelf
 
 logger = logging.getLogger(__name__)
 
-_BETWEEN_PREVIEWS_S = 0.1
+_BETWEEN_PREVIEWS_S, _SHARE = 0.1, 100
+"""Previews come at most so often, and take at most a hundredth of the time."""
 _REMEMBERED = 1000
 
 
@@ -83,7 +84,7 @@ class _Worker:
         self._connection, self._shelf, self._folder = connection, shelf, folder
         self._waiting: deque[Draw] = deque()
         self._cancelled: deque[str] = deque(maxlen=_REMEMBERED)
-        self._shown_at = 0.0
+        self._next_preview = 0.0
 
     def live(self) -> None:
         """Draw what comes."""
@@ -184,9 +185,8 @@ class _Worker:
         total: int,
     ) -> None:
         """Say how far a batch is, now and then with a picture of it."""
-        now = time.monotonic()
-        shows = now - self._shown_at >= _BETWEEN_PREVIEWS_S
-        self._shown_at = now if shows else self._shown_at
+        began = time.monotonic()
+        shows = began >= self._next_preview
         for drawing in wanted:
             preview = None
             if shows:
@@ -194,6 +194,8 @@ class _Worker:
                 own = [row for row, (owner, _) in enumerate(owners) if owner is drawing]
                 preview = loaded.previewer.jpeg(step.pred_x0 if alone else step.pred_x0[own])
             self._say(Progress(drawing.task.id, before + step.index + 1, total, preview))
+        if shows:
+            self._next_preview = began + max(_BETWEEN_PREVIEWS_S, _SHARE * (time.monotonic() - began))
 
     def _hand_over(self, drawing: _Drawing, sample: Sample) -> None:
         image = sample.image

@@ -18,7 +18,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +61,15 @@ def overhead(server: Server, steps: int) -> tuple[float, float]:
 
 
 def eight(server: Server) -> float:
-    """Median seconds of eight requests that come at once."""
+    """Median seconds from the first step to the last image of eight requests that wait together."""
 
-    def crowd() -> None:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda seed: draw(server.url, "a red heart", seed, user=str(seed)), range(8)))
+    def once() -> float:
+        busy = server.submit(steps=20)
+        jobs = [server.submit(seed=seed, steps=20) for seed in range(8)]
+        server.finished(busy["id"])
+        return timed(lambda: [server.finished(job["id"]) for job in jobs])
 
-    return statistics.median(timed(crowd) for _ in range(ROUNDS))
+    return statistics.median(once() for _ in range(ROUNDS))
 
 
 @dataclass
@@ -150,6 +151,7 @@ def main() -> None:
         served, own = overhead(server, args.steps)
         print(f"one request: {served:.3f} s, generate() {own:.3f} s, overhead {served / own - 1:+.1%}")
         together = eight(server)
+        crowd(server, args.clients, args.seconds / 3)  # until everything has been used once
         before = memory(server)
         found = crowd(server, args.clients, args.seconds)
         server.until(lambda: server.get("/readyz").json()["waiting"], lambda waiting: waiting == 0)

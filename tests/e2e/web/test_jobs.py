@@ -133,6 +133,16 @@ def test_health_and_metrics(server: Server) -> None:
     assert float(done.split()[-1]) >= 1 and "altdiff_jobs_waiting" in text
 
 
+def test_small_answers_are_not_held_back(server: Server) -> None:
+    """A socket that waits for more to send makes each answer 40 ms slower."""
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        server.get("/healthz")
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.03
+
+
 def test_unknown_jobs_and_pictures_are_not_found(server: Server) -> None:
     for path in ("/api/jobs/nothing", "/api/jobs/nothing/events", "/api/history/999999", "/api/nothing"):
         answer = server.get(path)
