@@ -23,7 +23,9 @@ for number, image in enumerate(answer.data or []):
 
 with client.images.generate(prompt="a blue star", stream=True, partial_images=2) as events:
     for event in events:
-        name = f"star-{event.partial_image_index}.jpg" if event.type.endswith("partial_image") else "star.png"
+        name = "star.png"
+        if event.type == "image_generation.partial_image":
+            name = f"star-{event.partial_image_index}.jpg"
         Path(name).write_bytes(base64.b64decode(event.b64_json))
         print(event.type, name)
 

@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flagai_altdiff import __version__
 from flagai_altdiff.web.answers import EXPECTED, answer_to, error_answer
@@ -22,6 +22,7 @@ from flagai_altdiff.web.messages import Problem
 from flagai_altdiff.web.openai_api import openai_api
 from flagai_altdiff.web.sdapi import sdapi
 from flagai_altdiff.web.service import Service
+from flagai_altdiff.web.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,33 @@ def make_app(service: Service) -> ASGIApp:
             allow_credentials=True,
         )
     return Guard(whole, settings.access, settings.limits, names_of(settings.host))
+
+
+def managed_app(settings: Settings) -> ASGIApp:
+    """An application that starts and stops its own processes, for servers of other kinds than ours.
+
+    Args:
+        settings: Of the server; host, port and grace are the other server's to keep.
+    """
+    service = Service(settings)
+    app = make_app(service)
+
+    async def managed(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                service.start()
+                await service.ready()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await service.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    return managed
 
 
 def _with_page(app: FastAPI, service: Service, history: History) -> FastAPI:

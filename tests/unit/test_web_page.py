@@ -11,7 +11,7 @@ from flagai_altdiff.registry import MODELS, embedded_dir
 from flagai_altdiff.request import GenerationRequest
 from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
 from flagai_altdiff.web.page.languages import EXAMPLES
-from flagai_altdiff.web.page.shown import caption, error_html
+from flagai_altdiff.web.page.shown import caption, error_html, interrupted_html
 from flagai_altdiff.web.page.texts import _OPTIONS, language_of, option_help, option_label, said
 from flagai_altdiff.web.page.tokens import tokens_html
 from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given
@@ -44,6 +44,8 @@ def test_what_people_write_is_escaped(text: str) -> None:
     for syntax in ("plain", "weighted"):
         shown = tokens_html(load_tokenizer(path), text, syntax, "en")
         assert "<script" not in shown and "<img" not in shown
+    lost = interrupted_html([{"request": {"prompts": [text]}}], "en")
+    assert "<script" not in lost and "<img" not in lost and lost.count("<li") == 1
     assert "<" not in error_html(text).removeprefix('<div class="status error" role="alert">').removesuffix("</div>")
 
 

@@ -19,7 +19,15 @@ from flagai_altdiff.tokenizer import Tokenizer, load_tokenizer, own_tokenizer
 from flagai_altdiff.web.history import History
 from flagai_altdiff.web.jobs import Job
 from flagai_altdiff.web.page.languages import EXAMPLES
-from flagai_altdiff.web.page.shown import caption, error_html, image_of, is_file, long_html, status_html
+from flagai_altdiff.web.page.shown import (
+    caption,
+    error_html,
+    image_of,
+    interrupted_html,
+    is_file,
+    long_html,
+    status_html,
+)
 from flagai_altdiff.web.page.texts import LANGUAGES, language_of, option_help, option_label, said
 from flagai_altdiff.web.page.tokens import tokens_html
 from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given, widget
@@ -129,6 +137,7 @@ class _Page:
                 with gr.Accordion(said("history", "en"), open=True, elem_id="history-part") as self._history_part:
                     self._past = _gallery("history", 4)
                     self._older = gr.Button(said("older", "en"), elem_id="older")
+                    self._lost = gr.HTML(elem_id="interrupted", padding=False)
         self._past_shown = gr.State([])
 
     def _add(self, names: Sequence[str]) -> None:
@@ -176,6 +185,8 @@ class _Page:
         self.blocks.load(self._greet, None, [self._language, *spoken], **at_once).then(**newest)
         if find_model(self._service.default_model) is None:  # whose numbers are known once its files are read
             self.blocks.load(self._defaults, self._model, own, **at_once)
+        self.blocks.load(self._interrupted, self._language, self._lost, **at_once)
+        self._language.change(self._interrupted, self._language, self._lost, **at_once)
         self.blocks.unload(self._leave)
 
     @cached_property
@@ -284,6 +295,10 @@ class _Page:
 
     def _leave(self, request: gr.Request) -> None:
         self._cancel_it(request)
+
+    def _interrupted(self, language: str) -> str:
+        """What an earlier server accepted and did not draw."""
+        return interrupted_html(list(self._service.interrupted.values()), language)
 
     def _choose(self, records: Sequence[Any], event: gr.SelectData) -> Any:
         return records[event.index] if records and event.index < len(records) else None

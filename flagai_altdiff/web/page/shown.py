@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flagai_altdiff.web.page.texts import said
 Shown = tuple[Any, str]
 """An image of a gallery, and what stands under it."""
 _LONG = 2.0
+_LONGEST_PROMPT = 200
 
 
 def status_html(job: Job | None, position: int, language: str) -> str:
@@ -68,7 +69,7 @@ def caption(record: Mapping[str, Any], language: str) -> str:
     """What stands under an image: its prompt and how it was made."""
     size = f"{record.get('width')}×{record.get('height')}"
     parts = [
-        str(record.get("prompt", ""))[:200],
+        str(record.get("prompt", ""))[:_LONGEST_PROMPT],
         said("seed", language, seed=record.get("seed")),
         said("steps", language, steps=record.get("steps")),
         str(record.get("sampler", "")),
@@ -86,6 +87,15 @@ def long_html(job: Job | None, language: str) -> str:
     label = escape(said("long", language))
     source = f"/api/jobs/{job.id}/images/{images[0].index}"
     return f'<div class="long" tabindex="0" role="group" aria-label="{label}"><img alt="{label}" src="{source}"></div>'
+
+
+def interrupted_html(jobs: Sequence[Mapping[str, Any]], language: str) -> str:
+    """Jobs of an earlier server, by their prompts."""
+    if not jobs:
+        return ""
+    prompts = [" | ".join(map(str, own.get("request", {}).get("prompts", ()))) for own in jobs]
+    lines = "".join(f'<li dir="auto">{escape(prompt[:_LONGEST_PROMPT])}</li>' for prompt in prompts)
+    return f'<p class="status">{escape(said("interrupted", language))}:</p><ul>{lines}</ul>'
 
 
 def is_file(path: Path | None) -> bool:
