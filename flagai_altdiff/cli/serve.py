@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import webbrowser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError
 from flagai_altdiff.registry import DRAWING, locate
 
 _KEY, _AUTH = "FLAGAI_ALTDIFF_API_KEY", "FLAGAI_ALTDIFF_AUTH"
+_PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "python_multipart", "gradio")
 _GIB = 1 << 30
 _MAX_SECRET = 4096
 
@@ -89,14 +91,9 @@ _at_least_one.__name__ = "whole number from 1 on"
 
 
 def _serve(args: argparse.Namespace) -> int:
+    _require_packages()
     settings = _settings(args)
-    try:
-        from flagai_altdiff.web.server import run_server
-    except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("flagai_altdiff"):
-            raise
-        advice = f"the server needs {error.name}: pip install 'flagai_altdiff[web]'"
-        raise MissingDependencyError(advice) from error
+    from flagai_altdiff.web.server import run_server
 
     def when_ready(url: str) -> None:
         print(f"{'page' if settings.page else 'server'} at {url}   documentation at {url}/docs", flush=True)
@@ -106,6 +103,13 @@ def _serve(args: argparse.Namespace) -> int:
     print(f"loading {', '.join(settings.drawing.models)}", file=sys.stderr)
     run_server(settings, when_ready)
     return 0
+
+
+def _require_packages() -> None:
+    """MissingDependencyError where the server's packages are not installed."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"the server needs {', '.join(missing)}: pip install 'flagai_altdiff[web]'")
 
 
 def _settings(args: argparse.Namespace) -> Any:

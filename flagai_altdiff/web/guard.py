@@ -26,7 +26,17 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ALWAYS_OPEN = ("/healthz", "/readyz")
 _SECONDS_FOR_A_BODY = 60.0
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?")
+_CONTENT = "; ".join(
+    (
+        "default-src 'self' data: blob:",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",  # Gradio's own are inline
+        "style-src 'self' 'unsafe-inline'",
+        "frame-ancestors 'self'",
+    )
+)
+"""Nothing of a page comes from other hosts."""
 _HEADERS = (
+    (b"content-security-policy", _CONTENT.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"same-origin"),
     (b"x-frame-options", b"SAMEORIGIN"),

@@ -146,6 +146,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=70, help="of the request whose overhead is measured")
     args = parser.parse_args()
     environment = dict(os.environ)
+    began = time.perf_counter()
+    with serving(args.folder / "page", environment) as server:
+        server.finished(server.submit(steps=20)["id"])
+        print(f"from the command to the first picture, page and all: {time.perf_counter() - began:.1f} s")
     with serving(args.folder / "batched", environment, "--no-page") as server:
         server.finished(server.submit()["id"])
         served, own = overhead(server, args.steps)

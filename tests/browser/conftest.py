@@ -56,6 +56,7 @@ def opened(browser: Browser, server: Server, **options: object) -> Iterator[Page
     page = context.new_page()
     asked, failed = list[str](), list[str]()
     page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda said: failed.append(said.text) if "Content Security Policy" in said.text else None)
     page.on("pageerror", lambda error: failed.append(str(error)))
     page.goto(server.url)
     page.wait_for_selector("#prompt textarea")

@@ -84,6 +84,8 @@ def test_a_wrong_value_is_said_and_escaped(page: Page) -> None:
 def test_an_edit_with_a_mask_keeps_what_was_not_painted(page: Page, server: Server, tmp_path: Path) -> None:
     Image.new("RGB", (128, 128), "red").save(tmp_path / "red.png")
     page.click("#picture > button")
+    page.wait_for_selector("#editor canvas", timeout=SECONDS)
+    page.wait_for_timeout(2000)  # until the editor is ready for a file; nothing of it can be seen
     page.set_input_files("#editor input[type=file]", str(tmp_path / "red.png"))
     page.wait_for_selector("#editor canvas", timeout=SECONDS)
     page.wait_for_timeout(1500)
@@ -144,6 +146,11 @@ def test_the_language_is_the_browsers_and_can_be_switched(chinese_page: Page, sh
     page.click("#language label:has-text('English')")
     page.wait_for_function("() => document.querySelector('#draw').innerText === 'Draw'", timeout=SECONDS)
     assert "Sampler steps" in page.inner_text("#option-steps")
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(page: Page, server: Server) -> None:
+    page.goto(f"{server.url}/docs")
+    page.wait_for_selector("#operations-tag-jobs", timeout=SECONDS)
 
 
 def test_an_example_of_a_language_is_drawn(page: Page) -> None:

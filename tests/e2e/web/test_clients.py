@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import openai
@@ -186,6 +187,22 @@ def test_a1111s_clients_begin_with_pictures(api: webuiapi.WebUIApi) -> None:
         **{**SIZE, "width": 64, "height": 64},
     )
     assert larger.image.size == (128, 128)
+
+
+def test_a1111s_clients_watch_and_interrupt(api: webuiapi.WebUIApi, server: Server) -> None:
+    answers: list[webuiapi.WebUIApiResult] = []
+    long = {**SIZE, "steps": 900}
+    asking = threading.Thread(
+        target=lambda: answers.append(api.txt2img(prompt="a heart", sampler_name="Euler", **long))
+    )
+    asking.start()
+    other = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1")
+    told = server.until(other.get_progress, lambda told: told["state"]["sampling_step"] > 2 and told["current_image"])
+    assert 0 < told["progress"] < 1 and told["eta_relative"] > 0 and told["state"]["sampling_steps"] >= 900
+    assert decoded(told["current_image"]).size[0] >= 100
+    other.interrupt()
+    asking.join(30)
+    assert answers[0].images == [] and answers[0].info["all_seeds"] == []
 
 
 def test_a1111s_clients_read_what_there_is(api: webuiapi.WebUIApi) -> None:

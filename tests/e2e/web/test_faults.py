@@ -152,6 +152,21 @@ def test_a_worker_that_is_killed_loses_its_own_job_only(tmp_path: Path, script_e
         assert server.workers() != [pid]
 
 
+def test_two_workers_draw_side_by_side(tmp_path: Path, script_environment: dict[str, str]) -> None:
+    words = ["--no-page", "--max-batch", "1", "--workers", "2", "--name", "a"]
+    with serving(tmp_path, script_environment, *words) as server:
+        server.until(server.workers, lambda pids: len(pids) == 2)
+        jobs = [server.submit(**ENDLESS) for _ in range(2)]
+        assert all(job["id"].startswith("a-") for job in jobs)
+        server.until(lambda: [server.job(job["id"])["step"] for job in jobs], all)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        states = server.until(
+            lambda: sorted(server.job(job["id"])["state"] for job in jobs), lambda states: "failed" in states
+        )
+        assert states == ["drawing", "failed"]
+        assert server.finished(server.submit()["id"])["state"] == "done"
+
+
 def test_a_server_that_is_killed_tells_what_it_did_not_draw(tmp_path: Path, script_environment: dict[str, str]) -> None:
     with serving(tmp_path, script_environment, "--no-page", "--max-batch", "1") as server:
         done = server.finished(server.submit(seed=4)["id"])
