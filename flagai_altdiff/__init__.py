@@ -85,6 +85,10 @@ _FOR_DIFFUSERS = ("MultilingualRobertaEncoder", "PreTrainedModel")
 """What diffusers asks this package for when it opens a folder whose text encoder is from here."""
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     if name in _FOR_DIFFUSERS:
         return getattr(import_module(f"{__name__}.diffusers_bridge"), name)

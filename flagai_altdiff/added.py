@@ -1,4 +1,4 @@
-"""What has been added to a model, as images record it. Plain data."""
+"""What was added to a model, as records and runs name it."""
 
 from __future__ import annotations
 
@@ -39,3 +39,6 @@ class AddedPart:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.sha256})"
+
+
+Added = AddedLora | AddedPart

@@ -20,7 +20,7 @@ from flagai_altdiff.checkpoint.diffusers_folder import part_configs, read_config
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers as diffusers_names
 from flagai_altdiff.checkpoint.diffusers_keys import to_ldm
 from flagai_altdiff.config import TextEncoderConfig
-from flagai_altdiff.errors import CheckpointError, MissingDependencyError
+from flagai_altdiff.errors import CheckpointError, InvalidRequestError, MissingDependencyError
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
 from flagai_altdiff.registry import UNREGISTERED
@@ -102,7 +102,10 @@ def to_diffusers(model: LatentDiffusion, kind: Any = None, **parts: Any) -> Any:
     Raises:
         MissingDependencyError: diffusers is not installed.
         ConfigError: diffusers' classes cannot express the model.
+        InvalidRequestError: It is no model.
     """
+    if not isinstance(model, LatentDiffusion):
+        raise InvalidRequestError("model", type(model).__name__, "a model, from load_model for example")
     try:
         import diffusers
     except ImportError as error:
@@ -146,9 +149,11 @@ def from_diffusers(pipeline: Any) -> LatentDiffusion:
         CheckpointError: Its text encoder is not AltDiffusion's.
         ConfigError: Its parts say something that AltDiffusion's cannot express.
     """
-    encoder = pipeline.text_encoder
+    encoder = getattr(pipeline, "text_encoder", None)
     if not isinstance(encoder, MultilingualRobertaEncoder):
         raise CheckpointError(f"the pipeline's text encoder is {type(encoder).__name__}, not AltDiffusion's.")
+    if any(".lora_A." in name for name, _ in pipeline.unet.named_parameters()):
+        raise CheckpointError("the pipeline has a LoRA beside its weights; fuse_lora() or unload_lora_weights() first.")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, part in (("unet", pipeline.unet), ("vae", pipeline.vae), ("scheduler", pipeline.scheduler)):

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,16 @@ class Addition:
         return strength * self.scale * (self.up.float() @ self.down.float())
 
 
+def _whose(keys: Iterable[str]) -> str:
+    """What a file without a place here may be, in a sentence."""
+    keys = list(keys)
+    if any("lora_te2_" in key or "text_encoder_2" in key for key in keys):
+        return " It is for Stable Diffusion XL."
+    if any("attn1" in key or "attn2" in key for key in keys):
+        return " LoRAs of Stable Diffusion 1.x fit AltDiffusion and AltDiffusion-m9, those of 2.x AltDiffusion-m18."
+    return ""
+
+
 def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
     """The additions of a file, under LDM's names of the weights.
 
@@ -114,7 +124,7 @@ def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
             parts.setdefault(name, {})[part] = tensor
     if not parts:
         first = ", ".join(printable(key, 80) for key in sorted(tensors)[:3])
-        raise CheckpointError(f"{path} is no LoRA for AltDiffusion: its keys are {first}.")
+        raise CheckpointError(f"{path} is no LoRA for this model: its keys are {first}.{_whose(tensors)}")
     clip = [key for key in unknown if _OF_CLIP.search(key)]
     if others := sorted(set(unknown) - set(clip)):
         first = ", ".join(printable(key, 80) for key in others[:3])

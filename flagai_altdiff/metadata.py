@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff import __version__
-from flagai_altdiff.added import AddedLora, AddedPart
+from flagai_altdiff.added import Added, AddedLora, AddedPart
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import read_texts
 from flagai_altdiff.request import ResolvedRequest
@@ -22,7 +22,6 @@ RECORD_KEY = "flagai_altdiff"
 """Key of the JSON record."""
 
 _MAX_CHARACTERS = 20_000
-Added = AddedLora | AddedPart
 
 
 def png_texts(
@@ -100,6 +99,8 @@ def _parameters(prompt: str, sample: Sample, request: ResolvedRequest, model_nam
         "Model": _quoted(model_name),
         "Version": f"flagai_altdiff {__version__}",
     }
+    if request.prompt_syntax != "plain":
+        pairs["Prompt syntax"] = request.prompt_syntax
     if request.init_image is not None:
         pairs["Denoising strength"] = f"{request.strength:g}"
     if request.hires is not None:

@@ -124,10 +124,18 @@ def with_our_errors(cls: type[T]) -> type[T]:
         try:
             validate(self, **{name: _plain(value) for name, value in values.items()})
         except ValidationError as error:
-            raise _translated(cls, error.errors(include_url=False)[0]) from None
+            problems = error.errors(include_url=False)
+            unknown = [problem for problem in problems if problem["type"] == "unexpected_keyword_argument"]
+            raise _translated(cls, (unknown or problems)[0]) from None
 
     cls.__init__ = __init__  # type: ignore[assignment]
     return cls
+
+
+def other_names(options: Mapping[str, Option]) -> dict[str, str]:
+    """FlagAI's name of an option, and its flags without hyphens -> its own name."""
+    flags = {flag.lstrip("-").replace("-", "_"): own for own, option in options.items() for flag in option.flags}
+    return flags | {option.flagai: own for own, option in reversed([*options.items()])}
 
 
 def _translated(cls: type, problem: ErrorDetails) -> Exception:
@@ -137,8 +145,8 @@ def _translated(cls: type, problem: ErrorDetails) -> Exception:
     name, value = str(problem["loc"][0]), problem["input"]
     known = [f.name for f in fields(cls)]
     if name not in known:
-        flagai = {option.flagai: own for own, option in reversed(options_of(cls).items())}
-        near = [flagai[name]] if name in flagai else difflib.get_close_matches(name, known, n=1)
+        others = other_names(options_of(cls))
+        near = [others[name]] if name in others else difflib.get_close_matches(name, known, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         return InvalidRequestError(name, value, f"there is no such option; {guess}known: {', '.join(known)}")
     if problem["type"] == "missing":

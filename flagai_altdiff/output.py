@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flagai_altdiff.added import Added
 from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
-from flagai_altdiff.metadata import Added, grid_texts, png_texts
+from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.pictures import Picture, as_mask
 from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
@@ -98,6 +100,8 @@ def redraw(
     Raises:
         InvalidRequestError: The record asks for what cannot be drawn, a picture that is gone for one.
     """
+    for name, value in (pictures or {}).items():
+        _check_same(name, value, record.get(name))
     index, own = int(record["index"]), {name: record[name] for name in OPTIONS if name in record}
     per_prompt, iterations = int(own.get("images_per_prompt", 1)), int(own.get("iterations", 1))
     least = index // per_prompt + 1 if iterations == 1 else 1
@@ -116,6 +120,20 @@ def redraw(
         if isinstance(event, Sample):
             filing.save(event)
     return GenerationResult(request=resolved, samples=filing.samples(), notes=notes)
+
+
+def _check_same(name: str, given: object, recorded: object) -> None:
+    """InvalidRequestError where a picture is not the one that a record tells of."""
+    try:
+        picture = as_mask(given)
+    except ValueError as error:
+        raise InvalidRequestError(name, given, str(error)) from error
+    if isinstance(picture, Picture) and isinstance(recorded, Mapping) and picture.sha256 == recorded.get("sha256"):
+        return
+    if not isinstance(picture, Picture) and picture == recorded:
+        return
+    expected = "the very picture of the record; this one differs. A seed in place of it draws with another picture"
+    raise InvalidRequestError(name, given, expected if recorded else "the record tells of no such picture")
 
 
 def _with_bars(

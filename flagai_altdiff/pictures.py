@@ -24,6 +24,7 @@ ALPHA = "alpha"
 """The mask that redraws what is transparent in the picture."""
 SIDES = ("left", "top", "right", "bottom")
 _BOX = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*")
+_NUMBERS = re.compile(r"[\d\s.,-]*,[\d\s.,-]*")
 _WHITE = 255
 _DIGITS = 4
 """Of a margin."""
@@ -79,7 +80,7 @@ def as_picture(value: object) -> Picture | None:
         return found
     try:
         if isinstance(value, np.ndarray):
-            value = Image.fromarray(value)
+            value = Image.fromarray(_whole_levels(value))
         if isinstance(value, Image.Image):
             return Picture(upright(value, "the image"))
         if isinstance(value, str | os.PathLike) and os.fspath(value):
@@ -89,10 +90,25 @@ def as_picture(value: object) -> Picture | None:
     raise ValueError("expected the path of a picture, or an image")
 
 
+def _whole_levels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Pixels of numpy, (H, W) or (H, W, channels): numbers from 0 to 1 become those from 0 to 255."""
+    import numpy as np
+
+    if pixels.dtype.kind != "f":
+        return pixels
+    if not pixels.size or not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
+        raise ValueError("expected whole numbers from 0 to 255 in an array, or others from 0 to 1")
+    return (pixels * _WHITE).round().astype(np.uint8)
+
+
 def as_mask(value: object) -> Picture | str | None:
-    """A mask: a picture as of :func:`as_picture`, ``"alpha"``, or ``"left,top,right,bottom"`` in pixels."""
+    """A mask: a picture as of :func:`as_picture`, ``"alpha"``, or ``"left,top,right,bottom"`` (px)."""
+    if isinstance(value, tuple | list) and len(value) == len(SIDES) and all(type(side) is int for side in value):
+        value = ",".join(map(str, value))
     if isinstance(value, str) and (value == ALPHA or _BOX.fullmatch(value)):
         return value
+    if isinstance(value, str) and _NUMBERS.fullmatch(value):
+        raise ValueError("expected a box of four numbers, left,top,right,bottom in px, as in 24,24,104,104")
     return as_picture(value)
 
 
@@ -104,6 +120,8 @@ def as_margins(value: object) -> object:
     """
     if value in (None, ""):
         return ""
+    if isinstance(value, Mapping):
+        value = ",".join(f"{side}={number}" for side, number in value.items())
     found = dict.fromkeys(SIDES, 0)
     for part in str(value).split(","):
         side, _, number = (text.strip() for text in part.partition("="))

@@ -20,12 +20,13 @@ from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
 from flagai_altdiff.engine import EagerEngine, Engine
 from flagai_altdiff.engine.seamless import seamless
-from flagai_altdiff.errors import InvalidRequestError, NotFiniteError
+from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
 from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise
 from flagai_altdiff.pictures import with_margins
+from flagai_altdiff.prompt_syntax import has_weights, read_as_text
 from flagai_altdiff.request import Batch, GenerationRequest, Note, ResolvedRequest
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
@@ -205,7 +206,21 @@ def prepare(
     if resolved.prompt_syntax == "plain":
         texts = [part for prompt in resolved.prompts for part in stretches_of(prompt, resolved)]
         notes += cut_prompts(model, (*texts, resolved.negative_prompt))
+    notes += _syntax(resolved)
     return resolved, [say(note) for note in notes]
+
+
+def _syntax(request: ResolvedRequest) -> Iterator[Note]:
+    """Where a prompt looks as if it were to be read in another way."""
+    texts = (*request.prompts, request.negative_prompt)
+    if request.prompt_syntax == "plain":
+        for prompt in [*filter(has_weights, texts)][:1]:
+            text = (
+                f"{shown(prompt, 60)} seems to have weights: it is read as it stands, unless prompt_syntax='weighted'"
+            )
+            yield Note("prompt syntax", text)
+    elif parts := [shown(part, 60) for text in texts for part in read_as_text(text)]:
+        yield Note("prompt syntax", f"read as mere text: {', '.join(parts[:3])}")
 
 
 def _check_strengths(request: ResolvedRequest, timesteps: int) -> None:
@@ -344,6 +359,12 @@ def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: Resolve
     if asked.init_image is not None and resolved.final_size != (own := _size_of(asked)):
         drawn = f"{resolved.final_size[0]}x{resolved.final_size[1]}"
         yield Note("floored size", f"the picture is {own[0]}x{own[1]} px, the image will be {drawn} (width x height)")
+    if asked.mask_image is not None and resolved.width < resolved.final_size[0] and not asked.mask_full_resolution:
+        small, large = f"{resolved.width}x{resolved.height}", f"{resolved.final_size[0]}x{resolved.final_size[1]}"
+        text = f"drawn at {small} and enlarged to {large}; mask_full_resolution draws just what is near the mask"
+        yield Note("floored size", text)
+    if asked.window not in (None, resolved.window):
+        yield Note("floored size", f"window={asked.window} is not a whole number of latent cells: {resolved.window}")
     steps = len(timestep_grid(resolved.steps, model.num_timesteps))
     if steps != resolved.steps and resolved.grid == "flagai" and not resolved.full_steps:
         yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")

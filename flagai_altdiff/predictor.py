@@ -9,7 +9,7 @@ from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.options import options_of
+from flagai_altdiff.options import options_of, other_names
 from flagai_altdiff.output import draw_to_folder
 from flagai_altdiff.pipeline import GenerationResult, unwrapped
 from flagai_altdiff.prompt_files import has_requests, read_prompt_file
@@ -148,7 +148,12 @@ class Predictor:
         further |= {} if grid is None else {"grid": grid}
         for name in further:
             if name not in _FURTHER:
-                near = difflib.get_close_matches(name, [*_FURTHER, *drawing], n=1)
+                own = other_names(OPTIONS).get(name, name)
+                near = (
+                    [_FLAGAI.get(own, own)]
+                    if own in OPTIONS
+                    else difflib.get_close_matches(name, [*_FURTHER, *drawing], n=1)
+                )
                 guess = f"; did you mean {near[0]!r}?" if near else ""
                 raise TypeError(f"predict_generate_images has no argument {name!r}{guess}")
         filing: dict[str, Any] = {

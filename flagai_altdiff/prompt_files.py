@@ -34,18 +34,19 @@ def has_requests(path: str | Path) -> bool:
     return PurePath(path).suffix.lower() in (".jsonl", ".ndjson")
 
 
-def read_requests(path: str | Path) -> list[dict[str, Any]]:
+def read_requests(path: str | Path, *, comments: bool = False) -> list[dict[str, Any]]:
     """The lines of a JSON Lines file: for each line the options of a request, by name, ``prompt`` among them.
 
     Args:
         path: The file.
+        comments: Whether lines that begin with ``#`` are left out.
 
     Raises:
         InvalidRequestError: It cannot be read, or a line is no object with a prompt; the message has its number.
     """
     found = []
     for number, line in enumerate(_text_of(_content(path), str(path)).split("\n"), 1):
-        if not line.strip():
+        if not line.strip() or (comments and line.lstrip().startswith("#")):
             continue
         try:
             options = json.loads(line)

@@ -18,6 +18,9 @@ _CLOSING = {")": "(", "）": "(", "]": "[", "］": "["}
 _LONGEST_NUMBER = 40
 _ESCAPED = frozenset("()[]（）［］\\")
 _NUMBER = re.compile(r"[:：]\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
+_WEIGHTED = re.compile(r"[(（][^()（）]*[:：]\s*[+-]?\d*\.?\d+\s*[)）]")
+_NOT_HERE = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>|\[[^\[\]:|]*(?::[^\[\]:|]*:[^\[\]:|]*|\|[^\[\]]*)\]|\bAND\b")
+"""What A1111 reads as a LoRA, an edit on the way, words in turn or a composition."""
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 
@@ -39,6 +42,16 @@ class _Letter:
     char: str
     weight: float = 1.0
     opens: str = ""
+
+
+def has_weights(prompt: str) -> bool:
+    """Whether a prompt looks as if it were meant to be read with weights."""
+    return bool(_WEIGHTED.search(prompt))
+
+
+def read_as_text(prompt: str) -> list[str]:
+    """The parts of a prompt that A1111 reads as something of their own, and that are mere text here."""
+    return _NOT_HERE.findall(prompt)
 
 
 def parse(prompt: str) -> list[Part]:

@@ -26,10 +26,14 @@ _MOST = 1_000_000
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _KSAMPLERS = ("KSampler", "KSamplerAdvanced")
 _NEGATIVE = "\nNegative prompt: "
+_USUAL = "ddim"
 _LDM = ("ddim", "plms", "unipc")
 """Samplers whose steps A1111 places as FlagAI does, unless a schedule is named; the others are k-diffusion's."""
-_MEANINGLESS = ("Model hash", "VAE", "VAE hash", "Version", "Clip skip", "ENSD", "Lora hashes", "Model", "RNG")
-"""What A1111 says besides, and what changes nothing here or cannot be done."""
+_MEANINGLESS = ("Model hash", "VAE hash", "Version", "Lora hashes", "Model", "RNG", "Prompt syntax")
+"""What A1111 says besides, and what changes nothing here or is told elsewhere."""
+_COMPEL = re.compile(r"(\((?:[^()\\]|\\.)*\)|[^\s(),.+-]+)(\++|-+|\d*\.?\d+)(?=[\s),.]|$)")
+"""A word or bracket of InvokeAI's prompts with its weight."""
+_COMPEL_STEP = {"+": 1.1, "-": 0.9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ def _ours(texts: Mapping[str, str]) -> Record | None:
         return None
     own = json.loads(texts[RECORD_KEY])
     if own.get("grid") is True:
-        raise ImageError(f"it is a grid of several images, which {own['run']} is known by; name one of them.")
+        raise ImageError("it is a grid of several images; name one of them, as samples/00000.png.")
     if own.get("shortened"):
         raise ImageError("its prompt was too long to be recorded whole.")
     places = own.get("index", 0), own.get("prompt_count", 1), own.get("images_per_prompt", 1), own.get("iterations", 1)
@@ -104,7 +108,13 @@ def _a1111(texts: Mapping[str, str]) -> Record | None:
         "guidance_scale": float(said.pop("CFG scale")),
         "prompt_syntax": "weighted",
     }
-    lost = list(_sampler(options, said.pop("Sampler", ""), said.pop("Schedule type", "")))
+    own = said.get("Version", "").startswith("flagai_altdiff")
+    if own:
+        options["prompt_syntax"] = said.get("Prompt syntax", "plain")
+    lost = list(
+        _sampler(options, said.pop("Sampler", ""), said.pop("Schedule type", ""), plain="flagai" if own else "")
+    )
+    lost += ["what a program has removed from our record: its place in a batch, pictures, windows"] if own else []
     lost += [found.strip() for found in _LORA.findall(prompt)]
     options["prompts"] = [_LORA.sub("", prompt)]
     if size := _SIZE.fullmatch(said.pop("Size", "")):
@@ -115,26 +125,39 @@ def _a1111(texts: Mapping[str, str]) -> Record | None:
     if "Hires upscale" in said:
         options["hires"] = float(said.pop("Hires upscale"))
         options["hires_strength"] = float(said.pop("Denoising strength", 0.5))
+        if said.get("Hires upscaler", "").startswith("Latent"):
+            options["hires_upscaler"] = "latent"
+            del said["Hires upscaler"]
     model = said.get("Model", "")
     lost += [f"{key}: {value}" for key, value in said.items() if key not in _MEANINGLESS]
     return Record(program="A1111", options=options, model=model, lost=tuple(lost))
 
 
-def _sampler(options: dict[str, Any], name: str, schedule: str) -> Iterator[str]:
-    """Put sampler and grid into the options; what there is none for is lost."""
+def _sampler(options: dict[str, Any], name: str, schedule: str, *, plain: str = "") -> Iterator[str]:
+    """Put sampler and grid into the options; what there is none for is lost.
+
+    Args:
+        options: Get them.
+        name: Of the sampler.
+        schedule: Of the grid, if one is named.
+        plain: The grid where none is named, if that does not hang on the sampler.
+    """
     found = find_sampler(f"{name} {schedule}".strip()) or find_sampler(name)
     if found is None:
-        yield f"Sampler: {name}"
-        return
-    options["sampler"], grid = found
+        yield f"Sampler: {name} ({_USUAL} in its place)"
+    options["sampler"], grid = found or (_USUAL, None)
     wanted = schedule.casefold().replace("_", " ").replace("sgm uniform", "trailing").replace("normal", "uniform")
     grid = grid or (wanted if wanted in GRIDS else None)
     if grid is None and wanted in ("", "automatic", "simple"):
-        grid = "flagai" if options["sampler"] in _LDM else "karras" if "dpmpp" in options["sampler"] else "uniform"
+        grid = plain or _usual_grid(options["sampler"])
     if grid:
         options["grid"] = grid
     elif wanted != "ddim":
         yield f"Schedule type: {schedule}"
+
+
+def _usual_grid(sampler: str) -> str:
+    return "flagai" if sampler in _LDM else "karras" if "dpmpp" in sampler else "uniform"
 
 
 def _unquoted(value: str) -> str:
@@ -157,6 +180,11 @@ def _comfyui(texts: Mapping[str, str]) -> Record | None:
     }
     lost = list(_sampler(options, str(node["sampler_name"]), str(node.get("scheduler", ""))))
     lost += [f"seed: {seed}"] if seed > MAX_SEED else []
+    lost += [
+        f"{node['inputs']['lora_name']}: {node['inputs'].get('strength_model', 1)}"
+        for node in graph.values()
+        if "lora_name" in node.get("inputs", {})
+    ]
     if "denoise" in node and float(node["denoise"]) < 1:
         lost.append(f"denoise: {node['denoise']}")
     latent = graph[node["latent_image"][0]]["inputs"]
@@ -183,14 +211,44 @@ def _invokeai(texts: Mapping[str, str]) -> Record | None:
     options: dict[str, Any] = {
         "prompts": [own["positive_prompt"]],
         "negative_prompt": own.get("negative_prompt") or "",
+        "prompt_syntax": "plain",
         "steps": int(own["steps"]),
         "guidance_scale": float(own["cfg_scale"]),
         "seed": int(own["seed"]),
         "width": int(own["width"]),
         "height": int(own["height"]),
     }
+    if any(_COMPEL.search(text) for text in (*options["prompts"], options["negative_prompt"])):
+        options["prompts"], options["prompt_syntax"] = [_weighted(text) for text in options["prompts"]], "weighted"
+        options["negative_prompt"] = _weighted(options["negative_prompt"])
     scheduler = str(own.get("scheduler", ""))
     lost = list(_sampler(options, scheduler.removesuffix("_k"), "karras" if scheduler.endswith("_k") else ""))
-    model = own.get("model")
-    name = str(model.get("name") or model.get("model_name") or "") if isinstance(model, dict) else str(model or "")
-    return Record(program="InvokeAI", options=options, model=name, lost=tuple(lost))
+    lost += [
+        f"LoRA: {_name_of(lora.get('model', lora.get('lora')))}: {lora.get('weight', 1)}"
+        for lora in own.get("loras") or ()
+    ]
+    return Record(program="InvokeAI", options=options, model=_name_of(own.get("model")), lost=tuple(lost))
+
+
+def _name_of(model: Any) -> str:
+    return str(model.get("name") or model.get("model_name") or "") if isinstance(model, dict) else str(model or "")
+
+
+def _weighted(text: str) -> str:
+    """InvokeAI's weights, ``word++`` and ``(some words)1.2``, as A1111's; its other brackets say nothing."""
+    parts, place = [], 0
+    for found in _COMPEL.finditer(text):
+        what, how = found[1].removeprefix("(").removesuffix(")"), found[2]
+        if how[0] in "+-":
+            weight = _COMPEL_STEP[how[0]] ** len(how)
+        elif found[1].startswith("("):
+            weight = float(how)
+        else:
+            continue
+        parts += [_escaped(text[place : found.start()]), f"({_escaped(what)}:{weight:.3g})"]
+        place = found.end()
+    return "".join([*parts, _escaped(text[place:])])
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([()\[\]])", r"\\\1", text)

@@ -438,9 +438,9 @@ class GenerationRequest:
         else:
             fits = self.window is not None or own[0] * own[1] <= most
             scale = 1.0 if fits else (usual[0] * usual[1] / (own[0] * own[1])) ** 0.5
-        # What is to stay as it is gets a margin, which is cut off again; a picture to begin with is rounded.
-        whole = math.ceil if self._keeps_pixels and scale == 1 else round
-        width, height = (max(unit, whole(side * scale / unit) * unit) for side in own)
+        if scale == 1 and self._keeps_pixels:  # it gets a margin, which is cut off again
+            return math.ceil(own[0] / unit) * unit, math.ceil(own[1] / unit) * unit
+        width, height = _near(own[0] * scale, own[1] * scale, unit)
         return self.width or width, self.height or height
 
     @property
@@ -603,13 +603,26 @@ class Note:
         text: One or two sentences.
     """
 
-    kind: Literal["cut prompt", "floored size", "changed steps", "precision", "flagged", "grid", "not saved"]
+    kind: Literal[
+        "cut prompt", "floored size", "changed steps", "prompt syntax", "precision", "flagged", "grid", "not saved"
+    ]
     text: str
 
 
 def _drawn(seed: int | None) -> int:
     """A seed that was given, or one by chance."""
     return secrets.randbelow(MAX_SEED + 1) if seed in (None, -1) else seed
+
+
+def _near(width: float, height: float, unit: int) -> tuple[int, int]:
+    """Width and height in whole units: nearly of these proportions, and nearly as large."""
+    downs, acrosses = ({math.floor(side / unit), math.ceil(side / unit)} - {0} or {1} for side in (height, width))
+
+    def misfit(size: tuple[int, int]) -> float:
+        proportions = math.log(size[0] / size[1] * height / width)
+        return 4 * abs(proportions) + abs(math.log(size[0] * size[1] / (width * height)))
+
+    return min(((across * unit, down * unit) for across in sorted(acrosses) for down in sorted(downs)), key=misfit)
 
 
 def _fitted(name: str, size: int, downsampling: int, halvings: int) -> int:

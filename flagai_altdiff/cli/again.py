@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, fail, say
-from flagai_altdiff.errors import printable
+from flagai_altdiff.errors import ImageError, printable
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.registry import find_model
 
 if TYPE_CHECKING:
     from flagai_altdiff.models import LatentDiffusion
+    from flagai_altdiff.records import Record
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +27,8 @@ def add_show(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from flagai_altdiff.records import read_any
-
-    for number, path in enumerate(args.files):
-        record = read_any(path)
+    records, unread = _records(args.files)
+    for number, (path, record) in enumerate(records):
         said = dict(record.own) or {"model": record.model, **record.options}
         if args.json:
             print(json.dumps({"file": str(path), "program": record.program, **said}, ensure_ascii=False))
@@ -42,14 +41,27 @@ def _show(args: argparse.Namespace) -> int:
             say(f"{name:18} {printable(text, 2000)}")
         for text in record.lost:
             say(f"{'cannot be redrawn':18} {text}")
-    return 0
+    return unread
+
+
+def _records(files: Sequence[Path]) -> tuple[list[tuple[Path, Record]], int]:
+    """The records of those files that have one, and the exit status: 1 where one has none, which is said."""
+    from flagai_altdiff.records import read_any
+
+    found, status = [], 0
+    for path in files:
+        try:
+            found.append((path, read_any(path)))
+        except ImageError as error:
+            status = fail(error, 1)
+    return found, status
 
 
 def add_redraw(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``redraw``."""
     add = parser.add_argument
     add("files", nargs="+", type=Path, metavar="FILE", help="PNG files of flagai_altdiff, A1111, ComfyUI or InvokeAI")
-    add("-m", "--model", metavar="NAME", help="the model (default: the one that the record names)")
+    add("-m", "--model", metavar="NAME", help="the model (default: the record's, if it is one of ours)")
     add_model_dir(parser)
     add("--outdir", "-o", type=Path, metavar="DIR", help="folder of the images (default: AltDiffusionOutputs)")
     add("--seed", type=int, metavar="N", help="another seed: the same again, but another image")
@@ -63,38 +75,24 @@ def add_redraw(parser: argparse.ArgumentParser) -> None:
 
 
 def _redraw(args: argparse.Namespace) -> int:
-    from flagai_altdiff.records import read_any
-
-    records = [(path, read_any(path)) for path in args.files]
+    records, status = _records(args.files)
+    if not records:
+        return status
     import torch
 
-    from flagai_altdiff.cli.generate import lora_of
-    from flagai_altdiff.loading import load_model
-    from flagai_altdiff.lora import add_lora
     from flagai_altdiff.output import draw_to_folder, redraw
-    from flagai_altdiff.parts import add_embedding, use_vae
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loras = [lora_of(text) for text in args.lora]
     loaded: dict[str, Any] = {}
+    pictures = {"init_image": args.init_image, "mask_image": args.mask}
+    pictures = {name: file for name, file in pictures.items() if file is not None}
     for path, record in records:
-        known = find_model(record.model)
-        name = args.model or (known.name if known else record.model if record.own else DEFAULT_MODEL)
-        for lost in record.lost:
-            print(f"{path}: not carried over: {lost}", file=sys.stderr)
+        name = _model_for(path, record, args.model)
         if name not in loaded:
             print(f"loading {name}", file=sys.stderr)
-            loaded[name] = load_model(name, args.model_dir, device=device, mapped=True)
-            for file, strength in loras:
-                add_lora(loaded[name], file, strength)
-            for file in args.embedding:
-                add_embedding(loaded[name], file)
-            if args.vae:
-                use_vae(loaded[name], args.vae)
+            loaded[name] = _load(name, device, record, args)
         if record.own and (differs := _other_parts(record.own, loaded[name])):
             return fail(f"{path}: {differs}", 2)
-        pictures = {"init_image": args.init_image, "mask_image": args.mask}
-        pictures = {name: file for name, file in pictures.items() if file is not None}
         if record.own and args.seed is None:
             result = redraw(loaded[name], record.own, args.outdir, pictures=pictures)
         else:
@@ -103,7 +101,38 @@ def _redraw(args: argparse.Namespace) -> int:
             result = draw_to_folder(loaded[name], options.pop("prompts"), args.outdir, **options)
         for saved in result.paths:
             print(saved)
-    return 0
+    return status
+
+
+def _model_for(path: Path, record: Record, asked: str | None) -> str:
+    """Name of the model that draws a record; what of it cannot be carried over is said."""
+    known = find_model(record.model)
+    name = asked or (known.name if known else record.model if record.own else DEFAULT_MODEL)
+    lost = [*record.lost]
+    if not record.own and record.model and known is None and asked is None:
+        lost.append(f"Model: {printable(record.model, 80)} ({name} in its place; -m names another)")
+    for text in lost:
+        print(f"{path}: not carried over: {text}", file=sys.stderr)
+    return name
+
+
+def _load(name: str, device: str, record: Record, args: argparse.Namespace) -> LatentDiffusion:
+    """The model with what is added to it; a LoRA as strong as the record says, where nothing was typed."""
+    from flagai_altdiff.cli.generate import lora_of
+    from flagai_altdiff.loading import load_model
+    from flagai_altdiff.lora import add_lora
+    from flagai_altdiff.parts import add_embedding, use_vae
+
+    strengths = {lora["name"]: float(lora["strength"]) for lora in record.own.get("loras", ())}
+    loras = [lora_of(text, lambda file: strengths.get(file.stem, 1.0)) for text in args.lora]
+    model = load_model(name, args.model_dir, device=device, mapped=True)
+    for file, strength in loras:
+        add_lora(model, file, strength)
+    for file in args.embedding:
+        add_embedding(model, file)
+    if args.vae:
+        use_vae(model, args.vae)
+    return model
 
 
 def _other_parts(own: Mapping[str, Any], model: LatentDiffusion) -> str:
@@ -113,7 +142,10 @@ def _other_parts(own: Mapping[str, Any], model: LatentDiffusion) -> str:
     now = [f"--lora {lora}" for lora in model.loras] + [f"--{part}" for part in model.parts]
     if sorted(said) == sorted(now):
         return ""
-    return f"it was drawn with {', '.join(said) or 'nothing added'}, and now there is {', '.join(now) or 'nothing'}"
+    return (
+        f"it was drawn with {', '.join(said) or 'nothing added'}, and now there is {', '.join(now) or 'nothing'}; "
+        "name the files with these flags"
+    )
 
 
 def add_tokens(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +161,7 @@ def add_tokens(parser: argparse.ArgumentParser) -> None:
 def _tokens(args: argparse.Namespace) -> int:
     from flagai_altdiff.auto_loader import find_own_tokenizer
     from flagai_altdiff.chunks import ROOM, Chunk, chunks
+    from flagai_altdiff.tokenizer.files import UNK
 
     tokenizer = find_own_tokenizer(args.model, args.model_dir)
     for number, prompt in enumerate(args.prompts):
@@ -143,7 +176,7 @@ def _tokens(args: argparse.Namespace) -> int:
         for place, chunk in enumerate(read, 1):
             say(f"chunk {place} of {len(read)}: {len(chunk.ids)} of {ROOM} tokens")
             for piece, i, weight in zip(chunk.pieces, chunk.ids, chunk.weights, strict=True):
-                say(f"  {i:7} {weight:6.3f}  {printable(piece, 80)}")
+                say(f"  {i:7} {weight:6.3f}  {printable(piece, 80)}{'  (unknown)' * (i == UNK)}")
         if args.prompt_syntax == "plain" and (lost := tokenizer.lost_text(prompt)):
             say(f"lost: {printable(lost, 2000)}")
     return 0

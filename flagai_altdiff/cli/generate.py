@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,15 @@ def _generate(args: argparse.Namespace) -> int:
     except InvalidRequestError as error:
         option = OPTIONS.get(error.field)
         flag = option.flags[0] if option and option.flags else _OWN_FLAGS.get(error.field, error.field)
-        raise InvalidRequestError(flag, error.value, error.expected) from None
+        raise InvalidRequestError(flag, error.value, _with_flags(error.expected)) from None
+
+
+def _with_flags(expected: str) -> str:
+    """An error's words with flags for the names of options that it says are needed."""
+    head, needed, names = expected.partition("it has no effect without ")
+    if not needed:
+        return expected
+    return head + needed + " or ".join(OPTIONS[name].flags[0] for name in names.split(" or "))
 
 
 def _draw(args: argparse.Namespace) -> int:
@@ -134,11 +142,16 @@ def _draw(args: argparse.Namespace) -> int:
     return 0
 
 
-def lora_of(text: str) -> tuple[Path, float]:
-    """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well."""
+def lora_of(text: str, usual: Callable[[Path], float] = lambda path: 1.0) -> tuple[Path, float]:
+    """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well.
+
+    Args:
+        text: As it was typed.
+        usual: The strength of a file for which none was typed.
+    """
     name, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
-        path, strength = Path(text), 1.0
+        path, strength = Path(text), usual(Path(text))
     else:
         try:
             path, strength = Path(name), float(number)
@@ -174,7 +187,7 @@ def _typed(args: argparse.Namespace) -> tuple[Iterable[GenerationRequest], Outpu
     if args.from_file and has_requests(args.from_file):
         if args.best is not None or args.of is not None:
             options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
-        return _Lines(args.from_file, options), output
+        return _Lines(args.from_file, options, comments=args.comments), output
     if args.from_file:
         options["prompts"] = read_prompt_file(args.from_file, comments=args.comments)
         options |= {"images_per_prompt": 1, "batch_size": options["images_per_prompt"]}
@@ -191,8 +204,8 @@ class _Lines:
     What a line does not say is as it was typed; FlagAI's names of options count too.
     """
 
-    def __init__(self, file: str, typed: Mapping[str, Any]) -> None:
-        self._file, self._typed, self._lines = file, typed, read_requests(file)
+    def __init__(self, file: str, typed: Mapping[str, Any], *, comments: bool) -> None:
+        self._file, self._typed, self._lines = file, typed, read_requests(file, comments=comments)
 
     def __iter__(self) -> Iterator[GenerationRequest]:
         ours = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}

@@ -50,9 +50,9 @@ def test_on_the_command_line(m9_folder: Path, picture: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--strength", "0.5"], "--strength=0.5: it has no effect without init_image"),
+        (["--strength", "0.5"], "--strength=0.5: it has no effect without --init-image"),
         (["--init-image", "gone.png"], "--init-image=.*No such file"),
-        (["--stretches"], "--stretches=True: it has no effect without window"),
+        (["--stretches"], "--stretches=True: it has no effect without --window"),
         (["--sampler", "DPM3"], "DPM3"),
         (["--init-image", "gone.png", "--ground", "no colour"], "--init-image=.*No such file"),
         (["--outpaint", "up=3"], "--outpaint='up=3': expected sides"),

@@ -106,3 +106,11 @@ def test_json_lines_hold_a_request_each(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(InvalidRequestError, match=message):
             read_requests(file)
+
+
+def test_json_lines_may_have_comments(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('# mine\n{"prompt": "a"}\n')
+    assert read_requests(file, comments=True) == [{"prompt": "a"}]
+    with pytest.raises(InvalidRequestError, match="line 1 is no JSON"):
+        read_requests(file)

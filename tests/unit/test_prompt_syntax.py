@@ -114,6 +114,17 @@ def test_long_prompts_take_several_chunks_that_end_at_commas(m9: LatentDiffusion
     assert len(long) == len(short) and torch.equal(short[:77], empty)
 
 
+def test_a_prompt_that_seems_to_be_meant_otherwise_gets_a_note(m9: LatentDiffusion) -> None:
+    small: dict[str, Any] = {"height": 64, "width": 64, "steps": 1}
+    (note,) = generate(m9, "a (red:1.3) cat", **small).notes
+    assert note.kind == "prompt syntax" and "prompt_syntax='weighted'" in note.text
+    (note,) = generate(m9, "a <lora:x:1> [red:blue:0.5] cat AND [a|b]", prompt_syntax="weighted", **small).notes
+    assert note.text == "read as mere text: '<lora:x:1>', '[red:blue:0.5]', 'AND'"
+    for plain in ("a (small) cat, 4:3", "[a] cat", "(a: b)"):
+        assert not generate(m9, plain, **small).notes
+        assert not generate(m9, plain, prompt_syntax="weighted", **small).notes
+
+
 def test_a_long_neighbour_changes_no_picture(m9: LatentDiffusion) -> None:
     small: dict[str, Any] = {"height": 64, "width": 64, "steps": 2, "seed": 1, "prompt_syntax": "weighted"}
     long = ", ".join(["a castle"] * 60)

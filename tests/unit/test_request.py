@@ -51,6 +51,28 @@ NEEDED: dict[str, dict[str, Any]] = {
 """Options without which others have no meaning."""
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("mask", "mask_image"), ("cfg_scale", "guidance_scale"), ("prompt", "prompts"), ("ddim_steps", "steps")],
+)
+def test_other_names_of_options_are_understood_in_errors(typed: str, meant: str) -> None:
+    other: dict[str, Any] = {typed: "x"}
+    with pytest.raises(InvalidRequestError, match=f"did you mean '{meant}'"):
+        GenerationRequest(**other)
+
+
+@pytest.mark.parametrize(
+    ("picture", "usual", "size"),
+    [((2000, 1500), 128, (128, 96)), ((2000, 1500), 512, (576, 448)), ((3000, 1000), 128, (192, 64))],
+)
+def test_a_large_picture_keeps_its_proportions(picture: tuple[int, int], usual: int, size: tuple[int, int]) -> None:
+    halvings = 2 if usual == 128 else 3
+    found = request(init_image=Image.new("RGB", picture)).resolve(
+        height=usual, width=usual, steps=20, guidance_scale=2.0, downsampling=8, halvings=halvings
+    )
+    assert (found.width, found.height) == size
+
+
 def test_every_field_is_an_option() -> None:
     for cls in (GenerationRequest, Output):
         assert list(options_of(cls)) == [f.name for f in fields(cls)]

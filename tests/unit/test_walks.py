@@ -19,7 +19,7 @@ from flagai_altdiff.engine.tiles import decode_in_tiles
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.metadata import read_record
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.noise import slerp
+from flagai_altdiff.noise import CallNoise, slerp
 from flagai_altdiff.pipeline import draw, prepare
 from flagai_altdiff.request import Batch
 from flagai_altdiff.sampling import SAMPLERS, Step
@@ -175,7 +175,7 @@ def test_windows_cover_everything() -> None:
     assert window_starts(10, 4, 3, wraps=False) == [0, 3, 6]
     assert window_starts(11, 4, 3, wraps=False) == [0, 3, 6, 7]
     assert window_starts(4, 4, 3, wraps=False) == window_starts(3, 4, 3, wraps=False) == [0]
-    assert window_starts(4, 4, 3, wraps=True) == [0, 2], "the circle is cut in two places"
+    assert window_starts(4, 4, 4, wraps=True) == [0, 2], "the circle is cut in two places"
     assert window_starts(12, 4, 3, wraps=True) == [0, 3, 6, 9]
     for wraps in (False, True):
         count = torch.zeros(1, 1, 7, 23)
@@ -311,6 +311,11 @@ def test_variations_are_near_an_image(m9: LatentDiffusion) -> None:
     near, far = (drawn(m9, variation_seed=9, variation_strength=share) for share in (0.05, 1.0))
     assert 0 < np.abs(near - base).mean() < np.abs(far - base).mean()
     assert np.abs(far - drawn(m9, seed=9)).max() <= 1, "all of another noise is that noise"
+    resolved, _ = prepare(
+        m9, tiny.CAT, **{**SMALL, "height": 512, "width": 512}, variation_seed=9, variation_strength=0.5
+    )
+    noise = CallNoise(resolved, EagerEngine(m9).latent_shape(512, 512), m9.device)
+    assert noise.start(next(resolved.batches()))[0].std().item() == pytest.approx(1, abs=0.02), "as loud as any noise"
     several = generate(m9, tiny.CAT, **SMALL, variation_seed=9, variation_strength=0.3, images_per_prompt=2)
     assert several.seeds == [1, 1] and several.images[0].tobytes() != several.images[1].tobytes()
     a, b = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
