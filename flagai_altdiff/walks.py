@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cache
 
@@ -107,7 +107,12 @@ def _walk(
 
 
 def condition(
-    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, negative: Callable[[str], Tensor]
+    model: LatentDiffusion,
+    engine: Engine,
+    request: ResolvedRequest,
+    batch: Batch,
+    negative: Callable[[str], Tensor],
+    dropped: Set[int] = frozenset(),
 ) -> Predict:
     """The noise prediction for the prompts of a batch.
 
@@ -117,6 +122,7 @@ def condition(
         request: What is drawn.
         batch: Whose prompts.
         negative: A negative prompt -> its states, (L, D).
+        dropped: Indices of images that nobody wants any more, looked at in every step: their noise is said to be 0.
     """
     texts = [stretches_of(prompt, request) for prompt in batch.prompts]
     states = iter(encode_prompts(model, engine, [part for parts in texts for part in parts], request.prompt_syntax))
@@ -127,14 +133,21 @@ def condition(
     empty = cache(lambda: encode_prompts(model, engine, [""])[0])
 
     @cache
-    def at(chosen: tuple[int, ...]) -> EpsFunction:
+    def wanted_at(chosen: tuple[int, ...], wanted: tuple[int, ...]) -> EpsFunction:
         """For one stretch of each prompt. Those of other lengths are denoised apart: none depends on its neighbours."""
-        pairs = [_pair(own[number], row) for row, (own, number) in enumerate(zip(rows, chosen, strict=True))]
+        pairs = {row: _pair(rows[row][chosen[row]], row) for row in wanted}
         by_length: dict[int, list[int]] = {}
-        for row, (cond, _) in enumerate(pairs):
+        for row, (cond, _) in pairs.items():
             by_length.setdefault(len(cond), []).append(row)
         parts = [(own, _guided(own, [pairs[row] for row in own])) for own in by_length.values()]
-        return parts[0][1] if len(parts) == 1 else _of_groups(parts)
+        return parts[0][1] if [own for own, _ in parts] == [list(range(len(rows)))] else _of_groups(parts)
+
+    def at(chosen: tuple[int, ...]) -> EpsFunction:
+        def eps(x: Tensor, t: float) -> Tensor:
+            wanted = tuple(row for row, index in enumerate(batch.indices) if index not in dropped)
+            return wanted_at(chosen, wanted)(x, t)
+
+        return eps
 
     def _pair(cond: Tensor, row: int) -> tuple[Tensor, Tensor]:
         uncond = without[row] if without else cond
@@ -158,10 +171,10 @@ def condition(
 
 
 def _of_groups(groups: Sequence[tuple[list[int], EpsFunction]]) -> EpsFunction:
-    """The prediction of a batch from those of some of its rows."""
+    """The prediction of a batch from those of some of its rows; 0 for the others."""
 
     def eps(x: Tensor, t: float) -> Tensor:
-        found = torch.empty_like(x)
+        found = torch.zeros_like(x)
         for rows, part in groups:
             found[rows] = part(x[rows], t)
         return found
