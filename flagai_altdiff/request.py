@@ -609,7 +609,15 @@ class Note:
     """
 
     kind: Literal[
-        "cut prompt", "floored size", "changed steps", "prompt syntax", "precision", "flagged", "grid", "not saved"
+        "cut prompt",
+        "floored size",
+        "changed steps",
+        "prompt syntax",
+        "precision",
+        "flagged",
+        "grid",
+        "not saved",
+        "skipped",
     ]
     text: str
 

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from flagai_altdiff.web.jobs import Job
-from flagai_altdiff.web.messages import Cancel, Draw, Free, FromWorker, Ready, ToWorker
+from flagai_altdiff.web.messages import Cancel, Draw, Free, FromWorker, Ready, Skip, ToWorker
 from flagai_altdiff.web.settings import Drawing
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,10 @@ class Worker:
     def cancel(self, job: Job) -> None:
         """Say that nobody wants a job any more."""
         self._send(Cancel(job.id))
+
+    def skip(self, job: Job) -> None:
+        """Say that nobody wants what is drawn of a job now."""
+        self._send(Skip(job.id))
 
     def stop(self) -> None:
         """End the process, whatever it does."""

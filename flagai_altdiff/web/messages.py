@@ -113,6 +113,13 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """To a process: leave out what it draws of this job now, and go on with the rest of it."""
+
+    id: str
+
+
+@dataclass(frozen=True)
 class Ready:
     """From a process: it can draw with these models."""
 
@@ -175,5 +182,5 @@ class Free:
     """From a process: it waits for something to draw."""
 
 
-ToWorker = Draw | Cancel
+ToWorker = Draw | Cancel | Skip
 FromWorker = Ready | Progress | Drawn | Done | Failed | Free

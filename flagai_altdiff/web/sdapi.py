@@ -122,7 +122,11 @@ def sdapi(service: Service) -> APIRouter:
         state |= {"job_count": 0, "job_no": 0, "sampling_step": 0, "sampling_steps": 0, "job_timestamp": "0"}
         if job is None:
             return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
-        state |= {"job": job.id, "job_count": 1, "sampling_step": job.step, "sampling_steps": job.steps}
+        batches = len(list(job.task.request.batches()))
+        steps = job.steps // batches
+        number = min(max(job.step - 1, 0) // max(steps, 1), batches - 1)
+        state |= {"job": job.id, "job_count": batches, "job_no": number}
+        state |= {"sampling_step": job.step - number * steps, "sampling_steps": steps}
         shown = None if skip_current_image or job.preview is None else as_text(job.preview)
         done = job.step / job.steps if job.steps else 0.01
         left = job.seconds_left or 0.0
@@ -134,9 +138,11 @@ def sdapi(service: Service) -> APIRouter:
             service.cancel(job, "it was interrupted")
         return {}
 
-    @api.post("/skip", summary="As interrupt: a job is drawn in one go here")
+    @api.post("/skip", summary="Leave out the batch that is drawn now; the latest job goes on with the rest")
     async def skip() -> dict[str, Any]:
-        return await interrupt()
+        for job in latest:
+            service.skip(job)
+        return {}
 
     @api.get("/options", summary="The model that draws")
     async def options() -> dict[str, Any]:

@@ -158,6 +158,12 @@ class Service:
         if waited:
             self._tell_positions()
 
+    def skip(self, job: Job) -> None:
+        """Leave out what is drawn of a job now, and go on with the rest of it; nothing for one that is not drawn."""
+        for worker in self._workers:
+            if job.state == "drawing" and job.id in worker.jobs:
+                worker.skip(job)
+
     def position(self, job: Job) -> int:
         """How many jobs are taken before this one."""
         return self._room.position(job)

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from flagai_altdiff.web.messages import (
     Problem,
     Progress,
     Ready,
+    Skip,
     Task,
 )
 from flagai_altdiff.web.settings import Drawing
@@ -69,14 +70,16 @@ def run_worker(connection: Connection, settings: Drawing, device: str) -> None:
         _Worker(connection, shelf, settings.folder).live()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Drawing:
-    """A task in work."""
+    """A task in work, with the images that are still to come by their numbers within all that are drawn together."""
 
     task: Task
     request: ResolvedRequest
     notes: list[Note]
     filing: Filing
+    rows: set[int] = field(default_factory=set)
+    is_over: bool = False
 
 
 class _Worker:
@@ -84,6 +87,7 @@ class _Worker:
         self._connection, self._shelf, self._folder = connection, shelf, folder
         self._waiting: deque[Draw] = deque()
         self._cancelled: deque[str] = deque(maxlen=_REMEMBERED)
+        self._skipping: set[str] = set()
         self._next_preview = 0.0
 
     def live(self) -> None:
@@ -101,15 +105,21 @@ class _Worker:
         order = self._connection.recv()
         if isinstance(order, Cancel):
             self._cancelled.append(order.id)
+        elif isinstance(order, Skip):
+            self._skipping.add(order.id)
         else:
             self._waiting.append(order)
 
-    def _is_wanted(self, task: Task) -> bool:
+    def _listen(self) -> None:
+        """Hear all that the server has said up to now."""
         while self._connection.poll():
             self._hear()
-        return task.id not in self._cancelled
 
     def _draw(self, tasks: Sequence[Task]) -> None:
+        self._listen()
+        tasks = [task for task in tasks if task.id not in self._cancelled]
+        if not tasks:
+            return
         try:
             loaded = self._shelf.get(tasks[0].model, tasks[0].loras)
         except Exception as error:
@@ -149,7 +159,8 @@ class _Worker:
                 self._fail(drawings[0].task, error)
                 return
             for drawing in drawings:
-                self._draw_together(loaded, [drawing])
+                if not drawing.is_over:
+                    self._draw_together(loaded, [drawing])
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise
         except Exception as error:
@@ -157,37 +168,60 @@ class _Worker:
                 self._fail(drawing.task, error)
 
     def _walk(self, loaded: Loaded, drawings: Sequence[_Drawing]) -> None:
+        """Draw tasks of one likeness as one; each ends by itself, and nothing is computed for those that have ended."""
         owners = [(drawing, index) for drawing in drawings for index in range(count(drawing.request))]
+        for drawing in drawings:
+            drawing.rows = {row for row, (owner, _) in enumerate(owners) if owner is drawing}
         request = merged([drawing.request for drawing in drawings])
-        steps, total = sum(step_counts(request, loaded.model.num_timesteps)), len(list(request.batches()))
-        batch = 0
-        for event in draw(loaded.model, request):
-            wanted = [drawing for drawing in drawings if self._is_wanted(drawing.task)]
-            if not wanted:
-                return
+        steps, batches = sum(step_counts(request, loaded.model.num_timesteps)), list(request.batches())
+        begun, dropped = 0, set[int]()
+        for event in draw(loaded.model, request, dropped=dropped):
+            begun += isinstance(event, Step) and event.index == 0
+            dropped |= self._dropped(drawings, batches[max(begun - 1, 0)].indices)
             if isinstance(event, Step):
-                self._show(loaded, event, owners, wanted, batch * steps, total * steps)
-                batch += event.index + 1 == event.total
+                self._show(loaded, event, owners, drawings, (begun - 1) * steps, len(batches) * steps)
+            elif event.index in (drawing := owners[event.index][0]).rows:
+                drawing.rows.remove(event.index)
+                self._hand_over(drawing, replace(event, index=owners[event.index][1]))
+            for drawing in drawings:
+                if not drawing.rows and not drawing.is_over:
+                    drawing.is_over = True
+                    self._say(Done(drawing.task.id, tuple(note.text for note in drawing.notes)))
+            if all(drawing.is_over for drawing in drawings):
+                return
+
+    def _dropped(self, drawings: Sequence[_Drawing], current: range) -> set[int]:
+        """Images that will not come: of tasks that were cancelled, and the current ones of those that skip them."""
+        self._listen()
+        found = set[int]()
+        for drawing in drawings:
+            if drawing.task.id in self._cancelled:
+                gone = set(drawing.rows)
+            elif drawing.task.id in self._skipping:
+                gone = drawing.rows & set(current)
+                drawing.notes.append(Note("skipped", f"images that were skipped: {len(gone)}"))
             else:
-                drawing, index = owners[event.index]
-                if drawing in wanted:
-                    self._hand_over(drawing, replace(event, index=index))
-        for drawing in wanted:
-            self._say(Done(drawing.task.id, tuple(note.text for note in drawing.notes)))
+                continue
+            drawing.rows -= gone
+            found |= gone
+        self._skipping.clear()
+        return found
 
     def _show(
         self,
         loaded: Loaded,
         step: Step,
         owners: Sequence[tuple[_Drawing, int]],
-        wanted: Sequence[_Drawing],
+        drawings: Sequence[_Drawing],
         before: int,
         total: int,
     ) -> None:
         """Say how far a batch is, now and then with a picture of it."""
         began = time.monotonic()
         shows = began >= self._next_preview
-        for drawing in wanted:
+        for drawing in drawings:
+            if not drawing.rows:
+                continue
             preview = None
             if shows:
                 alone = len({id(owner) for owner, _ in owners}) == 1

@@ -205,6 +205,32 @@ def test_a1111s_clients_watch_and_interrupt(api: webuiapi.WebUIApi, server: Serv
     assert answers[0].images == [] and answers[0].info["all_seeds"] == []
 
 
+def test_a1111s_clients_skip_an_image_and_get_the_others(api: webuiapi.WebUIApi, server: Server) -> None:
+    asked = {**SIZE, "width": 64, "height": 64, "steps": 50, "prompt": "a heart", "sampler_name": "Euler"}
+    answers: list[webuiapi.WebUIApiResult] = []
+    asking = threading.Thread(target=lambda: answers.append(api.txt2img(seed=5, n_iter=3, **asked)))
+    asking.start()
+    other = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1")
+    told = server.until(other.get_progress, lambda told: told["state"]["sampling_step"] > 2)
+    assert (told["state"]["job_count"], told["state"]["job_no"], told["state"]["sampling_steps"]) == (3, 0, 50)
+    assert other.skip() == {}
+    server.until(other.get_progress, lambda told: told["state"]["job_no"] == 2)
+    other.interrupt()  # which ends it, with what there is
+    asking.join(60)
+    assert answers[0].info["all_seeds"] == [6]
+    assert answers[0].image.tobytes() == api.txt2img(seed=6, **asked).image.tobytes()
+
+
+def test_skipping_the_only_image_leaves_none(api: webuiapi.WebUIApi, server: Server) -> None:
+    answers: list[webuiapi.WebUIApiResult] = []
+    asking = threading.Thread(target=lambda: answers.append(api.txt2img(prompt="a", **{**SIZE, "steps": 900})))
+    asking.start()
+    server.until(api.get_progress, lambda told: told["state"]["sampling_step"] > 2)
+    api.skip()
+    asking.join(30)
+    assert answers[0].images == [] and answers[0].info["notes"][-1] == "images that were skipped: 1"
+
+
 def test_a1111s_clients_read_what_there_is(api: webuiapi.WebUIApi) -> None:
     assert api.util_get_model_names() == ["AltDiffusion-m9", "AltDiffusion-mini"]
     assert "Euler a" in api.util_get_sampler_names() and "karras" in api.util_get_scheduler_names()

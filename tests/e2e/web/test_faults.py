@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import requests
 from PIL import Image
@@ -88,6 +89,40 @@ def test_many_at_once_get_their_own_pictures(server: Server) -> None:
         float(line.split()[-1]) for line in counted.splitlines() if line.startswith("altdiff_batch_jobs_count")
     )
     assert total > alone  # some were drawn together
+
+
+@pytest.mark.fault(62)
+def test_who_leaves_a_batch_is_answered_at_once_and_leaves_the_others_alone(server: Server) -> None:
+    options: dict[str, Any] = {"steps": 60, "sampler": "euler_ancestral", "height": 64, "width": 64}
+    wanted = {seed: f"a {colour} heart" for seed, colour in ((100, "red"), (101, "blue"), (102, "green"))}
+
+    def together() -> dict[int, str]:
+        """Jobs that wait for one that is drawn meanwhile, and are then drawn in one batch."""
+        first = server.submit(**ENDLESS)
+        server.until(lambda: server.job(first["id"]), lambda job: job["step"] >= 1)
+        jobs = {seed: server.submit(prompt, seed=seed, **options)["id"] for seed, prompt in wanted.items()}
+        server.session.delete(f"{server.url}/api/jobs/{first['id']}")
+        server.until(lambda: [server.job(job)["step"] for job in jobs.values()], all)
+        return jobs
+
+    def picture(job: dict[str, Any]) -> np.ndarray[Any, Any]:
+        assert job["state"] == "done", job
+        return np.asarray(Image.open(io.BytesIO(server.get(job["images"][0]["url"]).content)), int)
+
+    jobs = together()
+    assert server.session.delete(f"{server.url}/api/jobs/{jobs[101]}").json()["state"] == "cancelled"
+    assert server.job(jobs[100])["state"] == server.job(jobs[102])["state"] == "drawing"
+    for seed in (100, 102):
+        alone = server.finished(server.submit(wanted[seed], seed=seed, **options)["id"])
+        assert np.abs(picture(server.finished(jobs[seed])) - picture(alone)).max() <= 1
+    assert server.job(jobs[101])["images"] == []
+
+    began = time.monotonic()
+    options |= {"steps": 900, "images_per_prompt": 2, "height": 128, "width": 128}
+    for job in together().values():
+        server.session.delete(f"{server.url}/api/jobs/{job}")
+    assert server.finished(server.submit()["id"])["state"] == "done"  # so the process is free again
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.fault(65)
