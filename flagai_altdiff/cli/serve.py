@@ -53,7 +53,13 @@ def _add(parser: argparse.ArgumentParser) -> None:
     add = drawing.add_argument
     add("--devices", type=_at_least_one, metavar="N", help="draw on N GPUs, a process for each")
     add("--workers", type=_at_least_one, metavar="N", help="draw in N processes on the CPU (default: 1)")
-    add("--max-memory", type=float, metavar="GB", help="weights that a process keeps; least recently used ones go")
+    add(
+        "--max-memory",
+        type=float,
+        metavar="GB",
+        help="weights that a process keeps; models that were used least recently go, the one that draws stays "
+        "(default: half of the GPU's memory, or of the machine's or its container's, divided by --workers)",
+    )
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
     add("--lora", action="append", default=[], type=Path, metavar="FILE", help="a LoRA or a folder of some; repeatable")
     add("--embedding", action="append", default=[], type=Path, metavar="FILE", help="add a learnt word; repeatable")

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError, UnknownModelError
@@ -63,8 +64,10 @@ class Service:
 
     def start(self) -> None:
         """Start the processes; jobs may be submitted once :meth:`ready` returns."""
-        for device in self.settings.devices:
-            worker = Worker(device, self.settings.drawing, self._hear, self._mourn)
+        devices = self.settings.devices
+        for device in devices:
+            drawing = replace(self.settings.drawing, sharers=devices.count(device))
+            worker = Worker(device, drawing, self._hear, self._mourn)
             self._workers.append(worker)
             worker.start()
 

@@ -24,7 +24,8 @@ class Drawing:
         loras: Files that requests may name, by their stem.
         embeddings: Files of learnt words, added to every model.
         vae: File or folder of another autoencoder.
-        max_memory: Bytes of weights to keep; ``None`` keeps all that have been used.
+        max_memory: Bytes of weights that a process keeps; ``None`` is half of what it has of its device's memory.
+        sharers: Processes that share the memory of a device.
         folder: Where images are saved; ``None`` saves none.
     """
 
@@ -37,6 +38,7 @@ class Drawing:
     embeddings: tuple[Path, ...] = ()
     vae: Path | None = None
     max_memory: int | None = None
+    sharers: int = 1
     folder: Path | None = Path("AltDiffusionOutputs")
 
     @property

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
+
+import torch
 
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.loading import describe_model, load_model
 from flagai_altdiff.lora import add_lora, remove_loras
+from flagai_altdiff.machine import total_main_memory
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.parts import add_embedding, use_vae
 from flagai_altdiff.web.messages import Lora, ModelCard
@@ -15,6 +19,9 @@ from flagai_altdiff.web.previews import Previewer
 from flagai_altdiff.web.settings import Drawing
 
 logger = logging.getLogger(__name__)
+
+_SHARE = 0.5
+"""Of a device's memory, for weights; drawing needs the rest."""
 
 
 @dataclass
@@ -37,6 +44,18 @@ class Loaded:
         return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
 
 
+def usual_memory(device: str, sharers: int = 1) -> float:
+    """Bytes of weights that a process keeps unless it is told otherwise; infinite where nothing is known of a device.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` …; the CPU's memory is the machine's, or its container's.
+        sharers: Processes that share it.
+    """
+    is_cuda = torch.device(device).type == "cuda"
+    whole = float(torch.cuda.mem_get_info(device)[1]) if is_cuda else total_main_memory()
+    return math.inf if math.isnan(whole) else _SHARE * whole / sharers
+
+
 class Shelf:
     """Models by name, the least recently used first.
 
@@ -47,6 +66,7 @@ class Shelf:
 
     def __init__(self, settings: Drawing, device: str) -> None:
         self._settings, self._device = settings, device
+        self._most = settings.max_memory or usual_memory(device, settings.sharers)
         self._names = settings.names
         self._loaded: dict[str, Loaded] = {}
         self._loras = {file.stem: file for file in settings.loras}
@@ -98,10 +118,9 @@ class Shelf:
         return loaded
 
     def _make_room(self, size_bytes: int) -> None:
-        most = self._settings.max_memory
-        while most is not None and self._loaded and size_bytes + self._size() > most:
+        while self._loaded and size_bytes + self._size() > self._most:
             oldest = next(iter(self._loaded))
-            logger.info("giving up %s: more than %d MB of weights", oldest, most >> 20)
+            logger.info("giving up %s: more than %d MB of weights", oldest, self._most / 2**20)
             del self._loaded[oldest]
 
     def _size(self) -> int:

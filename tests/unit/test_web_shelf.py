@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from flagai_altdiff import lora
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.loading import load_path
+from flagai_altdiff.machine import total_main_memory
 from flagai_altdiff.web.settings import Drawing
-from flagai_altdiff.web.shelf import Shelf
+from flagai_altdiff.web.shelf import Shelf, usual_memory
 
 
 @pytest.fixture
@@ -37,6 +39,21 @@ def test_the_least_recently_used_goes(m9_folder: Path, m18_folder: Path) -> None
     shelf.get("AltDiffusion-mini")
     assert list(shelf._loaded) == ["AltDiffusion-m9", "AltDiffusion-mini"]
     assert shelf.get("AltDiffusion-m9") is m9
+
+
+def test_half_of_the_memory_is_for_weights(m9_folder: Path) -> None:
+    whole = total_main_memory()
+    assert usual_memory("cpu") == whole / 2 and usual_memory("cpu", sharers=4) == whole / 8
+    settings = Drawing(models=("AltDiffusion-mini", str(m9_folder)))
+    shelf = Shelf(settings, "cpu")
+    shelf.get("AltDiffusion-mini")
+    shelf.get("AltDiffusion-m9")
+    assert list(shelf._loaded) == ["AltDiffusion-mini", "AltDiffusion-m9"]  # there is room for both
+    many = replace(settings, sharers=int(whole / 2 / shelf.get("AltDiffusion-m9").size_bytes))
+    shelf = Shelf(many, "cpu")
+    shelf.get("AltDiffusion-mini")
+    shelf.get("AltDiffusion-m9")
+    assert list(shelf._loaded) == ["AltDiffusion-m9"]
 
 
 def test_loras_come_and_go_between_requests(m9_folder: Path, robot: Path) -> None:
