@@ -6,10 +6,11 @@ import asyncio
 import logging
 import multiprocessing
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from flagai_altdiff.web.jobs import Job
 from flagai_altdiff.web.messages import Cancel, Draw, Free, FromWorker, Ready, Skip, ToWorker
@@ -41,6 +42,7 @@ class Worker:
         self.device, self.restarts = device, 0
         self.jobs: dict[str, Job] = {}
         self.is_free = False
+        self.gpu: Mapping[str, Any] | None = None
         self._settings, self._hear, self._mourn = settings, hear, mourn
         self._loop = asyncio.get_running_loop()
         self._process: BaseProcess | None = None
@@ -103,7 +105,7 @@ class Worker:
         if isinstance(message, Ready):
             self._pause_s = _FIRST_PAUSE_S
         elif isinstance(message, Free):
-            self.is_free, self.jobs = True, {}
+            self.is_free, self.jobs, self.gpu = True, {}, message.gpu
         self._hear(self, message)
 
     def _bury(self, status: int | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flagai_altdiff.errors import FlagAIAltDiffError, InsufficientMemoryError, InvalidRequestError, OutputError
 from flagai_altdiff.request import GenerationRequest, ResolvedRequest
@@ -179,7 +181,9 @@ class Failed:
 
 @dataclass(frozen=True)
 class Free:
-    """From a process: it waits for something to draw."""
+    """From a process: it waits for something to draw; and how much memory its GPU has, if it draws on one."""
+
+    gpu: Mapping[str, Any] | None = None
 
 
 ToWorker = Draw | Cancel | Skip

@@ -20,6 +20,7 @@ from flagai_altdiff.web.bodies import picture, read_json
 from flagai_altdiff.web.clients import client_of
 from flagai_altdiff.web.encoding import as_text, png_of, texts_of
 from flagai_altdiff.web.jobs import Job, JobError
+from flagai_altdiff.web.memory_report import NO_GPU, main_memory
 from flagai_altdiff.web.messages import Lora, ModelCard
 from flagai_altdiff.web.service import Service
 from flagai_altdiff.web.streaming import while_connected
@@ -205,11 +206,10 @@ def _add_lists(api: APIRouter, service: Service) -> None:
         own = service.settings
         return {"api": True, "listen": own.host != "127.0.0.1", "port": own.port, "ckpt": next(iter(own.drawing.names))}
 
-    @api.get("/memory", summary="Memory of this machine")
+    @api.get("/memory", summary="Memory of this machine, and of its first GPU as it was after the last job")
     async def memory() -> dict[str, Any]:
-        from flagai_altdiff.machine import free_main_memory
-
-        return {"ram": {"free": free_main_memory(), "used": None, "total": None}, "cuda": {}}
+        gpu = next((worker.gpu for worker in service.workers if worker.gpu), NO_GPU)
+        return {"ram": await asyncio.to_thread(main_memory), "cuda": gpu}
 
     @api.post("/refresh-checkpoints", summary="Nothing: models are named when the server starts")
     async def refresh_checkpoints() -> dict[str, Any]:

@@ -23,6 +23,7 @@ from flagai_altdiff.pipeline import Sample, draw, prepare
 from flagai_altdiff.request import Note, Output, ResolvedRequest
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.walks import step_counts
+from flagai_altdiff.web.memory_report import gpu_memory
 from flagai_altdiff.web.messages import (
     Cancel,
     Done,
@@ -67,7 +68,7 @@ def run_worker(connection: Connection, settings: Drawing, device: str) -> None:
         with suppress(Exception):  # what is wrong with its files is said to whoever asks for it
             shelf.get(cards[0].name)
         connection.send(Ready(cards))
-        _Worker(connection, shelf, settings.folder).live()
+        _Worker(connection, shelf, settings.folder, device).live()
 
 
 @dataclass(eq=False)
@@ -83,8 +84,8 @@ class _Drawing:
 
 
 class _Worker:
-    def __init__(self, connection: Connection, shelf: Shelf, folder: Path | None) -> None:
-        self._connection, self._shelf, self._folder = connection, shelf, folder
+    def __init__(self, connection: Connection, shelf: Shelf, folder: Path | None, device: str) -> None:
+        self._connection, self._shelf, self._folder, self._device = connection, shelf, folder, device
         self._waiting: deque[Draw] = deque()
         self._cancelled: deque[str] = deque(maxlen=_REMEMBERED)
         self._skipping: set[str] = set()
@@ -93,7 +94,7 @@ class _Worker:
     def live(self) -> None:
         """Draw what comes."""
         while True:
-            self._say(Free())
+            self._say(Free(gpu_memory(self._device)))
             while not self._waiting:
                 self._hear()
             self._draw(self._waiting.popleft().tasks)

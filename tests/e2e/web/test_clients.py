@@ -244,5 +244,8 @@ def test_a1111s_clients_read_what_there_is(api: webuiapi.WebUIApi) -> None:
     for nothing in (api.get_loras(), api.get_sd_vae(), api.get_hypernetworks(), api.get_prompt_styles()):
         assert nothing == []
     assert api.get_embeddings()["loaded"] == {}
+    memory = api.get_memory()
+    assert 0 < memory["ram"]["used"] < memory["ram"]["total"] and memory["ram"]["free"] > 0
+    assert memory["cuda"] == {"error": "unavailable"} or memory["cuda"]["system"]["total"] > 0
     api.refresh_checkpoints()
     api.util_wait_for_ready(0.1)
