@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ async def picture(value: object, field: str, settings: Settings) -> Picture:
         if not settings.access.picture_urls:
             raise InvalidRequestError(field, value, "this server fetches no pictures; send it as base64")
         return await fetch_picture(value, field, settings.limits)
-    return picture_from_base64(value, field, most)
+    return await asyncio.to_thread(picture_from_base64, value, field, most)
 
 
 def _loras(value: object) -> tuple[Lora, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -209,7 +210,8 @@ async def _form(request: Request, service: Service) -> dict[str, Any]:
             if name in found:
                 raise InvalidRequestError(name, "several", "expected one; a picture is begun with, not several")
             if isinstance(value, UploadFile):
-                found[name] = picture_from_bytes(await value.read(), name, most.picture_pixels)
+                content = await value.read()
+                found[name] = await asyncio.to_thread(picture_from_bytes, content, name, most.picture_pixels)
             else:
                 found[name] = _typed(name, value)
     return found
