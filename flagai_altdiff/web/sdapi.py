@@ -19,6 +19,7 @@ from flagai_altdiff.sampling import GRIDS, SAMPLERS, find_sampler
 from flagai_altdiff.web.bodies import picture, read_json
 from flagai_altdiff.web.clients import client_of
 from flagai_altdiff.web.encoding import as_text, png_of, texts_of
+from flagai_altdiff.web.extras import UPSCALERS, add_extras
 from flagai_altdiff.web.jobs import Job, JobError
 from flagai_altdiff.web.memory_report import NO_GPU, main_memory
 from flagai_altdiff.web.messages import Lora, ModelCard
@@ -52,7 +53,8 @@ _USUAL = {"s_noise": 1.0, "s_tmax": (None, 0), "inpainting_fill": (0, 1, 2, 3), 
 _FIT = {0: "stretch", 1: "crop", 2: "pad", 3: "stretch"}
 _SCHEDULERS = {"flagai": "Automatic", "trailing": "SGM Uniform", "uniform": "Uniform", "karras": "Karras"}
 _SCHEDULERS |= {"exponential": "Exponential"}
-_LATENT, _PICTURE = "Latent", "Lanczos"
+_LATENT, _SMOOTH = "Latent", ("None", "Lanczos")
+"""Upscalers of a second pass: of latents, and what is near to how pictures are enlarged between two passes."""
 _MODEL = "sd_model_checkpoint"
 
 
@@ -158,6 +160,7 @@ def sdapi(service: Service) -> APIRouter:
             service.default_model = service.card(_name(body[_MODEL])).name
         return {"ignored": sorted(set(body) - {_MODEL})}
 
+    add_extras(api, service.settings)
     _add_lists(api, service)
     return api
 
@@ -176,7 +179,7 @@ def _add_lists(api: APIRouter, service: Service) -> None:
     @api.get("/upscalers", summary="Ways to enlarge")
     async def upscalers() -> list[dict[str, Any]]:
         own = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
-        return [{"name": name, **own} for name in ("None", _PICTURE)]
+        return [{"name": name, **own} for name in UPSCALERS]
 
     @api.get("/latent-upscale-modes", summary="Ways to enlarge latents")
     async def latent_upscale_modes() -> list[dict[str, str]]:
@@ -258,6 +261,9 @@ async def _asked(body: Mapping[str, Any], service: Service, *, from_picture: boo
     override = dict(override) if isinstance(override, dict) else {}
     model = _name(override.pop(_MODEL)) if override.get(_MODEL) else None
     ignored = {name: value for name, value in given.items() if _is_unknown(name, value)} | lost
+    upscaler = given.get("hr_upscaler", "None")
+    if "hires" in options and options["hires_upscaler"] == "picture" and upscaler not in _SMOOTH:
+        ignored["hr_upscaler"] = upscaler
     ignored |= {f"override_settings.{name}": value for name, value in override.items()}
     return Asked(
         options=options,

@@ -189,6 +189,56 @@ def test_a1111s_clients_begin_with_pictures(api: webuiapi.WebUIApi) -> None:
     assert larger.image.size == (128, 128)
 
 
+def test_a1111s_clients_enlarge(api: webuiapi.WebUIApi) -> None:
+    drawn = api.txt2img(prompt="a heart", seed=5, **SIZE)
+    larger = api.extra_single_image(drawn.image, upscaler_1="Lanczos", upscaling_resize=2.5, codeformer_visibility=1)
+    assert larger.image.size == (320, 320)
+    assert larger.image.tobytes() == drawn.image.resize((320, 320), Image.Resampling.LANCZOS).tobytes()
+    assert larger.image.info["parameters"] == drawn.info["infotexts"][0]
+    assert "upscale by: 2.5, Postprocess upscaler: Lanczos" in larger.image.info["extras"]
+    assert "ignored: codeformer_visibility" in larger.info and larger.json["ignored"] == {"codeformer_visibility": 1}
+    two = [Image.new("RGB", (20, 10), "red"), drawn.image]
+    wide = {"resize_mode": 1, "upscaling_resize_w": 300, "upscaling_resize_h": 100}
+    both = api.extra_batch_images(two, ["a.png", "b.png"], upscaler_1="Nearest", **wide)
+    assert [image.size for image in both.images] == [(300, 100), (300, 100)]
+    middle = drawn.image.resize((300, 300), Image.Resampling.NEAREST).crop((0, 100, 300, 200))
+    assert both.images[1].tobytes() == middle.tobytes()
+    whole = api.extra_single_image(drawn.image, upscaler_1="R-ESRGAN 4x+", upscaling_crop=False, **wide)
+    assert whole.image.size == (300, 300) and whole.json["ignored"] == {"upscaler_1": "R-ESRGAN 4x+"}
+    mixed = api.extra_single_image(two[0], upscaler_1="Lanczos", upscaler_2="Nearest", extras_upscaler_2_visibility=0.5)
+    assert mixed.image.size == (40, 20) and mixed.image.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    assert api.extra_single_image(drawn.image).image.tobytes() == drawn.image.tobytes()  # by no upscaler
+
+
+def test_an_upscaler_that_is_not_here_is_named(api: webuiapi.WebUIApi) -> None:
+    small = {**SIZE, "width": 64, "height": 64, "steps": 2}
+    drawn = api.txt2img(prompt="a", enable_hr=True, hr_scale=2, hr_upscaler="R-ESRGAN 4x+", seed=1, **small)
+    assert drawn.image.size == (128, 128) and drawn.info["ignored"] == {"hr_upscaler": "R-ESRGAN 4x+"}
+    assert [upscaler["name"] for upscaler in api.get_upscalers()] == ["None", "Lanczos", "Nearest"]
+
+
+@pytest.mark.fault(56)
+@pytest.mark.parametrize(
+    ("route", "body", "word"),
+    [
+        ("single-image", {}, "image"),
+        ("single-image", {"image": "no picture"}, "image"),
+        ("single-image", {"image": base64.b64encode(png()).decode(), "upscaling_resize": 100}, "16,777,216 pixels"),
+        ("single-image", {"image": "", "upscaling_resize": "2"}, "upscaling_resize"),
+        ("single-image", {"image": "", "extras_upscaler_2_visibility": 7, "upscaler_2": "Nearest"}, "from 0 to 1"),
+        ("batch-images", {"imageList": 7}, "imageList"),
+        (
+            "batch-images",
+            {"imageList": [{"data": base64.b64encode(png()).decode()}] * 17, "upscaling_resize": 8},
+            "in all",
+        ),
+    ],
+)
+def test_what_cannot_be_enlarged_is_said(server: Server, route: str, body: dict[str, object], word: str) -> None:
+    answer = server.post(f"/sdapi/v1/extra-{route}", {"upscaler_1": "Nearest", **body})
+    assert answer.status_code == 400 and word in answer.json()["detail"], answer.text
+
+
 def test_a1111s_clients_watch_and_interrupt(api: webuiapi.WebUIApi, server: Server) -> None:
     answers: list[webuiapi.WebUIApiResult] = []
     long = {**SIZE, "steps": 900}
