@@ -53,12 +53,13 @@ def _chunks_of(tokenizer: Tokenizer, part: Part) -> Iterator[Chunk]:
         (part.text[first:end], i, mean_weight(part, first, end))
         for i, (first, end) in zip(found.ids, found.spans, strict=True)
     ]
-    while len(tokens) > ROOM:
-        commas = [k for k in range(ROOM - _SEARCHED, ROOM) if _COMMAS & set(tokens[k][0])]
-        end = commas[-1] + 1 if commas else ROOM
-        yield _chunk(tokens[:end])
-        tokens = tokens[end:]
-    yield _chunk(tokens)
+    first = 0
+    while len(tokens) - first > ROOM:
+        commas = [k for k in range(first + ROOM - _SEARCHED, first + ROOM) if _COMMAS & set(tokens[k][0])]
+        end = commas[-1] + 1 if commas else first + ROOM
+        yield _chunk(tokens[first:end])
+        first = end
+    yield _chunk(tokens[first:])
 
 
 def _chunk(tokens: Sequence[tuple[str, int, float]]) -> Chunk:

@@ -136,6 +136,15 @@ def test_no_prompt_costs_more_than_its_length(text: str) -> None:
             read_as_text(hostile)
 
 
+@pytest.mark.fault(48)
+def test_many_chunks_cost_no_more_than_their_length(m9: LatentDiffusion) -> None:
+    assert m9.text_tokenizer is not None
+    hostile = "x" * 600_000
+    with in_proportion(len(hostile), seconds=5.0, megabytes=1000):
+        found = chunks(m9.text_tokenizer, hostile)
+    assert len(found) == -(-len(m9.text_tokenizer.encode(hostile).ids) // 75)
+
+
 def test_of_many_open_brackets_the_inner_ones_count() -> None:
     (part,) = parse("(" * 100 + "a:2)" + ")" * 99)
     assert part.text == "(" * 36 + "a" + ")" * 36
