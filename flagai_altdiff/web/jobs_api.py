@@ -33,7 +33,7 @@ def jobs_api(service: Service, history: History) -> APIRouter:
     async def submit(request: Request) -> dict[str, Any]:
         """Accept a job; its images are drawn when its turn comes."""
         order = await read_order(await read_json(request), service.settings)
-        job = service.submit(
+        job = await service.submit(
             order.options, client=client_of(request), model=order.model, loras=order.loras, is_saved=order.is_saved
         )
         return job_json(service, job)
@@ -41,20 +41,20 @@ def jobs_api(service: Service, history: History) -> APIRouter:
     @api.get("/jobs", summary="Jobs that are not over, and those that were interrupted")
     async def jobs() -> dict[str, Any]:
         now = [job_json(service, job) for job in service.jobs.values() if not job.is_over]
-        return {"jobs": now, "interrupted": [interrupted_json(own) for own in service.interrupted.values()]}
+        interrupted = [own for own in service.earlier.values() if own["state"] == "interrupted"]
+        return {"jobs": now, "interrupted": [earlier_json(own) for own in interrupted]}
 
     @api.get("/jobs/{job_id}", summary="How a job stands")
     async def job(job_id: str) -> dict[str, Any]:
-        if job_id in service.interrupted:
-            return interrupted_json(service.interrupted[job_id])
+        if job_id in service.earlier:
+            return earlier_json(service.earlier[job_id])
         return job_json(service, _found(service, job_id))
 
     @api.delete("/jobs/{job_id}", summary="Cancel a job")
     async def cancel(job_id: str) -> dict[str, Any]:
-        """It ends within one step. An interrupted job is forgotten."""
-        if own := service.interrupted.pop(job_id, None):
-            await asyncio.to_thread(service.journal.close, job_id)
-            return interrupted_json(own)
+        """It ends within one step. One of an earlier server is forgotten."""
+        if own := service.forget(job_id):
+            return earlier_json(own)
         found = _found(service, job_id)
         service.cancel(found)
         return job_json(service, found)
@@ -74,11 +74,14 @@ def jobs_api(service: Service, history: History) -> APIRouter:
             raise InvalidRequestError("format", format, f"expected one of {', '.join(FORMATS)}")
         return Response(await file_of(images[index], format, quality), media_type=FORMATS[format], headers=_SAFE)
 
-    @api.get("/history", summary="Images that were saved, the newest first")
+    @api.get("/history", summary="Images that were saved, and jobs that were not finished, the newest first")
     async def saved(before: int | None = None, limit: int = 50) -> dict[str, Any]:
-        """What their own records say; `before` is the last number of the page before."""
-        found = await asyncio.to_thread(history.page, before, max(1, min(limit, _MOST_LISTED)))
-        return {"images": [{"number": n, "url": f"/api/history/{n}", "record": record} for n, _, record in found]}
+        """What the images' own records say; `before` is the last number of the page before. The first page has, under
+        `jobs`, those that failed, were cancelled or interrupted, of this server and of earlier ones."""
+        limit = max(1, min(limit, _MOST_LISTED))
+        found = await asyncio.to_thread(history.page, before, limit)
+        images = [{"number": n, "url": f"/api/history/{n}", "record": record} for n, _, record in found]
+        return {"images": images, "jobs": _unfinished(service)[:limit] if before is None else []}
 
     @api.get("/history/{number}", response_class=Response, summary="A saved image")
     async def saved_image(number: int) -> Response:
@@ -169,10 +172,16 @@ def image_json(job: Job, image: Drawn) -> dict[str, Any]:
     }
 
 
-def interrupted_json(own: dict[str, Any]) -> dict[str, Any]:
-    """A job that an earlier server accepted and did not finish."""
-    problem = Problem(code="interrupted", text="the server ended before this was drawn; ask again")
-    return {**own, "state": "interrupted", "images": [], "error": vars(problem)}
+def earlier_json(own: dict[str, Any]) -> dict[str, Any]:
+    """A job that an earlier server accepted, and that has not all of its images."""
+    lost = Problem(code="interrupted", text="the server ended before this was drawn; ask again")
+    return {**own, "images": [], "error": own.get("error") or vars(lost)}
+
+
+def _unfinished(service: Service) -> list[dict[str, Any]]:
+    """Jobs that are over and have not all of their images, the newest first."""
+    now = [job_json(service, job) for job in service.jobs.values() if job.is_over and job.state != "done"]
+    return [*reversed(now), *map(earlier_json, service.earlier.values())]
 
 
 def _found(service: Service, job_id: str) -> Job:

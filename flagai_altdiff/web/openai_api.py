@@ -106,7 +106,7 @@ def openai_api(service: Service) -> APIRouter:
 
 async def _answer(request: Request, service: Service, body: Mapping[str, Any], kind: str) -> Response:
     order, wish = await _read(body, service)
-    job = service.submit(
+    job = await service.submit(
         order.options,
         client=client_of(request, wish.user),
         model=order.model,

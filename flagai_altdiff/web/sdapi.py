@@ -88,7 +88,7 @@ def sdapi(service: Service) -> APIRouter:
     async def draw(request: Request, *, from_picture: bool) -> dict[str, Any]:
         body = await read_json(request)
         asked = await _asked(body, service, from_picture=from_picture)
-        job = service.submit(
+        job = await service.submit(
             asked.options, client=client_of(request), model=asked.model, loras=asked.loras, is_saved=asked.is_saved
         )
         latest[:] = [job]

@@ -54,7 +54,8 @@ class Service:
         self.default_model = next(iter(settings.drawing.names))
         self.loras = tuple(sorted(file.stem for file in settings.drawing.loras))
         self.journal = Journal(settings.drawing.folder)
-        self.interrupted: dict[str, dict[str, Any]] = {own["id"]: own for own in self.journal.left()}
+        self.earlier: dict[str, dict[str, Any]] = {own["id"]: own for own in self.journal.left()}
+        """Jobs of earlier servers that have not all of their images, the newest first, by their ids."""
         self.is_stopping = False
         self._room = WaitingRoom(settings.limits.waiting, settings.limits.waiting_each)
         self._workers: list[Worker] = []
@@ -85,7 +86,7 @@ class Service:
         """The processes."""
         return self._workers
 
-    def submit(
+    async def submit(
         self,
         options: Mapping[str, Any] | GenerationRequest,
         *,
@@ -94,7 +95,7 @@ class Service:
         loras: Sequence[Lora] = (),
         is_saved: bool = True,
     ) -> Job:
-        """Take a job.
+        """Take a job; it is on the disk when this returns.
 
         Args:
             options: Of a request; a picture among them is an image, never a path.
@@ -132,9 +133,20 @@ class Service:
             text = f"{len(self._room)} jobs wait already; ask again in about {round(wait)} s"
             raise BusyError(text, wait) from None
         self._remember(job)
-        self.journal.open(task, job.created)
+        try:
+            await self.journal.open(task, job.created)
+        except BaseException:  # whoever asked does not wait for it
+            self.cancel(job, "the client went away")
+            raise
         self._dispatch()
         return job
+
+    def forget(self, job_id: str) -> dict[str, Any] | None:
+        """Tell no more of a job of an earlier server; what was told, if there is one."""
+        own = self.earlier.pop(job_id, None)
+        if own is not None:
+            self.journal.close(job_id)
+        return own
 
     def card(self, name: str | None) -> ModelCard:
         """A model that is served, by its name in any case; the first one for none.
@@ -199,6 +211,7 @@ class Service:
             self._end(job, "interrupted", again)
         for worker in self._workers:
             worker.stop()
+        await self.journal.flush()
 
     def _check_work(self, request: ResolvedRequest) -> None:
         width, height = request.final_size
@@ -272,8 +285,10 @@ class Service:
 
     def _end(self, job: Job, state: State, problem: Problem | None = None, notes: tuple[str, ...] = ()) -> None:
         job.end(state, problem, notes)
-        if state != "interrupted":  # which the next server tells
+        if state == "done":
             self.journal.close(job.id)
+        elif state != "interrupted":  # which the next server tells by itself
+            self.journal.end(job.task, job.created, state, problem)
         self.metrics.count(job)
         if state == "done" and job.began is not None and job.ended is not None:
             self._usual_s += 0.2 * (job.ended - job.began - self._usual_s)

@@ -258,7 +258,7 @@ class _Page:
         options = given(dict(zip(self._options, values, strict=True)))
         session = str(request.session_hash)
         try:
-            job = self._service.submit(
+            job = await self._service.submit(
                 {"prompts": prompt, **options, **_picture_options(edited, options)},
                 client=f"page {session}",
                 model=model,
@@ -298,7 +298,8 @@ class _Page:
 
     def _interrupted(self, language: str) -> str:
         """What an earlier server accepted and did not draw."""
-        return interrupted_html(list(self._service.interrupted.values()), language)
+        lost = [own for own in self._service.earlier.values() if own["state"] == "interrupted"]
+        return interrupted_html(lost, language)
 
     def _choose(self, records: Sequence[Any], event: gr.SelectData) -> Any:
         return records[event.index] if records and event.index < len(records) else None

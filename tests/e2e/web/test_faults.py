@@ -205,8 +205,15 @@ def test_two_workers_draw_side_by_side(tmp_path: Path, script_environment: dict[
 def test_a_server_that_is_killed_tells_what_it_did_not_draw(tmp_path: Path, script_environment: dict[str, str]) -> None:
     with serving(tmp_path, script_environment, "--no-page", "--max-batch", "1") as server:
         done = server.finished(server.submit(seed=4)["id"])
+        cancelled, failed = server.submit("cancelled", **ENDLESS), server.submit("failed", **ENDLESS)
+        server.session.delete(f"{server.url}/api/jobs/{cancelled['id']}")
+        server.until(lambda: server.job(failed["id"]), lambda job: job["step"] >= 1)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.finished(failed["id"])
         begun, waiting = server.submit("begun", **ENDLESS), server.submit("waiting")
         server.until(lambda: server.job(begun["id"]), lambda job: job["step"] >= 1)
+        before = {own["id"]: own["state"] for own in server.get("/api/history").json()["jobs"]}
+        assert before == {failed["id"]: "failed", cancelled["id"]: "cancelled"}
         workers = server.workers()
         server.stop(signal.SIGKILL)
         server.until(lambda: [pid for pid in workers if Path(f"/proc/{pid}").exists()], lambda left: not left, 20)
@@ -215,6 +222,15 @@ def test_a_server_that_is_killed_tells_what_it_did_not_draw(tmp_path: Path, scri
         assert told.keys() == {begun["id"], waiting["id"]}
         assert told[waiting["id"]]["request"]["prompts"] == ["waiting"]
         assert server.job(begun["id"])["state"] == "interrupted"
+        after = server.get("/api/history").json()["jobs"]
+        assert [(own["id"], own["state"], own["error"]["code"]) for own in after] == [
+            (waiting["id"], "interrupted", "interrupted"),
+            (begun["id"], "interrupted", "interrupted"),
+            (failed["id"], "failed", "worker_died"),
+            (cancelled["id"], "cancelled", "cancelled"),
+        ]
+        assert server.job(failed["id"])["request"]["prompts"] == ["failed"]
+        assert server.get("/api/history?before=1").json()["jobs"] == []
         assert server.get("/api/history").json()["images"][0]["record"]["seed"] == done["images"][0]["seed"]
         server.session.delete(f"{server.url}/api/jobs/{begun['id']}")
         assert server.get(f"/api/jobs/{begun['id']}").status_code == 404
