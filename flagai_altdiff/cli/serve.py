@@ -72,6 +72,12 @@ def _add(parser: argparse.ArgumentParser) -> None:
     add("--max-waiting", type=_at_least_one, metavar="N", help="jobs that may wait (default: 64)")
     add("--max-waiting-each", type=_at_least_one, metavar="N", help="jobs of one client that may wait (default: 16)")
     add("--max-work", type=float, metavar="X", help="pixels x steps x images of a request (default: 2e9)")
+    add(
+        "--max-chunks",
+        type=_at_least_one,
+        metavar="N",
+        help="chunks of 75 tokens of a prompt with weights; each beyond the first counts as a step (default: 20)",
+    )
     add("--max-batch", type=_at_least_one, metavar="N", help="images of like requests drawn at once (default: 8)")
     add("--max-body", type=float, metavar="MB", help="size of a request (default: 32)")
     add("--grace", type=float, metavar="S", help="seconds that a begun job has when the server stops (default: 30)")
@@ -145,6 +151,7 @@ def _settings(args: argparse.Namespace) -> Any:
         "waiting": args.max_waiting,
         "waiting_each": args.max_waiting_each,
         "work": args.max_work and int(args.max_work),
+        "chunks": args.max_chunks,
         "batch": args.max_batch,
         "body_bytes": args.max_body and int(args.max_body * MIB),
         "grace_s": args.grace,

@@ -26,6 +26,24 @@ _STATUS = {
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _TYPES |= {429: "rate_limit_error"}
 _A1111 = "/sdapi/"
+_THEIR_NAMES = {
+    "/v1/": {"prompts": "prompt", "images_per_prompt": "n", "init_image": "image", "mask_image": "mask"},
+    _A1111: {
+        "prompts": "prompt",
+        "images_per_prompt": "n_iter",
+        "guidance_scale": "cfg_scale",
+        "sampler": "sampler_name",
+        "grid": "scheduler",
+        "strength": "denoising_strength",
+        "variation_strength": "subseed_strength",
+        "variation_seed": "subseed",
+        "mask_feather": "mask_blur",
+        "mask_padding": "inpaint_full_res_padding",
+        "hires": "hr_scale",
+        "hires_strength": "denoising_strength",
+    },
+}
+"""What the interfaces call our options, so that an error names what was typed."""
 
 
 def status_of(problem: Problem) -> int:
@@ -67,6 +85,9 @@ def error_answer(path: str, status: int, problem: Problem, headers: Mapping[str,
 
 def answer_to(path: str, error: Exception) -> JSONResponse:
     """The answer to an exception."""
+    if isinstance(error, InvalidRequestError):
+        names = next((names for prefix, names in _THEIR_NAMES.items() if path.startswith(prefix)), {})
+        error = InvalidRequestError(names.get(error.field, error.field), error.value, error.expected)
     problem = problem_of(error)
     headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, BusyError) else {}
     return error_answer(path, status_of(problem), problem, headers)

@@ -17,6 +17,7 @@ from flagai_altdiff.web.jobs import Job, State
 from flagai_altdiff.web.journal import Journal
 from flagai_altdiff.web.messages import Done, Drawn, Failed, FromWorker, Lora, ModelCard, Problem, Progress, Ready, Task
 from flagai_altdiff.web.metrics import Metrics
+from flagai_altdiff.web.prompts import PromptReader
 from flagai_altdiff.web.settings import Settings
 from flagai_altdiff.web.waiting import FullError, WaitingRoom
 
@@ -53,6 +54,7 @@ class Service:
         self.cards: dict[str, ModelCard] = {}
         self.default_model = next(iter(settings.drawing.names))
         self.loras = tuple(sorted(file.stem for file in settings.drawing.loras))
+        self.reader = PromptReader(settings.drawing, settings.limits.chunks)
         self.journal = Journal(settings.drawing.folder)
         self.earlier: dict[str, dict[str, Any]] = {own["id"]: own for own in self.journal.left()}
         """Jobs of earlier servers that have not all of their images, the newest first, by their ids."""
@@ -109,14 +111,12 @@ class Service:
             UnknownModelError: Such a model is not served.
             BusyError: Too many wait, or the server is stopping or not ready.
         """
-        if self.is_stopping:
-            raise BusyError("the server is stopping; ask again when it is back", 10, is_stopping=True)
-        if not self.cards:
-            raise BusyError("no model is loaded yet; GET /readyz says when there is one", 5, is_stopping=True)
+        self._check_open()
         card = self.card(model)
         request = options if isinstance(options, GenerationRequest) else GenerationRequest(**options)
         resolved = card.resolve(request)
-        self._check_work(resolved)
+        self._check_work(resolved, await self.reader.chunks(resolved, card.name))
+        self._check_open()
         task = Task(
             id=f"{self.settings.name}{'-' if self.settings.name else ''}{secrets.token_hex(8)}",
             request=resolved,
@@ -213,15 +213,21 @@ class Service:
             worker.stop()
         await self.journal.flush()
 
-    def _check_work(self, request: ResolvedRequest) -> None:
+    def _check_open(self) -> None:
+        if self.is_stopping:
+            raise BusyError("the server is stopping; ask again when it is back", 10, is_stopping=True)
+        if not self.cards:
+            raise BusyError("no model is loaded yet; GET /readyz says when there is one", 5, is_stopping=True)
+
+    def _check_work(self, request: ResolvedRequest, chunks: int) -> None:
         width, height = request.final_size
         pixels, images = max(width * height, request.width * request.height), count(request)
-        work, most = pixels * request.steps * images, self.settings.limits.work
+        work, most = pixels * (request.steps + chunks - 1) * images, self.settings.limits.work
         if work > most:
             name, value = ("images_per_prompt", images) if images > 1 else ("steps", request.steps)
             expected = (
                 f"this server draws at most {most:,} pixels x steps x images for a request, and this is {work:,}; "
-                "ask for fewer or smaller images, or fewer steps"
+                "ask for fewer or smaller images, fewer steps, or a shorter prompt"
             )
             raise InvalidRequestError(name, value, expected)
 

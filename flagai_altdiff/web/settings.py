@@ -61,7 +61,8 @@ class Limits:
     Args:
         waiting: Jobs that may wait.
         waiting_each: Jobs of one client that may wait.
-        work: Pixels x steps x images of a request.
+        work: Pixels x steps x images of a request; each chunk of a prompt beyond the first counts as a step.
+        chunks: Of 75 tokens, that a prompt with weights may have.
         batch: Images of several requests that are drawn at once.
         body_bytes: Size of a request.
         picture_pixels: Pixels of a picture in a request.
@@ -72,6 +73,7 @@ class Limits:
     waiting: int = 64
     waiting_each: int = 16
     work: int = 2_000_000_000
+    chunks: int = 20
     batch: int = 8
     body_bytes: int = 32 * MIB
     picture_pixels: int = 1 << 24

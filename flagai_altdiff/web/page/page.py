@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +13,7 @@ from PIL import Image
 
 from flagai_altdiff.errors import FlagAIAltDiffError
 from flagai_altdiff.pictures import Picture
-from flagai_altdiff.registry import UNREGISTERED, find_model, locate
-from flagai_altdiff.tokenizer import Tokenizer, load_tokenizer, own_tokenizer
+from flagai_altdiff.registry import UNREGISTERED, find_model
 from flagai_altdiff.web.history import History
 from flagai_altdiff.web.jobs import Job
 from flagai_altdiff.web.page.languages import EXAMPLES
@@ -32,8 +30,6 @@ from flagai_altdiff.web.page.texts import LANGUAGES, language_of, option_help, o
 from flagai_altdiff.web.page.tokens import tokens_html
 from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given, widget
 from flagai_altdiff.web.service import BusyError, Service
-
-logger = logging.getLogger(__name__)
 
 _NEAR = 0.25
 _OF_MODEL = ("steps", "width", "height", "guidance_scale")
@@ -329,23 +325,7 @@ class _Page:
         return images, records, found[-1][0] if found else before
 
     def _read(self, language: str, prompt: str, model: str, syntax: str) -> str:
-        return tokens_html(self._tokenizer(model), prompt, syntax, language)
-
-    def _tokenizer(self, model: str) -> Tokenizer | None:
-        """The model's; read once."""
-        if model not in self._tokenizers:
-            drawing = self._service.settings.drawing
-            try:
-                path = own_tokenizer(locate(drawing.names[model], drawing.model_dir)[1])
-                self._tokenizers[model] = load_tokenizer(path) if path else None
-            except FlagAIAltDiffError as error:
-                logger.warning("%s: prompts are not shown as tokens: %s", model, error)
-                self._tokenizers[model] = None
-        return self._tokenizers[model]
-
-    @cached_property
-    def _tokenizers(self) -> dict[str, Tokenizer | None]:
-        return {}
+        return tokens_html(self._service.reader.tokenizer(model), prompt, syntax, language)
 
 
 def _gallery(key: str, columns: int) -> gr.Gallery:

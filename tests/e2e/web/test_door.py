@@ -78,6 +78,48 @@ def test_bad_bodies_are_refused_in_the_words_of_the_interface(server: Server, pa
     assert (said["detail"] if path.startswith("/sdapi") else said["error"]["message"]).strip()
 
 
+WEIGHTED = {"prompt_syntax": "weighted", "steps": 1}
+
+
+@pytest.mark.fault(61)
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        ({"prompt": "a BREAK " * 30, **WEIGHTED}, "prompt", "20 chunks of 75 tokens here, and this has 30"),
+        ({"prompt": "ein Schloss " * 1000, **WEIGHTED}, "prompt", "20 chunks of 75 tokens"),
+        ({"prompt": "ﷺ" * 24_000, **WEIGHTED}, "prompt", "20 chunks"),  # 18 tokens each
+        ({"prompt": "a", "negative_prompt": "b BREAK " * 21, **WEIGHTED}, "negative_prompt", "this has 21"),
+        ({"prompt": "心" * 24_001}, "prompt", "24,000 characters"),
+        ({"prompt": "a", "negative_prompt": " " * 10**6}, "negative_prompt", "24,000 characters"),
+    ],
+)
+def test_prompts_have_a_length(server: Server, body: dict[str, object], field: str, words: str) -> None:
+    own = server.post("/api/jobs", body).json()["error"]
+    assert own["param"].removesuffix("s") == field and words in own["message"]
+    openai = server.post("/v1/images/generations", body)
+    assert openai.status_code == 400 and openai.json()["error"]["type"] == "invalid_request_error"
+    assert openai.json()["error"]["param"] == field and words in openai.json()["error"]["message"]
+    a1111 = server.post("/sdapi/v1/txt2img", {name: body[name] for name in body if name != "prompt_syntax"})
+    assert a1111.status_code == 400 and a1111.json()["error"] == "invalid_request"
+    assert a1111.json()["detail"].startswith(f"{field}=") and words in a1111.json()["detail"]
+    assert len(a1111.text) < 2000
+
+
+@pytest.mark.fault(61)
+def test_chunks_of_a_prompt_count_as_work(server: Server) -> None:
+    long = "a castle BREAK " * 19 + "a castle"  # as many as there may be
+    done = server.finished(server.submit(long, **WEIGHTED)["id"])
+    assert done["state"] == "done"
+    much = {"steps": 1000, "images_per_prompt": 121, "width": 128, "height": 128}
+    refused = server.post("/api/jobs", {"prompt": long, **WEIGHTED, **much}).json()["error"]
+    assert refused["param"] == "images_per_prompt" and "a shorter prompt" in refused["message"]
+    job = server.post("/api/jobs", {"prompt": "a castle", **WEIGHTED, **much})
+    assert job.status_code == 202
+    server.session.delete(f"{server.url}/api/jobs/{job.json()['id']}")
+    many = server.post("/api/jobs", {"prompt": ["a" * 20_000] * 13, "steps": 1}).json()["error"]
+    assert many["param"] == "prompts" and "240,000 characters" in many["message"]
+
+
 @pytest.mark.fault(56)
 @pytest.mark.parametrize(
     "picture",
