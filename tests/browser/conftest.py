@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
+from flagai_altdiff import load_model, lora
 from tests.web_server import Server, serving
 from tests.web_tools import needed
 
@@ -36,8 +38,19 @@ def browser() -> Iterator[Browser]:
 def server(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory, script_environment: dict[str, str]
 ) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("page"), script_environment) as running:
+    folder = tmp_path_factory.mktemp("page")
+    write_lora(folder / "robot.safetensors")
+    with serving(folder, script_environment, "--lora", "robot.safetensors") as running:
         yield running
+
+
+def write_lora(path: Path) -> None:
+    """A LoRA for the embedded model, of numbers by chance."""
+    model, generator = load_model("AltDiffusion-mini"), torch.Generator().manual_seed(0)
+    for name in lora.make_trainable(model, rank=2, alpha=2, generator=generator):
+        up = model.get_submodule(name.rpartition(".")[0]).parametrizations["weight"][0].up  # type: ignore[index,union-attr]
+        up.data.normal_(std=0.5, generator=generator)  # type: ignore[operator,union-attr]
+    lora.save_lora(path, lora.finished(model), model.config)
 
 
 @pytest.fixture

@@ -128,6 +128,33 @@ def test_again_near_and_edit_take_the_settings_along(page: Page) -> None:
     page.wait_for_selector("#editor canvas", timeout=SECONDS)
 
 
+def test_a_lora_is_as_strong_as_it_is_set(page: Page, server: Server) -> None:
+    assert not page.is_visible("#lora-0")
+    page.click("#loras input")
+    page.click("[role=option]:has-text('robot')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#lora-0 input[type=number]", timeout=SECONDS)
+    page.fill("#lora-0 input[type=number]", "0.5")
+    page.keyboard.press("Tab")
+    draw(page, "a red heart", steps=4, seed=9)
+    wait_done(page)
+    page.wait_for_function("() => document.querySelector('#images').innerText.includes('robot 0.5')", timeout=SECONDS)
+    newest = server.get("/api/history?limit=1").json()["images"][0]["record"]
+    assert [(own["name"], own["strength"]) for own in newest["loras"]] == [("robot", 0.5)]
+    page.fill("#lora-0 input[type=number]", "1.5")
+    page.keyboard.press("Tab")
+    page.click("#again")  # as it was drawn
+    page.wait_for_function(
+        "() => document.querySelector('#lora-0 input[type=number]').value === '0.5'", timeout=SECONDS
+    )
+    wait_done(page)
+    again = server.until(
+        lambda: server.get("/api/history?limit=1").json()["images"][0]["record"],
+        lambda own: own["run"] != newest["run"],
+    )
+    assert again["loras"] == newest["loras"]
+
+
 def test_a_long_picture_has_a_viewer(page: Page) -> None:
     draw(page, "a red heart", steps=2, width=512, height=128)
     page.wait_for_selector("#viewer .long img", timeout=SECONDS)

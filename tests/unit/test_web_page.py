@@ -11,7 +11,7 @@ from flagai_altdiff.registry import MODELS, embedded_dir
 from flagai_altdiff.request import GenerationRequest
 from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
 from flagai_altdiff.web.page.languages import EXAMPLES
-from flagai_altdiff.web.page.shown import caption, error_html, interrupted_html
+from flagai_altdiff.web.page.shown import caption, error_html, interrupted_html, loras_of
 from flagai_altdiff.web.page.texts import _OPTIONS, language_of, option_help, option_label, said
 from flagai_altdiff.web.page.tokens import tokens_html
 from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given
@@ -75,3 +75,10 @@ def test_what_is_typed_becomes_options(values: dict[str, Any], found: dict[str, 
 def test_a_caption_has_prompt_seed_and_settings() -> None:
     record = {"prompt": "一颗心", "seed": 7, "steps": 20, "sampler": "ddim", "width": 128, "height": 64, "model": "m"}
     assert caption(record, "en") == "一颗心 · seed 7 · 20 steps · ddim · 128×64 · m"
+    own = {**record, "loras": [{"name": "robot", "strength": 0.5}]}
+    assert caption(own, "en") == "一颗心 · seed 7 · 20 steps · ddim · 128×64 · m · robot 0.5"
+
+
+@pytest.mark.parametrize("listed", [None, 7, "robot", ["robot"], [{}], [{"name": "robot", "strength": "strong"}]])
+def test_what_is_no_lora_of_a_record_is_left_out(listed: object) -> None:
+    assert loras_of({"loras": listed}) == {}

@@ -24,6 +24,7 @@ from flagai_altdiff.web.page.shown import (
     interrupted_html,
     is_file,
     long_html,
+    loras_of,
     status_html,
 )
 from flagai_altdiff.web.page.texts import LANGUAGES, language_of, option_help, option_label, said
@@ -32,6 +33,8 @@ from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, 
 from flagai_altdiff.web.service import BusyError, Service
 
 _NEAR = 0.25
+_STRONGEST = 2.0
+"""Of a LoRA; a request may ask for more."""
 _OF_MODEL = ("steps", "width", "height", "guidance_scale")
 _PER_PAGE = 24
 _LONGEST = 20_000
@@ -104,7 +107,21 @@ class _Page:
                     label=said("lora", "en"),
                     info=said("lora_help", "en"),
                     visible=bool(self._service.loras),
+                    elem_id="loras",
                 )
+                self._strengths = {
+                    name: gr.Slider(
+                        -_STRONGEST,
+                        _STRONGEST,
+                        value=1.0,
+                        step=0.05,
+                        label=name,
+                        info=said("lora_strength", "en"),
+                        visible=False,
+                        elem_id=f"lora-{number}",
+                    )
+                    for number, name in enumerate(self._service.loras)
+                }
                 with gr.Row():
                     self._add(FIRST)
                 with gr.Accordion(said("picture", "en"), open=False, elem_id="picture") as self._picture_part:
@@ -145,10 +162,10 @@ class _Page:
         """What happens when something is pressed."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         at_once: dict[str, Any] = {"queue": False, **quiet}
-        options = list(self._options.values())
+        options, strengths = list(self._options.values()), list(self._strengths.values())
         drawing: dict[str, Any] = {
             "fn": self._draw_it,
-            "inputs": [self._language, self._prompt, self._model, self._loras, self._picture, *options],
+            "inputs": [self._language, self._prompt, self._model, self._loras, self._picture, *strengths, *options],
             "outputs": [self._status, self._gallery, self._viewer, self._shown, self._chosen],
             "concurrency_limit": None,
             **quiet,
@@ -168,10 +185,12 @@ class _Page:
             filled = button.click(
                 lambda chosen, language, change=change: self._filled(chosen, language, change),
                 [self._chosen, self._language],
-                [self._status, self._prompt, *options],
+                [self._status, self._prompt, self._loras, *strengths, *options],
                 **at_once,
             )
             filled.success(**drawing).then(**newest)
+        if strengths:
+            self._loras.change(self._chosen_strengths, self._loras, strengths, **at_once)
         self._edit.click(self._to_editor, self._chosen, [self._picture, self._picture_part], **at_once)
         self._older.click(self._page_of, [self._language, self._oldest, self._past_shown], **past)
         spoken = [component for component, _ in self._spoken]
@@ -194,8 +213,8 @@ class _Page:
             keys = (key, f"{key}_help")
             return lambda language: {name: said(k, language) for name, k in zip(names, keys, strict=False)}
 
-        def valued(key: str) -> Any:
-            return lambda language: {"value": said(key, language)}
+        def valued(key: str, place: str = "value") -> Any:
+            return lambda language: {place: said(key, language)}
 
         def optional(name: str) -> Any:
             return lambda language: {"label": option_label(name, language), "info": option_help(name, language)}
@@ -219,7 +238,8 @@ class _Page:
             (self._past, labelled("history")),
             (self._older, valued("older")),
         ]
-        return [*fixed, *((component, optional(name)) for name, component in self._options.items())]
+        strengths = [(slider, valued("lora_strength", "info")) for slider in self._strengths.values()]
+        return [*fixed, *strengths, *((component, optional(name)) for name, component in self._options.items())]
 
     def _speak(self, language: str) -> list[Any]:
         return [gr.update(**words(language)) for _, words in self._spoken]
@@ -251,14 +271,15 @@ class _Page:
         if not prompt.strip() and not edited:
             yield (error_html(said("empty", language)), *unchanged)
             return
-        options = given(dict(zip(self._options, values, strict=True)))
+        strengths = dict(zip(self._strengths, values, strict=False))
+        options = given(dict(zip(self._options, values[len(strengths) :], strict=True)))
         session = str(request.session_hash)
         try:
             job = await self._service.submit(
                 {"prompts": prompt, **options, **_picture_options(edited, options)},
                 client=f"page {session}",
                 model=model,
-                loras=[(name, 1.0) for name in loras or ()],
+                loras=[(name, strengths.get(name, 1.0)) for name in loras or ()],
             )
         except (FlagAIAltDiffError, BusyError) as error:
             yield (error_html(str(error)), *unchanged)
@@ -310,7 +331,14 @@ class _Page:
         if variation is not None:
             values |= {"variation_strength": variation, "variation_seed": -1, "seed_mode": "per_image"}
             values["images_per_prompt"] = 4
-        return [gr.skip(), chosen.get("prompt", ""), *(values[name] for name in self._options)]
+        own = {name: strength for name, strength in loras_of(chosen).items() if name in self._strengths}
+        strengths = [own.get(name, 1.0) for name in self._strengths]
+        return [gr.skip(), chosen.get("prompt", ""), list(own), *strengths, *(values[name] for name in self._options)]
+
+    def _chosen_strengths(self, chosen: Sequence[str] | None) -> Any:
+        """A slider for each LoRA that is chosen."""
+        shown = [gr.update(visible=name in (chosen or ())) for name in self._strengths]
+        return shown if len(shown) != 1 else shown[0]
 
     def _to_editor(self, chosen: Mapping[str, Any] | None) -> tuple[Any, Any]:
         if chosen is None or not is_file(Path(chosen.get("file") or "/")):
@@ -341,6 +369,7 @@ def _records(job: Job) -> list[dict[str, Any]]:
             "prompt": image.prompt,
             "seed": image.seed,
             "model": job.task.model,
+            "loras": [{"name": name, "strength": strength} for name, strength in job.task.loras],
             "file": str(image.path) if image.path else None,
         }
         for image in job.images

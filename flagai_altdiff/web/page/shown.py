@@ -75,8 +75,17 @@ def caption(record: Mapping[str, Any], language: str) -> str:
         str(record.get("sampler", "")),
         size,
         str(record.get("model", "")),
+        *(f"{name} {strength:g}" for name, strength in loras_of(record).items()),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def loras_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The LoRAs of an image and their strengths, as its record says; what is none is left out."""
+    listed = record.get("loras")
+    found = listed if isinstance(listed, list) else []
+    pairs = [(own.get("name"), own.get("strength")) for own in found if isinstance(own, Mapping)]
+    return {str(name): float(strength) for name, strength in pairs if name and isinstance(strength, int | float)}
 
 
 def long_html(job: Job | None, language: str) -> str:

@@ -20,6 +20,7 @@ _PAGE = {
     "model_help": ("Which model draws.", "使用哪个模型绘制。"),
     "lora": ("LoRAs", "LoRA"),
     "lora_help": ("Additions to the model.", "对模型的附加权重。"),
+    "lora_strength": ("How strong it is; 0 leaves it out.", "强度；0 表示不使用。"),
     "picture": ("Picture to begin with", "起始图片"),
     "picture_help": (
         "Upload or paste a picture. Paint over what is to be drawn anew; paint nothing to change all of it.",
