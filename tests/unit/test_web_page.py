@@ -29,6 +29,7 @@ def test_every_option_has_a_widget_and_chinese_words() -> None:
 
 def test_the_language_is_the_browsers() -> None:
     assert [language_of(text) for text in ("zh-TW,en;q=0.5", "de,zh", "", "ZH")] == ["zh", "en", "en", "zh"]
+    assert option_help("steps", "zh").endswith("（1 至 1,000）") and option_help("steps", "en").endswith("(1 to 1,000)")
     assert said("waiting", "zh", position=3) == "排队中：前面还有 3 个。"
 
 

@@ -96,8 +96,9 @@ def option_label(name: str, language: str) -> str:
 def option_help(name: str, language: str) -> str:
     """What an option is for."""
     option = OPTIONS[name]
-    limits = f" ({option.limits})" if option.limits else ""
-    return (_OPTIONS[name][1] if language == "zh" else option.help) + limits
+    if language == "zh":
+        return _OPTIONS[name][1] + (f"（{option.limits.replace(' to ', ' 至 ')}）" if option.limits else "")
+    return option.help + (f" ({option.limits})" if option.limits else "")
 
 
 def said(key: str, language: str, **values: object) -> str:
