@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,4 +83,4 @@ def opened(browser: Browser, server: Server, **options: object) -> Iterator[Page
 @pytest.fixture
 def shots(tmp_path: Path) -> Path:
     """Where screenshots go, for people to look at."""
-    return tmp_path
+    return Path(os.environ.get("ALTDIFF_SHOTS", tmp_path))

@@ -10,11 +10,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.web_server import Server
+from tests.browser.conftest import PHONE, opened
+from tests.web_server import Server, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
+WIDE_SHOT = {"width": 1280, "height": 1330}
+LOOKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "page": ("蓝色背景上的黄色的大星星", {"locale": "en-US", "viewport": WIDE_SHOT}),
+    "page-dark": (
+        "ein weißes Kreuz links auf violettem Hintergrund",
+        {"locale": "en-US", "viewport": WIDE_SHOT, "color_scheme": "dark"},
+    ),
+    "page-phone": ("橙色背景上的白色花", {"locale": "zh-CN", "viewport": PHONE, "device_scale_factor": 1.5}),
+}
+"""Pictures of the README: a prompt, and how the browser shows the page."""
+DRAWN_BEFORE = [
+    "قلب أخضر كبير على خلفية بيضاء",
+    "青い背景の左側の大きな紫色の三角形",
+    "a large red heart on a white background",
+]
 CHINESE = "蓝色背景上的黄色的大星星"
 ARABIC = "قلب أخضر كبير على خلفية بيضاء"
 SECONDS = 60_000
@@ -33,6 +49,11 @@ def wait_done(page: Page) -> None:
         " && document.querySelector('#images img')",
         timeout=SECONDS,
     )
+
+
+def wait_spoken(page: Page, word: str) -> None:
+    """Until the page has its language."""
+    page.wait_for_function(f"() => document.querySelector('#draw').innerText === '{word}'", timeout=SECONDS)
 
 
 def colours(content: bytes) -> np.ndarray[Any, Any]:
@@ -163,7 +184,7 @@ def test_a_long_picture_has_a_viewer(page: Page) -> None:
 
 def test_the_language_is_the_browsers_and_can_be_switched(chinese_page: Page, shots: Path) -> None:
     page = chinese_page
-    page.wait_for_function("() => document.querySelector('#draw').innerText === '绘制'", timeout=SECONDS)
+    wait_spoken(page, "绘制")
     draw(page, ARABIC, steps=4)
     wait_done(page)
     assert page.evaluate("() => getComputedStyle(document.querySelector('#prompt textarea')).direction") == "rtl"
@@ -171,8 +192,44 @@ def test_the_language_is_the_browsers_and_can_be_switched(chinese_page: Page, sh
     assert width <= 390  # nothing is cut off on a phone
     page.screenshot(path=shots / "phone.png", full_page=True)
     page.click("#language label:has-text('English')")
-    page.wait_for_function("() => document.querySelector('#draw').innerText === 'Draw'", timeout=SECONDS)
+    wait_spoken(page, "Draw")
     assert "Sampler steps" in page.inner_text("#option-steps")
+
+
+def test_the_pictures_of_the_readme(
+    browser: Browser, tmp_path: Path, script_environment: dict[str, str], shots: Path
+) -> None:
+    """`make screenshots` puts them into docs/images."""
+    with serving(tmp_path / "server", script_environment) as server:
+        for seed, prompt in enumerate(DRAWN_BEFORE):
+            server.finished(server.submit(prompt, seed=seed, steps=25)["id"])
+        for name, (prompt, look) in LOOKS.items():
+            for page in opened(browser, server, **look):
+                wait_spoken(page, "绘制" if look["locale"] == "zh-CN" else "Draw")
+                draw(page, prompt, seed=7, steps=25)
+                wait_done(page)
+                page.mouse.move(0, 0)
+                page.wait_for_timeout(1000)
+                seen = [shot(page)]
+                if look["viewport"] == PHONE:  # below what was typed
+                    page.evaluate("() => document.querySelector('#status').scrollIntoView()")
+                    seen.append(shot(page))
+                write_shot(seen, shots / f"{name}.png")
+                ground = np.asarray(seen[0].convert("L"), int)[:8, :8].mean()
+                assert ground < 60 if name == "page-dark" else ground > 200
+
+
+def shot(page: Page) -> Image.Image:
+    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+
+
+def write_shot(seen: list[Image.Image], path: Path) -> None:
+    """Screens side by side, in few colours."""
+    gap = 24
+    whole = Image.new("RGB", (sum(image.width + gap for image in seen) - gap, seen[0].height), "#808080")
+    for number, image in enumerate(seen):
+        whole.paste(image, (number * (image.width + gap), 0))
+    whole.quantize(256).save(path, optimize=True)
 
 
 def test_the_documentation_loads_nothing_from_elsewhere(page: Page, server: Server) -> None:
