@@ -11,6 +11,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flagai_altdiff import __version__
@@ -131,6 +132,9 @@ def _add_errors(app: FastAPI) -> None:
         problem = Problem(code="too_large", text="the body is larger than a request may be, or took too long")
         return error_answer(request.url.path, 413, problem, {"Connection": "close"})
 
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it
+
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "wrong_method"}.get(error.status_code, "invalid_request")
@@ -145,6 +149,7 @@ def _add_errors(app: FastAPI) -> None:
     for kind in EXPECTED:
         app.add_exception_handler(kind, expected)
     app.add_exception_handler(TooLargeError, too_large)
+    app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, bug)
 

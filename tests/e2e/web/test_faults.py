@@ -63,6 +63,19 @@ def test_a_client_that_goes_away_takes_its_job_along(server: Server) -> None:
 
 
 @pytest.mark.fault(62)
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/images/edits", "/sdapi/v1/txt2img", "/api/jobs"])
+def test_a_client_that_goes_away_in_the_middle_of_a_request_is_no_error(server: Server, path: str) -> None:
+    kind = "multipart/form-data; boundary=b" if path.endswith("edits") else "application/json"
+    with socket.create_connection(address(server)) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+        connection.sendall(head.encode() + b'--b\r\n{"prompt"')
+        time.sleep(0.2)
+    assert server.get("/healthz").ok
+    time.sleep(0.2)
+    assert "failed" not in server.log and "Traceback" not in server.log
+
+
+@pytest.mark.fault(62)
 def test_many_at_once_get_their_own_pictures(server: Server) -> None:
     wanted = {seed: f"a {colour} heart" for seed, colour in enumerate(["red", "blue", "green", "black"] * 2, 100)}
 
