@@ -44,7 +44,7 @@ from flagai_altdiff.web.shelf import Loaded, Shelf
 logger = logging.getLogger(__name__)
 
 _BETWEEN_PREVIEWS_S, _SHARE = 0.1, 100
-"""Previews come at most so often, and take at most a hundredth of the time."""
+"""After the first of a drawing, previews come at most so often, and take at most a hundredth of the time."""
 _REMEMBERED = 1000
 
 
@@ -175,7 +175,7 @@ class _Worker:
             drawing.rows = {row for row, (owner, _) in enumerate(owners) if owner is drawing}
         request = merged([drawing.request for drawing in drawings])
         steps, batches = sum(step_counts(request, loaded.model.num_timesteps)), list(request.batches())
-        begun, dropped = 0, set[int]()
+        begun, dropped, self._next_preview = 0, set[int](), 0.0
         for event in draw(loaded.model, request, dropped=dropped):
             begun += isinstance(event, Step) and event.index == 0
             dropped |= self._dropped(drawings, batches[max(begun - 1, 0)].indices)
