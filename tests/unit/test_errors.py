@@ -59,7 +59,7 @@ def test_the_last_net_makes_an_error_of_ours(failure: Exception) -> None:
 def test_the_last_net_lets_pass_what_has_a_name() -> None:
     with pytest.raises(InsufficientMemoryError, match="the file"), last_net("the file"):
         raise MemoryError
-    with pytest.raises(FlagAIAltDiffError, match="^as it was$"), last_net("the file"):
+    with pytest.raises(FlagAIAltDiffError, match=r"^as it was$"), last_net("the file"):
         raise HubError("as it was")
     with pytest.raises(KeyboardInterrupt), last_net("the file"):
         raise KeyboardInterrupt
