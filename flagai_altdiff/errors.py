@@ -190,6 +190,10 @@ class NotFiniteError(FlagAIAltDiffError, ArithmeticError):
     """Sampling gave NaN or infinite values, so there is no image."""
 
 
+class ImageError(FlagAIAltDiffError, OSError, ValueError):
+    """An image file that cannot be read: gone, truncated, of another size, or no PNG."""
+
+
 class OutputError(_WithErrno):
     """An image cannot be saved; those saved before stay."""
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: the one way to write what others may read.
+"""Files and folders that appear whole or not at all: the one way to write what others may read; ordinary ones opened.
 
 Everything is written under a hidden name beside its target, made exclusively (a link planted there is never followed)
 with the permissions that the user's umask grants, and gets its own name when it is whole. No state of the process is
@@ -11,9 +11,11 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -95,6 +97,22 @@ def claim(unfinished: Path, target: Path) -> None:
             raise
     else:
         unfinished.unlink()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, if it is an ordinary one: a pipe or a device would be waited for, or never end.
+
+    Raises:
+        OSError: It is none, or cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def _unfinished(target: Path) -> Path:

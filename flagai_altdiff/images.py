@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import stat
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from flagai_altdiff.files import new_file
+from flagai_altdiff.errors import ImageError, shown
+from flagai_altdiff.files import new_file, open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CHUNK = struct.Struct(">I4s")
+_CHECKSUM_BYTES = 4
+_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+"""Chunks that Pillow unpacks when it opens a file, to a mebibyte each."""
+_MAX_TEXTS, _MAX_CHUNKS, _SMALL_CHUNK_BYTES = 8, 64, 512
+"""An image of ours has two texts, and pixels in chunks of 64 KiB; other programs may add some, or cut it finer."""
 _GRID_PADDING = 2
 _MAX_GRID_PIXELS = 1 << 29
 """1.5 GiB of memory; viewers fail earlier."""
@@ -40,19 +52,51 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         size: Width and height that it must have, told before any pixel is read.
 
     Raises:
-        OSError: It is gone, truncated or no PNG. Pillow may say that as ValueError or SyntaxError too.
-        ValueError: It has another size.
+        ImageError: It is gone, truncated, no PNG, or has another size.
     """
-    with PngImageFile(path) as image:  # unlike Image.open, it does not take a large grid for a bomb
+    with _opened(path) as image:
         if size not in (None, image.size):
-            raise ValueError(f"{path} is an image of {image.width}x{image.height} px, not of {size}")
+            raise ImageError(f"{path} is an image of {image.width}x{image.height} px, not of {size}.")
         return image.convert("RGB")
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Texts that a PNG carries before its pixels, key -> text; errors as of :func:`load_image`."""
-    with PngImageFile(path) as image:
+    """Texts that a whole PNG file carries before its pixels, key -> text; errors as of :func:`load_image`."""
+    with _opened(path) as image:
         return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[PngImageFile]:
+    """An open PNG file; whatever else is in it, and whatever Pillow makes of that, is ImageError."""
+    try:
+        with open_regular(path) as file:
+            _check_chunks(file)
+            with PngImageFile(file) as image:  # unlike Image.open, it does not take a large grid for a bomb
+                yield image
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow has many kinds
+        reason = getattr(error, "strerror", None) or shown(str(error) or type(error).__name__)
+        raise ImageError(f"{path} cannot be read as a PNG image: {reason}.") from error
+
+
+def _check_chunks(file: BinaryIO) -> None:
+    """ValueError unless a file has the chunks of a whole PNG, few of them packed texts; nothing is unpacked."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(len(_PNG)) != _PNG:
+        raise ValueError("it does not begin like one")
+    kind, count, texts = b"", 0, 0
+    while kind != b"IEND":
+        length, kind = _CHUNK.unpack(file.read(_CHUNK.size))
+        end = file.seek(length + _CHECKSUM_BYTES, os.SEEK_CUR)
+        count, texts = count + 1, texts + (kind in _TEXT_CHUNKS)
+        if end > size:
+            raise ValueError("it is truncated")
+        if texts > _MAX_TEXTS or count > _MAX_CHUNKS + size // _SMALL_CHUNK_BYTES:
+            raise ValueError("it has too many chunks for an image")
+    file.seek(0)
 
 
 def make_grid(images: Iterable[Image.Image], count: int, columns: int) -> Image.Image:
@@ -90,13 +134,29 @@ class NumberedFolder:
     """PNG files of one folder under running numbers, from the one after the highest on; a number is never used again.
 
     Args:
-        folder: Made with the first file. It is looked through once.
+        folder: It may be a link of this user or of the administrator, as to a larger disk; one that somebody else
+            planted is refused, and so is a folder that is exchanged for another after the first look.
         pattern: File name with one ``%0Nd``, for example ``"grid-%04d.png"``.
     """
 
     def __init__(self, folder: Path, pattern: str) -> None:
         self._folder, self._pattern = folder, pattern
+        self._identity: tuple[int, int] | None = None
         self._next: int | None = None
+
+    def prepare(self) -> None:
+        """Make the folder, and a file in it that is gone at once.
+
+        Raises:
+            OSError: The folder cannot be made or written to, or is somebody else's link.
+        """
+        with suppress(FileNotFoundError):
+            found = os.lstat(self._folder)
+            if stat.S_ISLNK(found.st_mode) and found.st_uid not in (getattr(os, "geteuid", lambda: 0)(), 0):
+                raise PermissionError(errno.EPERM, "it is a link that another user made", str(self._folder))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._folder):
+            self._identity = self._look()
 
     def save(self, image: Image.Image, texts: Mapping[str, str]) -> Path:
         """Save an image; never over another file, whichever process wrote it.
@@ -107,20 +167,30 @@ class NumberedFolder:
 
         Returns:
             The file's path.
+
+        Raises:
+            OSError: The disk refuses, or the folder is not the one that it was.
         """
         info = PngInfo()
         for key, text in texts.items():
             info.add_itxt(key, text, zip=len(text) > 1000)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._identity is None:
+            self.prepare()
         if self._next is None:
             self._next = 1 + highest_number(self._folder, self._pattern)
         while True:
+            if self._look() != self._identity:
+                raise FileExistsError(errno.EEXIST, "another folder was put in its place", str(self._folder))
             target = self._folder / (self._pattern % self._next)
             self._next += 1
             if not os.path.lexists(target):
                 with suppress(FileExistsError), new_file(target) as unfinished:
                     image.save(unfinished, "PNG", pnginfo=info)
                     return target
+
+    def _look(self) -> tuple[int, int]:
+        found = os.stat(self._folder)
+        return found.st_dev, found.st_ino
 
 
 def highest_number(folder: Path, pattern: str) -> int:

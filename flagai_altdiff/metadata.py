@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flagai_altdiff import __version__
+from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import read_texts
 from flagai_altdiff.pipeline import Sample
 from flagai_altdiff.request import ResolvedRequest
@@ -55,7 +56,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(read_texts(path).get(RECORD_KEY, "{}"))
-    except (OSError, ValueError, SyntaxError, TypeError, RecursionError):
+    except (ImageError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,12 +62,12 @@ def draw_to_folder(
     if output.resume and not run.finished:
         logger.warning("no image of this very request lies in %s: everything is drawn", output.folder)
     home = output.folder.absolute()  # a program may change its folder while it draws
+    numbered, grids = NumberedFolder(home / "samples", "%05d.png"), NumberedFolder(home, "grid-%04d.png")
     if not (output.skip_save and output.skip_grid):
-        _check_folder(home)
+        _prepare(grids, home)
     if not output.skip_save:
-        _check_folder(home / "samples")
+        _prepare(numbered, home / "samples")
     samples = dict(run.finished)
-    numbered = NumberedFolder(home / "samples", "%05d.png")
     batches = [len(batch) for batch in resolved.batches()]
     steps = len(batches) * len(timestep_grid(resolved.steps, model.num_timesteps))
     bar, hidden = bar_class(), not show_bars()
@@ -95,12 +94,12 @@ def draw_to_folder(
     result = GenerationResult(request=resolved, samples=[samples[i] for i in sorted(samples)], notes=notes)
     result.grid_path = run.grid_path
     if not output.skip_grid and run.grid_path is None:
-        _save_grid(result, output, home, run, name)
+        _save_grid(result, output, grids, run, name)
     result.seconds = time.perf_counter() - began
     return result
 
 
-def _save_grid(result: GenerationResult, output: Output, home: Path, run: Run, name: str) -> None:
+def _save_grid(result: GenerationResult, output: Output, grids: NumberedFolder, run: Run, name: str) -> None:
     """Make the grid; one that is too large is left out with a note, as the images are there."""
     count = len(result.samples)
     columns = output.columns or result.request.batch_size
@@ -112,7 +111,7 @@ def _save_grid(result: GenerationResult, output: Output, home: Path, run: Run, n
         return
     with _saving(output.folder):
         texts = grid_texts(result.samples[0], result.request, name, run.id)
-        result.grid_path = output.folder / NumberedFolder(home, "grid-%04d.png").save(grid, texts).name
+        result.grid_path = output.folder / grids.save(grid, texts).name
 
 
 @contextmanager
@@ -127,15 +126,13 @@ def _saving(folder: Path) -> Iterator[None]:
         raise OutputError(text, error.errno) from error
 
 
-def _check_folder(folder: Path) -> None:
-    """Make the folder and a file in it, before hours of drawing."""
+def _prepare(folder: NumberedFolder, where: Path) -> None:
+    """Try a folder out, before hours of drawing."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        folder.prepare()
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, FileExistsError | NotADirectoryError):
             reason = "it is not a folder"
-        text = f"images cannot be saved in {folder}: {reason}. Choose another folder; nothing was drawn."
+        text = f"images cannot be saved in {where}: {reason}. Choose another folder; nothing was drawn."
         raise OutputError(text, getattr(error, "errno", None)) from error

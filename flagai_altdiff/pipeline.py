@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 Prompts = str | Sequence[str]
 
+VERDICTS = ("safe", "flagged", "unchecked")
+"""What the safety checker says of an image, or that there is none."""
+
 
 @dataclass(kw_only=True)
 class Sample:
@@ -40,7 +43,7 @@ class Sample:
         prompt: Its prompt.
         index: Its number within the request, from 0.
         seed: Its own seed where seeds are per image, else the seed of the request.
-        safety: ``"safe"``, ``"flagged"``, or ``"unchecked"`` where the model has no checker.
+        safety: One of ``VERDICTS``.
         path: Where it is saved, if it is.
     """
 

@@ -11,6 +11,7 @@ from flagai_altdiff.errors import InvalidRequestError
 
 _INVISIBLE = " \t\x0b\x0c\x1a\xa0\u200b\u2060\u3000"
 """A line of these is blank; DOS ended its files with one of them."""
+_MAX_BYTES = 64 << 20
 
 
 def read_prompt_file(path: str | Path, *, comments: bool = False) -> tuple[str, ...]:
@@ -24,7 +25,10 @@ def read_prompt_file(path: str | Path, *, comments: bool = False) -> tuple[str, 
         InvalidRequestError: It cannot be read, has another encoding (with the line), or no prompt in it.
     """
     try:
-        data = Path(path).read_bytes()
+        with open(path, "rb") as file:  # a pipe as well, as shells make them of <(command)
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES >> 20} MiB; expected a text with a prompt on each line")
     except (OSError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidRequestError("from_file", str(path), f"cannot be read: {reason}") from error

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import load_image
 from flagai_altdiff.metadata import read_record
-from flagai_altdiff.pipeline import Sample
+from flagai_altdiff.pipeline import VERDICTS, Sample
 from flagai_altdiff.request import ResolvedRequest
 
 
@@ -49,25 +51,21 @@ def find_run(outdir: Path, request: ResolvedRequest, model_name: str) -> Run:
         model_name: Name of the model.
     """
     run = new_run(request, model_name)
-    known_by = run.id.partition("-")[0]
-    expected = range(sum(len(batch) for batch in request.batches()))
+    same_request = re.compile(re.escape(_digest(request, model_name)) + "-[0-9a-f]{8}")
+    prompts = [prompt for batch in request.batches() for prompt in batch.prompts]
     for path in sorted(_files(outdir / "samples", "*.png"), key=_number, reverse=True):
         record = read_record(path)
-        name, index = record.get("run"), record.get("index")
-        if not isinstance(name, str) or name.partition("-")[0] != known_by:
+        name, index, safety = record.get("run"), record.get("index"), record.get("safety")
+        if not isinstance(name, str) or not same_request.fullmatch(name) or safety not in VERDICTS:
             continue
-        if type(index) is not int or index not in expected:
+        if type(index) is not int or not 0 <= index < len(prompts):
             continue
         if not run.finished:
             run.id = name
         if name == run.id and _is_whole(path, request):
+            seed, file = request.seed_of(index), path.absolute()
             run.finished[index] = Sample(
-                prompt=str(record.get("prompt")),
-                index=index,
-                seed=request.seed_of(index),
-                safety=str(record.get("safety")),
-                path=path,
-                _file=path.absolute(),
+                prompt=prompts[index], index=index, seed=seed, safety=safety, path=path, _file=file
             )
     grids = ((path, read_record(path)) for path in _files(outdir, "grid-*.png"))
     run.grid_path = next((path for path, record in grids if record.get("run") == run.id and record.get("grid")), None)
@@ -91,6 +89,6 @@ def _number(path: Path) -> int:
 def _is_whole(path: Path, request: ResolvedRequest) -> bool:
     try:
         load_image(path, size=(request.width, request.height))
-    except (OSError, ValueError, SyntaxError):
+    except ImageError:
         return False
     return True

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import NumberedFolder, load_image, make_grid, read_texts, to_pil
+from tests.cost import in_proportion
 
 
 def plain(color: int, size: tuple[int, int] = (4, 3)) -> Image.Image:
@@ -217,10 +220,142 @@ def test_a_file_of_another_size_is_refused_before_its_pixels_are_read(tmp_path: 
     data[16:24] = (60_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="60000x60000"):
+    with pytest.raises(ImageError, match="60000x60000"):
         load_image(path, size=(4, 3))
 
 
 def test_a_grid_that_nothing_can_show_is_refused_before_memory_is_asked_for() -> None:
     with pytest.raises(ValueError, match=r"10000 images of 512x512 make a grid of \d+x\d+ px"):
         make_grid((plain(1, (512, 512)) for _ in range(10_000)), 10_000, 4)
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png(*between: bytes, width: int = 4, height: int = 3, behind: bytes = b"", bits: int = 8, color: int = 2) -> bytes:
+    """A PNG with further chunks before and behind its pixels."""
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([bits, color, 0, 0, 0])
+    rows = zlib.compress((b"\0" + b"\x07" * 12) * 3)
+    body = [chunk(b"IHDR", head), *between, chunk(b"IDAT", rows), behind, chunk(b"IEND")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+
+PACKED = chunk(b"iTXt", b"key\0\1\0\0\0" + zlib.compress("\U0001f600".encode() * 250_000))
+HOSTILE = {
+    "empty": b"",
+    "another format": b"GIF89a" + bytes(100),
+    "truncated": png()[:-30],
+    "a length of 4 GiB": png(b"\xff\xff\xff\xfftEXt"),
+    "texts that unpack to gigabytes": png(*[PACKED] * 1000),
+    "such texts behind the pixels": png(behind=PACKED * 1000),
+    "a profile in every chunk": png(*[chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1_000_000)))] * 100),
+    "a million empty chunks": png(*[chunk(b"tIME")] * 80_000),
+    "pixels in empty chunks": png(behind=chunk(b"IDAT") * 80_000),
+    "pixels for 17 GB": png(width=1 << 31 - 1, height=1),
+    "no pixels for so large an image": png(width=65_000, height=65_000),
+    "of no width": png(width=0),
+    "an odd number of bits": png(bits=77),
+    "no header": b"\x89PNG\r\n\x1a\n" + chunk(b"IEND"),
+}
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_images_are_refused_at_once(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "00000.png"
+    path.write_bytes(HOSTILE[what])
+    with in_proportion(len(HOSTILE[what])), pytest.raises(ImageError, match=r"00000\.png"):
+        load_image(path, size=(4, 3))
+    if "pixels for" not in what:  # nobody reads the pixels for the texts
+        with in_proportion(len(HOSTILE[what])), pytest.raises(ImageError, match=r"00000\.png"):
+            read_texts(path)
+
+
+def test_what_other_programs_add_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "00000.png"
+    path.write_bytes(png(*[chunk(b"tEXt", b"key\0text")] * 4, chunk(b"tIME", bytes(7)), chunk(b"pHYs", bytes(9))))
+    assert load_image(path, size=(4, 3)).getpixel((0, 0)) == (7, 7, 7) and read_texts(path)["key"] == "text"
+
+
+@pytest.mark.fault(45)
+@settings(max_examples=int(os.environ.get("ALTDIFF_FUZZ_EXAMPLES", "60")), deadline=None)
+@given(data=st.data())
+def test_a_damaged_image_loads_or_is_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    kinds = st.sampled_from(
+        [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"gAMA", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"fdAT"]
+    )
+    texts = st.sampled_from([b"key\0", b"key\0\0", b"key\0\1\0\0\0", b"\0", b""])
+    packed = st.one_of(st.binary(max_size=40), st.binary(max_size=40).map(zlib.compress))
+    chunks = st.builds(lambda kind, text, rest: chunk(kind, text + rest), kinds, texts, packed)
+    made = png(
+        *data.draw(st.lists(chunks, max_size=12)),
+        width=data.draw(st.sampled_from([4, 4, 4, 0, 1 << 30])),
+        bits=data.draw(st.sampled_from([8, 8, 8, 1, 16, 255])),
+        color=data.draw(st.sampled_from([2, 2, 2, 0, 3, 6, 9])),
+        behind=b"".join(data.draw(st.lists(chunks, max_size=3))),
+    )
+    end = data.draw(st.integers(0, len(made)) | st.just(len(made)))
+    path = tmp_path_factory.getbasetemp() / "damaged.png"
+    path.write_bytes(made[:end])
+    for read in (lambda: load_image(path, size=(4, 3)), lambda: read_texts(path)):
+        with suppress(ImageError), in_proportion(end):
+            read()
+
+
+@pytest.mark.fault(154)
+def test_only_ordinary_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "folder.png").mkdir()
+    for path in [*tmp_path.iterdir(), tmp_path / "gone.png", tmp_path / ("n" * 300)]:
+        with pytest.raises(ImageError):
+            load_image(path)
+        with pytest.raises(ImageError):
+            read_texts(path)
+
+
+@pytest.mark.fault(154)
+def test_a_number_of_any_length_blocks_nothing(tmp_path: Path) -> None:
+    for name in ("9" * 12, "9" * 13, "9" * 200, "\u0669" * 5):
+        (tmp_path / f"{name}.png").touch()
+    names = [save_numbered(plain(1), tmp_path, "%05d.png").name for _ in range(3)]
+    assert names == ["1000000000000.png", "1000000000001.png", "1000000000002.png"]
+    assert [save_numbered(plain(1), tmp_path / "other", "%05d.png").name for _ in range(2)] == [
+        "00000.png",
+        "00001.png",
+    ]
+
+
+@pytest.mark.fault(155)
+def test_a_folder_that_is_exchanged_for_a_link_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder = NumberedFolder(tmp_path / "samples", "%05d.png")
+    first = folder.save(plain(1), {})
+    (tmp_path / "samples").rename(tmp_path / "moved")
+    (tmp_path / "samples").symlink_to("elsewhere")
+    with pytest.raises(FileExistsError, match="another folder was put in its place"):
+        folder.save(plain(1), {})
+    assert [p.name for p in (tmp_path / "moved").iterdir()] == [first.name]
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
+
+
+@pytest.mark.fault(155)
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can make another user's link")
+def test_a_link_of_another_user_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "samples").symlink_to("elsewhere")
+    os.chown(tmp_path / "samples", 4242, 4242, follow_symlinks=False)
+    with pytest.raises(PermissionError, match="a link that another user made"):
+        save_numbered(plain(1), tmp_path / "samples", "%05d.png")
+    assert [*(tmp_path / "elsewhere").iterdir()] == []
+
+
+@pytest.mark.fault(155)
+def test_links_of_the_next_names_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    for i in range(3):
+        (tmp_path / f"{i:05d}.png").symlink_to("victim" if i else "nowhere")
+    assert save_numbered(plain(1), tmp_path, "%05d.png").name == "00003.png"
+    assert (tmp_path / "victim").read_text() == "mine" and not (tmp_path / "nowhere").exists()

@@ -24,6 +24,7 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import GenerationResult
 from flagai_altdiff.sampling import Step
 from tests import tiny
+from tests.cost import in_proportion
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "steps": 1, "seed": 5}
 
@@ -247,6 +248,7 @@ def test_a_closed_stderr_costs_no_image(m9_folder: Path, tmp_path: Path, script_
     subprocess.run(words, env=script_environment, timeout=300, check=True)
 
 
+@pytest.mark.fault(154)
 def test_what_a_record_claims_is_believed_within_the_request_only(m9: LatentDiffusion, tmp_path: Path) -> None:
     first = draw(m9, tmp_path, images_per_prompt=2, skip_grid=True)
     texts = images.read_texts(first.paths[1])
@@ -278,3 +280,71 @@ def test_a_number_beyond_belief_blocks_nothing(m9: LatentDiffusion, tmp_path: Pa
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / f"{'9' * 250}.png").touch()
     assert [path.name for path in draw(m9, tmp_path).paths] == ["00000.png"]
+
+
+@pytest.mark.fault(154)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        '"index": NaN',
+        '"index": 0.0',
+        '"index": 1e400',
+        f'"index": {"9" * 6000}',
+        '"index": [[0]]',
+        '"index": ' + "[" * 100_000,
+        '"safety": "\\u001b[2J"',
+        '"safety": null',
+        '"run": "RUN and more"',
+        '"run": "RUN\\n"',
+        '"run": 7',
+    ],
+    ids=lambda lie: str(lie)[:20],
+)
+def test_records_with_odd_values_are_no_records(lie: str, m9: LatentDiffusion, tmp_path: Path) -> None:
+    first = draw(m9, tmp_path, images_per_prompt=2, skip_grid=True)
+    texts = images.read_texts(first.paths[0])
+    lie = lie.replace("RUN", json.loads(texts["flagai_altdiff"])["run"])
+    texts["flagai_altdiff"] = texts["flagai_altdiff"].removesuffix("}") + f", {lie}" + "}"  # the last of two counts
+    for path in first.paths:
+        path.unlink()
+    images.NumberedFolder(tmp_path / "samples", "%05d.png").save(Image.new("RGB", (64, 64)), texts)
+    again = draw(m9, tmp_path, images_per_prompt=2, resume=True, skip_grid=True)
+    assert [path.name for path in again.paths] == ["00001.png", "00002.png"]  # both were drawn
+
+
+@pytest.mark.fault(154)
+def test_a_forged_record_decides_neither_prompt_nor_seed(m9: LatentDiffusion, tmp_path: Path) -> None:
+    first = draw(m9, tmp_path, images_per_prompt=2, skip_grid=True, seed_mode="per_image")
+    texts = images.read_texts(first.paths[0])
+    record = json.loads(texts["flagai_altdiff"])
+    texts["flagai_altdiff"] = json.dumps({**record, "prompt": "\x1b[2J" * 1000, "seed": float("nan"), "index": 0})
+    first.paths[0].unlink()
+    images.NumberedFolder(tmp_path / "samples", "%05d.png").save(Image.new("RGB", (64, 64)), texts)
+    again = draw(m9, tmp_path, images_per_prompt=2, skip_grid=True, seed_mode="per_image", resume=True)
+    assert [(s.prompt, s.seed) for s in again.samples] == [(s.prompt, s.seed) for s in first.samples]
+
+
+@pytest.mark.fault(154)
+def test_an_image_of_another_size_is_not_finished(m9: LatentDiffusion, tmp_path: Path) -> None:
+    first = draw(m9, tmp_path, images_per_prompt=1, skip_grid=True)
+    texts = images.read_texts(first.paths[0])
+    first.paths[0].unlink()
+    images.NumberedFolder(tmp_path / "samples", "%05d.png").save(Image.new("1", (13_000, 13_000)), texts)
+    with in_proportion(1_000_000, seconds=5):
+        again = draw(m9, tmp_path, images_per_prompt=1, skip_grid=True, resume=True)
+    assert [path.name for path in again.paths] == ["00001.png"]
+
+
+@pytest.mark.fault(155)
+def test_samples_that_are_exchanged_while_it_draws_are_not_written_through(m9: LatentDiffusion, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    out = tmp_path / "out"
+
+    def exchange(step: Step) -> None:
+        if (out / "samples" / "00000.png").exists() and not (out / "samples").is_symlink():
+            (out / "samples").rename(tmp_path / "moved")
+            (out / "samples").symlink_to("../elsewhere")
+
+    with pytest.raises(OutputError, match="another folder was put in its place"):
+        draw(m9, out, images_per_prompt=1, iterations=2, callback=exchange)
+    assert files(tmp_path) == ["moved/00000.png"]

@@ -8,6 +8,7 @@ import pytest
 
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.prompt_files import parse_prompts, read_prompt_file
+from tests.cost import in_proportion
 
 
 @pytest.mark.fault(121)
@@ -82,3 +83,9 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="cannot be read") as caught:
         read_prompt_file(tmp_path / name)
     assert caught.value.field == "from_file"
+
+
+@pytest.mark.fault(49)
+def test_an_endless_prompt_file_is_refused() -> None:
+    with in_proportion(64 << 20), pytest.raises(InvalidRequestError, match="more than 64 MiB"):
+        read_prompt_file("/dev/zero")
