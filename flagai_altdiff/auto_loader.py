@@ -6,20 +6,25 @@ import difflib
 import inspect
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
 from flagai_altdiff.errors import CheckpointError
 from flagai_altdiff.loading import load_model
+from flagai_altdiff.matching import find_transform, load_matching_model
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.registry import check_task, locate
-from flagai_altdiff.safety import ClipImageTransform
+from flagai_altdiff.models.altclip import AltCLIP
+from flagai_altdiff.registry import MATCHING, check_task, locate
 from flagai_altdiff.tokenizer import Tokenizer, load_tokenizer, own_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -29,7 +34,7 @@ class AutoLoader:
     """Loads a model by name, fetching its files into ``model_dir`` if they are not there.
 
     Args:
-        task_name: ``"text2img"``.
+        task_name: ``"text2img"`` or ``"txt_img_matching"``.
         model_name: A registered name in any case, or the path of a folder or file with weights.
         model_dir: Folder of the model folders.
         only_download_config: Fetch and read config and tokenizer only; ``get_model()`` then raises.
@@ -86,17 +91,22 @@ class AutoLoader:
         self.model_name = str(model_name)
         self.model_dir = Path(model_dir)
         self.device = device
-        self.process = self.transform = ClipImageTransform()
-        self.model: LatentDiffusion | None = None
+        self.transform: ClipImageTransform | MatchingTransform = ClipImageTransform()
+        self.model: LatentDiffusion | AltCLIP | None = None
         self._config_tokenizer: Tokenizer | None = None
         if only_download_config:
-            self._config_tokenizer = self._config_only()
+            folder, self._config_tokenizer = self._config_only()
+            self.transform = find_transform(folder) if task_name == MATCHING else self.transform
+        elif task_name == MATCHING:
+            self.model = load_matching_model(model_name, self.model_dir)
+            self.transform = self.model.transform
         else:
             self.model = load_model(model_name, self.model_dir, safety_checker=safety_checker)
             self.model.autocast_dtype = torch.float16 if half else None
+        self.process = self.transform
 
-    def get_model(self) -> LatentDiffusion:
-        """The model, in evaluation mode on the CPU."""
+    def get_model(self) -> Any:
+        """The model, in evaluation mode on the CPU: a ``LatentDiffusion`` or an ``AltCLIP``, as the task says."""
         if self.model is None:
             raise CheckpointError(
                 f"only_download_config=True: {self.model_name} was not loaded. Call AutoLoader again without it."
@@ -108,14 +118,15 @@ class AutoLoader:
         """The model's tokenizer as transformers has it, made when it is first asked for."""
         if self._config_tokenizer is not None:
             return self._config_tokenizer.to_transformers()
-        return self.get_model().tokenizer
+        tokenizer: PreTrainedTokenizerBase | None = self.get_model().tokenizer
+        return tokenizer
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The model's tokenizer."""
         return self.tokenizer
 
-    def get_transform(self) -> ClipImageTransform:
-        """CLIP's preparation of an image, as a tensor."""
+    def get_transform(self) -> Callable[[Image], Any]:
+        """CLIP's preparation of an image: as a tensor; for matching, as a mapping with ``pixel_values``."""
         return self.transform
 
     def get_task_name(self, brief_name: str) -> str:
@@ -130,11 +141,11 @@ class AutoLoader:
         """
         checkpoint.assign(self.get_model(), read_tensors(Path(model_path)), str(model_path))
 
-    def _config_only(self) -> Tokenizer:
-        spec, path = locate(self.model_name, self.model_dir)
+    def _config_only(self) -> tuple[Path, Tokenizer]:
+        spec, path = locate(self.model_name, self.model_dir, task=self.task_name)
         found = own_tokenizer(path)
         if found is None and spec and spec.sources:
             found = own_tokenizer(hub.fetch(spec, path, config_only=True))
         if found is None:
             raise CheckpointError(f"{path} has no tokenizer (sentencepiece.bpe.model or tokenizer.json).")
-        return load_tokenizer(found)
+        return path, load_tokenizer(found)

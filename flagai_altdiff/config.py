@@ -122,10 +122,40 @@ class TextEncoderConfig:
     has_pooler: Flag = True
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"hidden_size {self.hidden_size} cannot be divided among {self.num_attention_heads} heads."
-            )
+        _check_heads(self.hidden_size, self.num_attention_heads)
+
+
+@_with_our_errors
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class VisionConfig:
+    """Sizes of CLIP's image tower; the defaults are ViT-L/14's."""
+
+    hidden_size: Width = 1024
+    num_hidden_layers: Depth = 24
+    num_attention_heads: Width = 16
+    intermediate_size: Size = 4096
+    image_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 224
+    patch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 14
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_heads(self.hidden_size, self.num_attention_heads)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@_with_our_errors
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class AltCLIPConfig:
+    """A matching model: both towers, and the width of the space in which they meet."""
+
+    text: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
+    vision: VisionConfig = Field(default_factory=VisionConfig)
+    projection_dim: Size = 768
 
 
 @_with_our_errors
@@ -172,6 +202,11 @@ def _in_our_words(message: str) -> str:
     }.items():
         message = message.replace(theirs, ours)
     return message
+
+
+def _check_heads(hidden_size: int, heads: int) -> None:
+    if hidden_size % heads:
+        raise ConfigError(f"hidden_size {hidden_size} cannot be divided among {heads} heads.")
 
 
 def _check_groups(name: str, width: int, mults: Iterable[int], groups: int) -> None:

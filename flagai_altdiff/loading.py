@@ -17,6 +17,7 @@ from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidR
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.registry import (
     DEFAULT_MODEL_DIR,
+    DRAWING,
     MODELS,
     SAFETY_CHECKER,
     UNREGISTERED,
@@ -66,8 +67,8 @@ def load_model(
         HubError: Files are missing and could not be fetched.
     """
     _check_safety_argument(safety_checker)
-    place, precision = _device(device), _dtype(dtype)
-    spec, path = locate(name_or_path, Path(model_dir))
+    place, precision = find_device(device), _dtype(dtype)
+    spec, path = locate(name_or_path, Path(model_dir), task=DRAWING)
     if spec and spec.sources and not _is_whole(layouts.detect(path)):
         fetch_model(spec, path, safety_checker=safety_checker)
     mapped = mapped or place.type != "cpu"  # another device has copies in any case
@@ -198,8 +199,8 @@ def _check_safety_argument(value: object) -> None:
         raise InvalidRequestError("safety_checker", value, "expected True, False or 'auto'")
 
 
-def _device(value: str | torch.device | None) -> torch.device:
-    """A device that works here."""
+def find_device(value: str | torch.device | None) -> torch.device:
+    """A device that works here; InvalidRequestError if it does not."""
     try:
         device = torch.device("cpu" if value is None else value)
         torch.empty(1, device=device)

@@ -13,7 +13,7 @@ from flagai_altdiff.errors import UnknownModelError, UnknownTaskError
 from flagai_altdiff.model_files import WEIGHED_PARTS, is_weight
 
 DEFAULT_MODEL_DIR = Path("./checkpoints")
-TASKS = ("text2img",)
+DRAWING, MATCHING = TASKS = ("text2img", "txt_img_matching")
 """Tasks of ``AutoLoader(task_name=...)``."""
 
 
@@ -55,7 +55,7 @@ class ModelSpec:
     """
 
     name: str
-    task: str = "text2img"
+    task: str = DRAWING
     languages: tuple[str, ...]
     licence: str = "CreativeML OpenRAIL-M"
     size_bytes: int
@@ -77,6 +77,7 @@ class ModelSpec:
 
 _M9 = ("en", "zh", "es", "fr", "ru", "ja", "ko", "ar", "it")
 _M18 = ("ar", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "uk", "vi", "zh")
+_MATCHING_FILES = tuple(FileSpec(name=name) for name in ("config.json", "pytorch_model.bin", "sentencepiece.bpe.model"))
 _FLAGAI_FILES = tuple(FileSpec(name=name) for name in ("config.yaml", "model.ckpt", "sentencepiece.bpe.model"))
 
 
@@ -89,6 +90,18 @@ def _released(name: str, languages: tuple[str, ...], revision: str | None = None
         sources=(("baai", name), ("huggingface", f"BAAI/{name}")),
         revision=revision,
         has_pre_transformation=name.endswith("m18"),
+    )
+
+
+def _matching(name: str, repository: str, languages: tuple[str, ...], size_bytes: int) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        task=MATCHING,
+        languages=languages,
+        size_bytes=size_bytes,
+        files=_MATCHING_FILES,
+        sources=(("baai", name), ("huggingface", f"BAAI/{repository}")),
+        needs_safety_checker=False,
     )
 
 
@@ -110,6 +123,9 @@ MODELS: dict[str, ModelSpec] = {
             guidance_scale=1.5,
             needs_safety_checker=False,
         ),
+        _matching("AltCLIP-XLMR-L", "AltCLIP", ("zh", "en"), 3_500_000_000),
+        _matching("AltCLIP-XLMR-L-m9", "AltCLIP-m9", _M9, 3_500_000_000),
+        _matching("AltCLIP-XLMR-L-m18", "AltCLIP-m18", _M18, 4_800_000_000),
     )
 }
 """Every model by its registered name."""
@@ -141,18 +157,24 @@ def get_model_spec(name: str) -> ModelSpec:
     return spec
 
 
-def locate(name_or_path: str | Path, model_dir: str | Path = DEFAULT_MODEL_DIR) -> tuple[ModelSpec | None, Path]:
+def locate(
+    name_or_path: str | Path, model_dir: str | Path = DEFAULT_MODEL_DIR, *, task: str | None = None
+) -> tuple[ModelSpec | None, Path]:
     """Spec (of a registered model) and path of a model; the files need not be there yet.
 
     Args:
         name_or_path: A registered name, in any case, or the path of a folder or file; the name wins where both fit.
         model_dir: Folder of the model folders; one of the model's name in any case is found. One without any weights
             does not hide the model that comes with the package.
+        task: What a registered model must be for; any if left out.
 
     Raises:
-        UnknownModelError: Neither registered nor a path.
+        UnknownModelError: Neither registered nor a path, or registered for another task.
     """
     spec, model_dir = find_model(str(name_or_path)), Path(model_dir)
+    if spec and task not in (None, spec.task):
+        known = [name for name, other in MODELS.items() if other.task == task]
+        raise UnknownModelError(spec.name, known, f"It is a model of another task: task_name={spec.task!r}.")
     if spec is None:
         path = Path(name_or_path)
         for candidate in (path, model_dir / path):
@@ -176,7 +198,7 @@ def _has_weights(folder: Path) -> bool:
 def check_task(task: str) -> None:
     """Raise UnknownTaskError unless ``task`` is one of ``TASKS``."""
     if task not in TASKS:
-        raise UnknownTaskError(task, TASKS, "This package has FlagAI's text-to-image models only.")
+        raise UnknownTaskError(task, TASKS, "This package has FlagAI's text-to-image and matching models only.")
 
 
 def embedded_dir() -> Path:

@@ -8,11 +8,9 @@ A CLIP image tower compares each image with fixed concept vectors; one over its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from flagai_altdiff.checkpoint import assign
 from flagai_altdiff.checkpoint.json_config import ConfigFile, load_json
 from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.clip_images import ClipImageTransform
 from flagai_altdiff.errors import CheckpointError
 from flagai_altdiff.model_files import CHECKER_WEIGHTS
 
@@ -31,31 +30,6 @@ _CONCEPTS, _SPECIAL = 17, 3
 _MAX_LAYERS = 100
 _MARGIN = 0.01
 """How much stricter the concepts are judged when a special-care concept is close."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipImageTransform:
-    """CLIP's preparation of an image: shorter side to ``size``, centre crop, normalised.
-
-    Args:
-        size: Side of the result, in pixels.
-        mean: Mean of each channel, of values in 0..1.
-        std: Standard deviation of each channel.
-    """
-
-    size: int = 224
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """Any PIL image -> (3, size, size), float32."""
-        image = image.convert("RGB")
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, int(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        pixels = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32) / 255.0
-        return torch.from_numpy((pixels - self.mean) / np.asarray(self.std)).permute(2, 0, 1).float()
 
 
 class CheckerNetwork(nn.Module):

@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flagai_altdiff.checkpoint.ldm_yaml import parse_config
-from flagai_altdiff.config import LatentDiffusionConfig, TextEncoderConfig
+from flagai_altdiff.config import AltCLIPConfig, LatentDiffusionConfig, TextEncoderConfig, VisionConfig
 from flagai_altdiff.models import LatentDiffusion, build_model
+from flagai_altdiff.models.altclip import AltCLIP
 
 CAT = "a photo of a cat sitting on a red chair"
 CASTLE = "a castle on a hill at sunset"
@@ -259,7 +260,7 @@ def write_hub_cache(root: Path, name: str, commit: str = "0123abc") -> Path:
     return entry
 
 
-CHECKER_SIZES = {
+CHECKER_SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -323,4 +324,85 @@ def write_safety_checker(folder: Path, concept_threshold: float, *, safetensors:
         save_file(state, folder / "model.safetensors")
     else:
         torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+ALTCLIP_TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 514,
+    "project_dim": 40,
+    "layer_norm_eps": 1e-5,
+}
+ALTCLIP_WIDTH = 24
+"""Of the space in which texts and images meet."""
+
+
+def altclip_config(**text: Any) -> AltCLIPConfig:
+    """Sizes of a tiny matching model; no two of them are equal by chance."""
+    sizes = {"vocab_size": vocabulary_size(), "has_pooler": True, **ALTCLIP_TEXT, **text}
+    return AltCLIPConfig(
+        text=TextEncoderConfig(**sizes), vision=VisionConfig(**CHECKER_SIZES), projection_dim=ALTCLIP_WIDTH
+    )
+
+
+def altclip_state(**text: Any) -> dict[str, Tensor]:
+    """Weights of a tiny matching model with the constants of the released files."""
+    config = altclip_config(**text)
+    state = AltCLIP(config).state_dict()
+    fill(state, seed=9)
+    state["vision_model.embeddings.class_embedding"].mul_(5)
+    places = config.vision.num_patches + 1
+    return {**state, "vision_model.embeddings.position_ids": torch.arange(places)[None]}
+
+
+def write_altclip_folder(
+    folder: Path,
+    layout: str = "flagai",
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    safetensors: bool = False,
+    text: Mapping[str, Any] | None = None,
+) -> Path:
+    """A matching model as FlagAI's hub has it, or as Hugging Face has it.
+
+    Args:
+        folder: To make.
+        layout: ``"flagai"`` or ``"huggingface"``.
+        state: The weights; random ones if left out.
+        safetensors: Whether they are in that format.
+        text: Further fields of ``text_config``.
+    """
+    write_tokenizer(folder)
+    vision = {**CHECKER_SIZES, "hidden_act": "quick_gelu", "model_type": "clip_vision_model"}
+    kinds = {
+        "flagai": ("CLIPHF", "clip", "xlm-roberta"),
+        "huggingface": ("AltCLIPModel", "altclip", "altclip_text_model"),
+    }
+    architecture, kind, text_kind = kinds[layout]
+    sizes = {**ALTCLIP_TEXT, "vocab_size": vocabulary_size(), "model_type": text_kind, **(text or {})}
+    config = {
+        "architectures": [architecture],
+        "model_type": kind,
+        "projection_dim": ALTCLIP_WIDTH,
+        "text_config": sizes,
+        "vision_config": vision,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    side = CHECKER_SIZES["image_size"]
+    kind_of_size = {"flagai": side, "huggingface": {"shortest_edge": side}}[layout]
+    processor = {
+        "crop_size": side,
+        "size": kind_of_size,
+        "resample": 3,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    weights = dict(altclip_state() if state is None else state)
+    if safetensors:
+        save_file(weights, folder / "model.safetensors")
+    else:
+        torch.save(weights, folder / "pytorch_model.bin")
     return folder

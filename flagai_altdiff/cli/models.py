@@ -12,7 +12,7 @@ from pathlib import Path
 from flagai_altdiff.cli.common import add_model_dir
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.progress import show_bars
-from flagai_altdiff.registry import MODELS, ModelSpec, get_model_spec, locate
+from flagai_altdiff.registry import DRAWING, MODELS, ModelSpec, get_model_spec, locate
 
 _VERIFY_ADVICE = {
     "missing": "altdiff download fetches the files of a model that has a name.",
@@ -42,7 +42,9 @@ def _models(args: argparse.Namespace) -> int:
         print(f"{spec.name}\n  task       {spec.task}\n  languages  {' '.join(spec.languages)} ({len(spec.languages)})")
         print(f"  size       {hub.human(spec.size_bytes)}, {origin}\n  licence    {spec.licence}")
         print(f"  files      {', '.join(f.name for f in spec.files)}")
-        print(f"  draws      {spec.width}x{spec.height} px in {spec.steps} steps, scale {spec.guidance_scale:g}\n")
+        if spec.task == DRAWING:
+            print(f"  draws      {spec.width}x{spec.height} px in {spec.steps} steps, scale {spec.guidance_scale:g}")
+        print()
     return 0
 
 

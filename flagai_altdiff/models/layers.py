@@ -1,4 +1,4 @@
-"""What the UNet and the autoencoder have in common."""
+"""What several networks have in common."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 2h, 2w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class LazyEmbedding(nn.Embedding):
+    """An embedding that draws no first values on the meta device, where torch would load its compiler for that."""
+
+    def reset_parameters(self) -> None:
+        """Draw first values, where there is room for them."""
+        if not self.weight.is_meta:
+            super().reset_parameters()

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from flagai_altdiff.config import TextEncoderConfig
+from flagai_altdiff.models.layers import LazyEmbedding
 
 PAD_ID = 1
 """Id of ``<pad>`` in every XLM-R vocabulary; position ids start behind it."""
@@ -27,15 +28,6 @@ def text_lengths(input_ids: Tensor) -> Tensor:
 def trim_padding(input_ids: Tensor) -> Tensor:
     """(B, L) -> (B, L'): without the padding behind the longest text, but for one row: all its rows are equal."""
     return input_ids[:, : int(text_lengths(input_ids).max()) + 1]
-
-
-class LazyEmbedding(nn.Embedding):
-    """An embedding that draws no first values on the meta device, where torch would load its compiler for that."""
-
-    def reset_parameters(self) -> None:
-        """Draw first values, where there is room for them."""
-        if not self.weight.is_meta:
-            super().reset_parameters()
 
 
 class Embeddings(nn.Module):
@@ -120,10 +112,12 @@ class Roberta(nn.Module):
         if config.has_pooler:
             self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 
-    def forward(self, input_ids: Tensor, num_layers: int) -> Tensor:
-        """(B, L) -> hidden states behind the first ``num_layers`` layers, (B, L, D)."""
+    def forward(self, input_ids: Tensor, num_layers: int, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, L) -> hidden states behind the first ``num_layers`` layers, (B, L, D); nothing looks behind a text."""
         x = self.embeddings(input_ids)
-        mask = (torch.arange(input_ids.shape[1], device=x.device) < text_lengths(input_ids)[:, None])[:, None, None, :]
+        if attention_mask is None:
+            attention_mask = torch.arange(input_ids.shape[1], device=x.device) < text_lengths(input_ids)[:, None]
+        mask = attention_mask.bool()[:, None, None, :]
         for layer in self.encoder["layer"][:num_layers]:  # type: ignore[index]
             x = layer(x, mask)
         return x
@@ -161,6 +155,19 @@ class RobertaSeriesModelWithTransformation(nn.Module):
         states = self._states(trim_padding(input_ids))
         repeats = input_ids.shape[1] - states.shape[1]
         return torch.cat([states, states[:, -1:].expand(-1, repeats, -1)], dim=1)
+
+    def pooled(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """AltCLIP's read-out, which compares texts with images.
+
+        Args:
+            input_ids: (B, L) int64, padded with ``PAD_ID``.
+            attention_mask: (B, L), 0 where a text has ended; told from the padding if left out.
+
+        Returns:
+            Last hidden states (B, L, hidden_size), and the projection of the first, normalised (B, project_dim).
+        """
+        hidden = self.roberta(input_ids, self.config.num_hidden_layers, attention_mask)
+        return hidden, self.transformation(self.pre_LN(hidden[:, 0]))
 
     def _states(self, input_ids: Tensor) -> Tensor:
         layers = self.config.num_hidden_layers

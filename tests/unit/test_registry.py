@@ -40,7 +40,7 @@ def test_a_name_like_no_other_gets_no_guess() -> None:
     assert "Did you mean" not in str(caught.value)
 
 
-@pytest.mark.parametrize("task", ["txt_img_matching", "lm", "text2image", "", None])
+@pytest.mark.parametrize("task", ["title-generation", "lm", "text2image", "", None])
 def test_tasks_of_flagai_that_are_not_here(task: str) -> None:
     with pytest.raises(UnknownTaskError, match="text2img") as caught:
         check_task(task)
@@ -52,7 +52,7 @@ def test_every_spec_is_whole() -> None:
         assert spec.name == name
         assert spec.task in TASKS
         assert spec.languages and spec.licence and spec.size_bytes > 0
-        assert "config.yaml" in {file.name for file in spec.files}
+        assert {"config.yaml", "config.json"} & {file.name for file in spec.files}
         for file in spec.files:
             assert file.sha256 is None or len(file.sha256) == 64
         assert spec.guidance_scale > 0 and spec.height % 64 == 0 and spec.width % 64 == 0

@@ -19,9 +19,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from flagai_altdiff import Predictor, load_model
+from flagai_altdiff.clip_images import ClipImageTransform
 from flagai_altdiff.errors import CheckpointError
 from flagai_altdiff.registry import MODELS
-from flagai_altdiff.safety import CheckerNetwork, ClipImageTransform, SafetyChecker, load_safety_checker
+from flagai_altdiff.safety import CheckerNetwork, SafetyChecker, load_safety_checker
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -182,7 +183,7 @@ def peak_memory() -> int:
 
 LIGHT = """
 import sys
-from flagai_altdiff.safety import ClipImageTransform
+from flagai_altdiff.clip_images import ClipImageTransform
 from PIL import Image
 assert ClipImageTransform()(Image.new("RGB", (64, 32))).shape == (3, 224, 224)
 assert "transformers" not in sys.modules

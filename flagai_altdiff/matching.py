@@ -1,0 +1,158 @@
+"""Texts and images that mean the same: AltCLIP, loaded by name or path, and how well each text fits each image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from flagai_altdiff import checkpoint, hub
+from flagai_altdiff.checkpoint import altclip_folder
+from flagai_altdiff.checkpoint.json_config import ConfigFile, load_json
+from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
+from flagai_altdiff.errors import CheckpointError, last_net
+from flagai_altdiff.loading import find_device, find_tokenizer
+from flagai_altdiff.models.altclip import AltCLIP
+from flagai_altdiff.registry import DEFAULT_MODEL_DIR, MATCHING, locate
+from flagai_altdiff.tokenizer import MAX_TOKENS, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PREPROCESSOR = "preprocessor_config.json"
+BATCH = 32
+
+
+def load_matching_model(
+    name_or_path: str | Path,
+    model_dir: str | Path = DEFAULT_MODEL_DIR,
+    *,
+    device: str | torch.device | None = None,
+    mapped: bool = False,
+) -> AltCLIP:
+    """Load a matching model from its files, fetching them first if a registered model lacks them.
+
+    Args:
+        name_or_path: A registered name, in any case, or the path of a folder, FlagAI's or Hugging Face's.
+        model_dir: Folder of the model folders.
+        device: Where it computes, for example ``"cuda"``; the CPU if left out.
+        mapped: Leave the weights of large files mapped; see :func:`flagai_altdiff.loading.load_model`.
+
+    Returns:
+        The model in evaluation mode, float32, with its ``text_tokenizer``, ``transform`` and ``spec``.
+
+    Raises:
+        UnknownModelError: Neither a path nor registered for matching.
+        InvalidRequestError: ``device`` cannot be used here.
+        CheckpointError: The files are not such a model.
+        ConfigError: The config cannot be built.
+        HubError: Files are missing and could not be fetched.
+    """
+    place = find_device(device)
+    spec, path = locate(name_or_path, Path(model_dir), task=MATCHING)
+    if spec and hub.missing_files(spec, path):
+        hub.fetch(spec, path)
+    with last_net(path):
+        if not altclip_folder.is_altclip_folder(path):
+            raise CheckpointError(f"{path} is no folder of a matching model: it has no {altclip_folder.CONFIG}.")
+        config, state = altclip_folder.read(path)
+        tokenizer = load_tokenizer(find_tokenizer(path, config.text.vocab_size))
+        if len(tokenizer) > config.text.vocab_size:
+            raise CheckpointError(
+                f"{tokenizer.path} has {len(tokenizer)} tokens, but the text tower knows {config.text.vocab_size}. "
+                "They belong to different models; put the tokenizer of this model beside its weights."
+            )
+        with torch.device("meta"):
+            model = AltCLIP(config)
+        checkpoint.assign(model, state, str(path), mapped=mapped or place.type != "cpu")
+        model.text_tokenizer, model.spec = tokenizer, spec
+        model.transform = find_transform(path, config.vision.image_size)
+    logger.info("loaded %s", path)
+    return model.eval().to(place)
+
+
+def find_transform(folder: Path, image_size: int | None = None) -> MatchingTransform:
+    """How images are prepared, as ``preprocessor_config.json`` says; without the file, as CLIP does it.
+
+    Args:
+        folder: The model's folder.
+        image_size: Side of the images that the model takes, whatever the file says; the file's if left out.
+    """
+    if not (folder / PREPROCESSOR).is_file():
+        return MatchingTransform(transform=ClipImageTransform(size=image_size or ClipImageTransform.size))
+    file = load_json(folder / PREPROCESSOR)
+    for step in ("do_resize", "do_center_crop", "do_normalize"):
+        if not file.flag(step, True):
+            raise file.error(step, "true")
+    if file.fields.get("resample", 3) != 3:
+        raise file.error("resample", "3, which is bicubic")
+    said = _side(file)
+    if image_size not in (None, said):
+        logger.warning("%s says %d px, but the weights want %s, which is believed.", file.path, said, image_size)
+    mean, std = _three(file, "image_mean", ClipImageTransform.mean), _three(file, "image_std", ClipImageTransform.std)
+    return MatchingTransform(transform=ClipImageTransform(size=image_size or said, mean=mean, std=std))
+
+
+@torch.inference_mode()
+def match(model: AltCLIP, texts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
+    """How well each text fits each image.
+
+    Args:
+        model: From :func:`load_matching_model`.
+        texts: N texts, in any of the model's languages; what is beyond 77 tokens has no effect.
+        images: M images of any size and mode.
+
+    Returns:
+        Cosine similarities (N, M), on the CPU.
+    """
+    return text_features(model, texts) @ image_features(model, images).T
+
+
+@torch.inference_mode()
+def text_features(model: AltCLIP, texts: Sequence[str]) -> Tensor:
+    """Normalised features of N texts, (N, P), on the CPU."""
+    assert model.text_tokenizer is not None
+    rows = (torch.tensor(model.text_tokenizer.ids(batch, MAX_TOKENS)) for batch in _batches(texts))
+    found = [F.normalize(model.get_text_features(ids.to(model.device)), dim=-1).cpu() for ids in rows]
+    return torch.cat(found) if found else torch.zeros(0, model.config.projection_dim)
+
+
+@torch.inference_mode()
+def image_features(model: AltCLIP, images: Sequence[Image.Image]) -> Tensor:
+    """Normalised features of M images, (M, P), on the CPU."""
+    batches = (torch.stack([model.transform.transform(image) for image in batch]) for batch in _batches(images))
+    found = [F.normalize(model.get_image_features(pixels.to(model.device)), dim=-1).cpu() for pixels in batches]
+    return torch.cat(found) if found else torch.zeros(0, model.config.projection_dim)
+
+
+def _batches(values: Sequence[T]) -> Iterator[list[T]]:
+    rest = iter(values)
+    while batch := list(islice(rest, BATCH)):
+        yield batch
+
+
+def _side(file: ConfigFile) -> int:
+    """The side of a prepared image; older files have one number, newer ones a mapping."""
+    field = "crop_size" if file.fields.get("crop_size") is not None else "size"
+    value = file.fields.get(field, ClipImageTransform.size)
+    if isinstance(value, dict):
+        sides = {value.get(name) for name in ("height", "width", "shortest_edge")} - {None}
+        value = sides.pop() if len(sides) == 1 else None
+    if not isinstance(value, int) or not 1 <= value <= 4096:
+        raise file.error(field, "the side of a square, in pixels")
+    return value
+
+
+def _three(file: ConfigFile, field: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    value = file.fields.get(field, default)
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(v, float | int) for v in value):
+        raise file.error(field, "three numbers")
+    return tuple(map(float, value))
