@@ -73,7 +73,7 @@ def load_matching_model(
         with torch.device("meta"):
             model = AltCLIP(config)
         checkpoint.assign(model, state, str(path), mapped=mapped or place.type != "cpu")
-        model.text_tokenizer, model.spec = tokenizer, spec
+        model.text_tokenizer, model.spec, model.name = tokenizer, spec, spec.name if spec else path.name
         model.transform = find_transform(path, config.vision.image_size)
     logger.info("loaded %s", path)
     return model.eval().to(place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def png_texts(sample: Sample, request: ResolvedRequest, model_name: str, run: st
 def grid_texts(first: Sample, request: ResolvedRequest, model_name: str, run: str) -> dict[str, str]:
     """Texts to keep in a grid's PNG: those of its first image, as A1111 does, with a record that says it is a grid."""
     texts = png_texts(first, request, model_name, run)
-    record = {k: v for k, v in json.loads(texts[RECORD_KEY]).items() if k not in ("index", "safety")}
+    record = {k: v for k, v in json.loads(texts[RECORD_KEY]).items() if k not in ("index", "safety", "fit")}
     return {**texts, RECORD_KEY: json.dumps({"grid": True, **record}, ensure_ascii=False)}
 
 
@@ -94,5 +94,6 @@ def _record(prompt: str, sample: Sample, request: ResolvedRequest, model_name: s
         "run": run,
         "index": sample.index,
         "safety": sample.safety,
+        **({"fit": asdict(sample.fit)} if sample.fit else {}),
     }
     return json.dumps(own, ensure_ascii=False)

@@ -14,10 +14,11 @@ from flagai_altdiff.errors import OutputError
 from flagai_altdiff.images import NumberedFolder, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.pipeline import GenerationResult, Prompts, as_request, draw, prepare, say, unwrapped
+from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
-from flagai_altdiff.request import GenerationRequest, Note, Output
-from flagai_altdiff.runs import Run, find_run, new_run
+from flagai_altdiff.ranking import BestOf, check_choice
+from flagai_altdiff.request import GenerationRequest, Note, Output, ResolvedRequest
+from flagai_altdiff.runs import find_run, new_run
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
 
@@ -30,6 +31,7 @@ def draw_to_folder(
     output: Output | str | Path | None = None,
     *,
     callback: Callable[[Step], object] | None = None,
+    best_of: BestOf | None = None,
     **options: Any,
 ) -> GenerationResult:
     """Draw a request and save its images, each as soon as it is finished.
@@ -39,6 +41,7 @@ def draw_to_folder(
         request: What to draw: a prompt, several, or a request.
         output: Where to: a folder, or more of it in an ``Output``; ``./AltDiffusionOutputs`` if left out.
         callback: Called after every sampler step.
+        best_of: Keeps the best images of each prompt only; all are kept if left out.
         options: Options of ``GenerationRequest``, where ``request`` is only prompts.
 
     Returns:
@@ -56,62 +59,105 @@ def draw_to_folder(
     request = as_request(request, options)
     output.check_resumable(request)
     resolved, notes = prepare(model, request)
+    if best_of is not None:
+        check_choice(best_of.best, resolved)
     model = unwrapped(model)
-    name = model.spec.name
-    run = find_run(output.folder, resolved, name) if output.resume else new_run(resolved, name)
-    if output.resume and not run.finished:
-        logger.warning("no image of this very request lies in %s: everything is drawn", output.folder)
-    home = output.folder.absolute()  # a program may change its folder while it draws
-    numbered, grids = NumberedFolder(home / "samples", "%05d.png"), NumberedFolder(home, "grid-%04d.png")
-    if not (output.skip_save and output.skip_grid):
-        _prepare(grids, home)
-    if not output.skip_save:
-        _prepare(numbered, home / "samples")
-    samples = dict(run.finished)
-    batches = [len(batch) for batch in resolved.batches()]
-    steps = len(batches) * len(timestep_grid(resolved.steps, model.num_timesteps))
-    bar, hidden = bar_class(), not show_bars()
-    with (  # one bar for the images, one below it for the steps towards them
-        bar(total=sum(batches), initial=len(samples), desc="images", unit="image", disable=hidden) as image_bar,
-        bar(total=steps, desc=resolved.sampler, unit="step", leave=False, disable=hidden) as step_bar,
-    ):
-        for event in draw(model, resolved, run.finished.keys()):
-            if isinstance(event, Step):
-                step_bar.update()
-                if callback is not None:
-                    callback(event)
-                continue
-            if not output.skip_save:
-                with _saving(output.folder / "samples"):
-                    file = numbered.save(event.image, png_texts(event, resolved, name, run.id))
-                event.saved(output.folder / "samples" / file.name, file)
+    filing = _Filing(output, resolved, model.spec.name, best_of)
+    events: Iterator[Step | Sample] = _with_bars(draw(model, resolved, filing.skip), resolved, model, len(filing.skip))
+    for event in events if best_of is None else best_of.choose(events, resolved):
+        if isinstance(event, Sample):
+            filing.save(event)
             if event.safety == "flagged":
-                notes.append(
-                    say(Note("flagged", f"image {event.index} was flagged by the safety checker and is black"))
-                )
-            samples[event.index] = event
-            image_bar.update()
-    result = GenerationResult(request=resolved, samples=[samples[i] for i in sorted(samples)], notes=notes)
-    result.grid_path = run.grid_path
-    if not output.skip_grid and run.grid_path is None:
-        _save_grid(result, output, grids, run, name)
+                text = f"image {event.index} was flagged by the safety checker and is black"
+                notes.append(say(Note("flagged", text)))
+        elif callback is not None:
+            callback(event)
+    result = GenerationResult(request=resolved, samples=filing.samples(), notes=notes, grid_path=filing.run.grid_path)
+    if not output.skip_grid and result.grid_path is None:
+        filing.save_grid(result)
     result.seconds = time.perf_counter() - began
     return result
 
 
-def _save_grid(result: GenerationResult, output: Output, grids: NumberedFolder, run: Run, name: str) -> None:
-    """Make the grid; one that is too large is left out with a note, as the images are there."""
-    count = len(result.samples)
-    columns = output.columns or result.request.batch_size
-    try:
-        grid = make_grid((sample.image for sample in result.samples), count, columns)
-    except (OSError, ValueError, MemoryError) as error:
-        reason = str(error) or "there is not enough memory"
-        result.notes.append(say(Note("grid", f"no grid was made: {reason}. All {count} images are there.")))
-        return
-    with _saving(output.folder):
-        texts = grid_texts(result.samples[0], result.request, name, run.id)
-        result.grid_path = output.folder / grids.save(grid, texts).name
+def _with_bars(
+    events: Iterator[Step | Sample], request: ResolvedRequest, model: LatentDiffusion, finished: int
+) -> Iterator[Step | Sample]:
+    """The events of a drawing, with one bar for the images and one below it for the steps towards them."""
+    batches = [len(batch) for batch in request.batches()]
+    steps = len(batches) * len(timestep_grid(request.steps, model.num_timesteps))
+    bar, hidden = bar_class(), not show_bars()
+    with (
+        bar(total=sum(batches), initial=finished, desc="images", unit="image", disable=hidden) as image_bar,
+        bar(total=steps, desc=request.sampler, unit="step", leave=False, disable=hidden) as step_bar,
+    ):
+        for event in events:
+            (step_bar if isinstance(event, Step) else image_bar).update()
+            yield event
+
+
+class _Filing:
+    """The files of one call.
+
+    Args:
+        output: Where they go.
+        request: What is drawn.
+        name: Of the model.
+        best_of: How the images to keep are chosen, if not all are kept.
+
+    Attributes:
+        run: What the call's records are known by, and what it found.
+        skip: Indices of the images that need not be drawn.
+    """
+
+    def __init__(self, output: Output, request: ResolvedRequest, name: str, best_of: BestOf | None) -> None:
+        self._output, self._request, self._name = output, request, name
+        choice = best_of.key if best_of else ""
+        self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
+        if output.resume and not self.run.finished:
+            logger.warning("no image of this very request lies in %s: everything is drawn", output.folder)
+        self._samples = self.run.finished
+        self.skip = best_of.finished(self._samples, request) if best_of else frozenset(self._samples)
+        home = output.folder.absolute()  # a program may change its folder while it draws
+        self._numbered, self._grids = (
+            NumberedFolder(home / "samples", "%05d.png"),
+            NumberedFolder(home, "grid-%04d.png"),
+        )
+        if not (output.skip_save and output.skip_grid):
+            _prepare(self._grids, home)
+        if not output.skip_save:
+            _prepare(self._numbered, home / "samples")
+
+    def samples(self) -> list[Sample]:
+        """The images: by index, or the best of each prompt first."""
+        per_prompt = self._request.images_per_prompt
+
+        def place(sample: Sample) -> tuple[int, int]:
+            return (sample.index // per_prompt, sample.fit.rank) if sample.fit else (sample.index, 0)
+
+        return sorted(self._samples.values(), key=place)
+
+    def save(self, sample: Sample) -> None:
+        """Save an image, unless an earlier call has saved it."""
+        if self._samples.setdefault(sample.index, sample) is not sample or self._output.skip_save:
+            return
+        folder = self._output.folder / "samples"
+        with _saving(folder):
+            file = self._numbered.save(sample.image, png_texts(sample, self._request, self._name, self.run.id))
+        sample.saved(folder / file.name, file)
+
+    def save_grid(self, result: GenerationResult) -> None:
+        """Make the grid; one that is too large is left out with a note, as the images are there."""
+        count = len(result.samples)
+        columns = self._output.columns or self._request.batch_size
+        try:
+            grid = make_grid((sample.image for sample in result.samples), count, columns)
+        except (OSError, ValueError, MemoryError) as error:
+            reason = str(error) or "there is not enough memory"
+            result.notes.append(say(Note("grid", f"no grid was made: {reason}. All {count} images are there.")))
+            return
+        with _saving(self._output.folder):
+            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id)
+            result.grid_path = self._output.folder / self._grids.save(grid, texts).name
 
 
 @contextmanager

@@ -35,6 +35,23 @@ VERDICTS = ("safe", "flagged", "unchecked")
 """What the safety checker says of an image, or that there is none."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How well an image fits its prompt.
+
+    Args:
+        judge: Name of the matching model that says so.
+        similarity: Cosine similarity, -1 to 1.
+        rank: 1 for the best of the prompt's images.
+        of: How many there were.
+    """
+
+    judge: str
+    similarity: float
+    rank: int
+    of: int
+
+
 @dataclass(kw_only=True)
 class Sample:
     """One finished image with what is known of it.
@@ -44,6 +61,7 @@ class Sample:
         index: Its number within the request, from 0.
         seed: Its own seed where seeds are per image, else the seed of the request.
         safety: One of ``VERDICTS``.
+        fit: How well it fits its prompt, where that was judged.
         path: Where it is saved, if it is.
     """
 
@@ -51,6 +69,7 @@ class Sample:
     index: int
     seed: int
     safety: str
+    fit: Fit | None = None
     path: Path | None = None
     _image: Image.Image | None = field(default=None, repr=False)
     _file: Path | None = field(default=None, repr=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import load_image
 from flagai_altdiff.metadata import read_record
-from flagai_altdiff.pipeline import VERDICTS, Sample
+from flagai_altdiff.pipeline import VERDICTS, Fit, Sample
 from flagai_altdiff.request import ResolvedRequest
 
 
@@ -32,26 +32,28 @@ class Run:
     grid_path: Path | None = None
 
 
-def new_run(request: ResolvedRequest, model_name: str) -> Run:
+def new_run(request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
     """A run without images.
 
     Args:
         request: As it will be carried out.
         model_name: Name of the model.
+        choice: How the images to keep are chosen, if not all are kept.
     """
-    return Run(id=f"{_digest(request, model_name)}-{secrets.token_hex(4)}")
+    return Run(id=f"{_digest(request, model_name, choice)}-{secrets.token_hex(4)}")
 
 
-def find_run(outdir: Path, request: ResolvedRequest, model_name: str) -> Run:
+def find_run(outdir: Path, request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
     """The latest run of the same request in a folder; a new one if there is none.
 
     Args:
         outdir: Folder of the images.
         request: As it will be carried out.
         model_name: Name of the model.
+        choice: As for :func:`new_run`.
     """
-    run = new_run(request, model_name)
-    same_request = re.compile(re.escape(_digest(request, model_name)) + "-[0-9a-f]{8}")
+    run = new_run(request, model_name, choice)
+    same_request = re.compile(run.id.partition("-")[0] + "-[0-9a-f]{8}")
     prompts = [prompt for batch in request.batches() for prompt in batch.prompts]
     for path in sorted(_files(outdir / "samples", "*.png"), key=_number, reverse=True):
         record = read_record(path)
@@ -63,18 +65,31 @@ def find_run(outdir: Path, request: ResolvedRequest, model_name: str) -> Run:
         if not run.finished:
             run.id = name
         if name == run.id and _is_whole(path, request):
-            seed, file = request.seed_of(index), path.absolute()
             run.finished[index] = Sample(
-                prompt=prompts[index], index=index, seed=seed, safety=safety, path=path, _file=file
+                prompt=prompts[index],
+                index=index,
+                seed=request.seed_of(index),
+                safety=safety,
+                fit=_fit(record.get("fit")),
+                path=path,
+                _file=path.absolute(),
             )
     grids = ((path, read_record(path)) for path in _files(outdir, "grid-*.png"))
     run.grid_path = next((path for path, record in grids if record.get("run") == run.id and record.get("grid")), None)
     return run
 
 
-def _digest(request: ResolvedRequest, model_name: str) -> str:
-    settings = json.dumps({"model": model_name, **request.as_json()}, sort_keys=True)
+def _digest(request: ResolvedRequest, model_name: str, choice: str) -> str:
+    chosen = {"choice": choice} if choice else {}
+    settings = json.dumps({"model": model_name, **request.as_json(), **chosen}, sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def _fit(found: object) -> Fit | None:
+    match found:
+        case {"judge": str(judge), "similarity": float(similarity), "rank": int(rank), "of": int(of)}:
+            return Fit(judge=judge, similarity=similarity, rank=rank, of=of)
+    return None
 
 
 def _files(folder: Path, pattern: str) -> Iterator[Path]:

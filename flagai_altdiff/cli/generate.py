@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.cli.common import add_model_dir, fail
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.options import Option, options_of
 from flagai_altdiff.prompt_files import read_prompt_file
-from flagai_altdiff.registry import locate
+from flagai_altdiff.registry import DRAWING, MATCHING, locate
 from flagai_altdiff.request import FLAGAI_DEFAULTS, OPTIONS, GenerationRequest, Output
+
+if TYPE_CHECKING:
+    from flagai_altdiff.ranking import BestOf
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {"from_file": "--from-file", "device": "--device"}
+_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best"}
 """What is no option of a request, by the flag that sets it."""
+
+
+_JUDGE = "AltCLIP-XLMR-L-m9"
+_DRAWN_AT_ONCE = 4
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +52,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         help="read prompts from a text file; each line is drawn once, --n-samples at a time",
     )
     add("--comments", action="store_true", help="leave out lines of --from-file that begin with #")
+    add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
+    add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
+    add("--judge", default=_JUDGE, metavar="NAME", help="the matching model that chooses (default: %(default)s)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
     checker = parser.add_mutually_exclusive_group()
@@ -96,27 +106,41 @@ def _draw(args: argparse.Namespace) -> int:
     output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
-    locate(args.model, args.model_dir)
+    locate(args.model, args.model_dir, task=DRAWING)
+    if args.best:
+        locate(args.judge, args.model_dir, task=MATCHING)
     print(f"loading {args.model}", file=sys.stderr)
     import torch
 
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.output import draw_to_folder
 
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    best_of = _best_of(args, request, device) if args.best else None
     model = load_model(
         args.model,
         args.model_dir,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=device,
         dtype=torch.float16 if args.fp16 else None,
         mapped=True,  # this process writes no weights
         safety_checker=False if args.no_safety_checker else True if args.require_safety_checker else "auto",
     )
-    result = draw_to_folder(model, request, output)
+    result = draw_to_folder(model, request, output, best_of=best_of)
     for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
         print(path)
     count = len(result.samples)
     print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
     return 0
+
+
+def _best_of(args: argparse.Namespace, request: GenerationRequest, device: str) -> BestOf:
+    from flagai_altdiff.matching import load_matching_model
+    from flagai_altdiff.ranking import BestOf, check_choice
+
+    check_choice(args.best, request)
+    print(f"loading {args.judge}", file=sys.stderr)
+    judge = load_matching_model(args.judge, args.model_dir, device=device, mapped=True)
+    return BestOf(judge=judge, best=args.best)
 
 
 def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
@@ -130,4 +154,16 @@ def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
         options |= {"images_per_prompt": 1, "batch_size": options["images_per_prompt"]}
     else:
         options["prompts"] = args.prompt
+    if args.best is not None or args.of is not None:
+        options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
     return GenerationRequest(**options), Output(**{name: given[name] for name in options_of(Output) if name in given})
+
+
+def _drawn_to_choose_from(args: argparse.Namespace, has_n_samples: bool) -> dict[str, int]:
+    """How many images of each prompt are drawn, a few at a time."""
+    if args.best is None:
+        raise InvalidRequestError("--of", args.of, "--best says how many of them are kept; add it")
+    if has_n_samples:
+        raise InvalidRequestError("--n-samples", args.images_per_prompt, "--of says how many are drawn; leave one out")
+    count = 4 * args.best if args.of is None else args.of
+    return {"images_per_prompt": count, "batch_size": max(1, min(count, _DRAWN_AT_ONCE))}

@@ -11,10 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from flagai_altdiff import __version__
 from flagai_altdiff.cli.common import fail
 from flagai_altdiff.cli.generate import add_generate
+from flagai_altdiff.cli.match import add_match
 from flagai_altdiff.cli.models import add_download, add_models, add_verify
 from flagai_altdiff.cli.tools import add_convert, add_doctor, add_train_mini
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
@@ -25,6 +27,7 @@ examples:
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
+  altdiff match "a red house" "ein Hund" -- *.png
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
@@ -36,6 +39,11 @@ exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminate
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "generate": (add_generate, "draw images", "Draw images from prompts."),
+    "match": (
+        add_match,
+        "compare texts with images",
+        "Say how well each text fits each image, with AltCLIP: cosine similarities from -1 to 1.",
+    ),
     "models": (add_models, "list the models", "List the models that have a name."),
     "download": (add_download, "fetch a model's files", "Fetch what a model lacks; an interrupted download goes on."),
     "verify": (
@@ -116,8 +124,22 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _Parser(argparse.ArgumentParser):
+    """For a command that has a default for ``behind``, what stands behind ``--`` is that."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the original."""
+        words = list(sys.argv[1:] if args is None else args)
+        if self.get_default("behind") is None or "--" not in words:
+            return super().parse_known_args(words, namespace)
+        place = words.index("--")
+        found, unknown = super().parse_known_args(words[:place], namespace)
+        found.behind = words[place + 1 :]
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="altdiff",
         description="Draw images from prompts in 18 languages with AltDiffusion.",
         epilog=_EPILOG,

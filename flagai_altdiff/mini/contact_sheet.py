@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from flagai_altdiff.mini.captions import caption
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import generate
-
-LABEL_WIDTH, GAP = 22, 2
+from flagai_altdiff.sheets import Row, make_sheet
 
 
 def contact_sheet(model: LatentDiffusion, scenes: Sequence[Scene], *, side: int = 64, seed: int = 1) -> Image.Image:
@@ -27,13 +26,9 @@ def contact_sheet(model: LatentDiffusion, scenes: Sequence[Scene], *, side: int 
     Returns:
         The sheet, with language codes at the left.
     """
-    step = side + GAP
-    sheet = Image.new("RGB", (LABEL_WIDTH + step * len(scenes), step * len(LANGUAGES)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for row, language in enumerate(LANGUAGES):
+    rows = []
+    for language in LANGUAGES:
         prompts = [caption(scene, language) for scene in scenes]
         result = generate(model, prompts, batch_size=len(prompts), seed=seed, seed_mode="batch")
-        pen.text((5, row * step + side // 2 - 6), language, fill="black")
-        for column, image in enumerate(result.images):
-            sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), (LABEL_WIDTH + column * step, row * step))
-    return sheet
+        rows.append(Row(label=language, images=result.images))
+    return make_sheet(rows, side)

@@ -67,6 +67,7 @@ class AltCLIP(nn.Module):
         text_tokenizer: Turns texts into ids. It and the next two are set by the loader, outside the state dict.
         transform: Prepares images.
         spec: What the registry knows of the model; ``None`` if it was loaded by path.
+        name: What to call it.
     """
 
     def __init__(self, config: AltCLIPConfig) -> None:
@@ -80,6 +81,7 @@ class AltCLIP(nn.Module):
         self.text_tokenizer: Tokenizer | None = None
         self.transform = MatchingTransform(transform=ClipImageTransform(size=config.vision.image_size))
         self.spec: ModelSpec | None = None
+        self.name = ""
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,127 @@
+"""``altdiff match``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flagai_altdiff.cli.common import add_model_dir, fail
+from flagai_altdiff.errors import ImageError, printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_TEXT_COLUMNS = 36
+_SHEET_SIDE, _SHEET_COLUMNS = 128, 12
+
+
+def add_match(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``match``."""
+    add = parser.add_argument
+    add(
+        "words",
+        nargs="*",
+        metavar="TEXT",
+        help="texts in any language of the model, then -- and the files of the images: 'a dog' 'a cat' -- *.png",
+    )
+    add("-m", "--model", default="AltCLIP-XLMR-L-m9", help="a matching model's name or folder (default: %(default)s)")
+    add_model_dir(parser)
+    add("--json", action="store_true", help="print the similarities as JSON")
+    add(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="contact sheet to write, each text's images from the best fit on (default: a new match-0000.png)",
+    )
+    add("--no-sheet", action="store_true", help="write no contact sheet")
+    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
+    parser.set_defaults(run=_match, behind=[])
+
+
+def _match(args: argparse.Namespace) -> int:
+    texts, files = _told_apart(args.words, args.behind)
+    if not texts or not files:
+        lacking = "no text" if not texts else "no image"
+        return fail(
+            f"{lacking}: type the texts, then -- and the files, as in: altdiff match 'a dog' 'a cat' -- *.png", 2
+        )
+    import torch
+
+    from flagai_altdiff.matching import load_matching_model, match
+
+    images = [_opened(file) for file in files]
+    print(f"loading {args.model}", file=sys.stderr)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_matching_model(args.model, args.model_dir, device=device, mapped=True)
+    similarities = match(model, texts, images)
+    if args.json:
+        found = {"texts": texts, "images": [str(file) for file in files], "similarities": similarities.tolist()}
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    else:
+        _print_table(texts, files, similarities)
+    if not args.no_sheet:
+        print(_write_sheet(args.sheet, texts, images, similarities), file=sys.stderr)
+    return 0
+
+
+def _told_apart(words: Sequence[str], behind: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Texts and files: what stands behind ``--`` are files; without it, what is called like an image and is a file."""
+    if behind:
+        return list(words), [Path(word) for word in behind]
+    files = [word for word in words if word.lower().endswith(_SUFFIXES)]
+    return [word for word in words if word not in files], [Path(word) for word in files]
+
+
+def _opened(path: Path) -> Image:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Pillow has many kinds
+        reason = getattr(error, "strerror", None) or printable(str(error), 120)
+        raise ImageError(f"{path} cannot be read as an image: {reason}.") from error
+
+
+def _print_table(texts: Sequence[str], files: Sequence[Path], similarities: Tensor) -> None:
+    """One line for each image, one column for each text; the best text of each image is marked."""
+    for i, text in enumerate(texts, 1):
+        print(f"{i:>3}  {printable(text)}")
+    width = min(max(_columns(str(file)) for file in files), _TEXT_COLUMNS)
+    print(" " * width, *(f"{i:>8}" for i in range(1, len(texts) + 1)))
+    for file, column in zip(files, similarities.T.tolist(), strict=True):
+        name = printable(str(file))
+        shown = name if _columns(name) <= width else "…" + name[-(width - 1) :]
+        best = max(column)
+        cells = (f"{value:>7.3f}{'*' if value == best and len(texts) > 1 else ' '}" for value in column)
+        print(shown + " " * (width - _columns(shown)), *cells)
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows a text."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _write_sheet(path: Path | None, texts: Sequence[str], images: Sequence[Image], similarities: Tensor) -> Path:
+    from flagai_altdiff.files import new_file
+    from flagai_altdiff.images import NumberedFolder
+    from flagai_altdiff.sheets import Row, make_sheet
+
+    rows = []
+    for number, row in enumerate(similarities, 1):
+        order = row.argsort(descending=True, stable=True).tolist()[:_SHEET_COLUMNS]
+        captions = [f"{row[i]:.3f}" for i in order]
+        rows.append(Row(label=str(number), images=[images[i] for i in order], captions=captions))
+    sheet = make_sheet(rows, _SHEET_SIDE)
+    if path is None:
+        return NumberedFolder(Path(), "match-%04d.png").save(sheet, {"texts": "\n".join(texts)})
+    with new_file(path, replace=True) as unfinished:
+        sheet.save(unfinished, "PNG")
+    return path
