@@ -21,6 +21,7 @@ NOT_AN_IMAGE, DAMAGED, TOO_LARGE = "not an image", "truncated or damaged image",
 NO_RANGE, UNREADABLE = "pixels of an unknown range", "file cannot be opened"
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Only these: other readers of Pillow start programs, or are hardly ever tested."""
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")
 _OF_THE_FILE = (
     errno.ENOENT,
     errno.EACCES,
@@ -47,7 +48,7 @@ def read_image(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_lea
         BrokenExampleError: It cannot be decoded to the last pixel.
         DataError: The disk does not answer.
     """
-    with _told(key), Image.open(file, formats=_formats()) as image:
+    with _told(key), _opened(file, key) as image:
         _check_size(image, key, max_pixels)
         if at_least is not None:
             image.draft(image.mode, (at_least, at_least))
@@ -57,7 +58,7 @@ def read_image(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_lea
 
 def read_size(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """The sides of an image, from its header alone; arguments and errors as of :func:`read_image`."""
-    with _told(key), Image.open(file, formats=_formats()) as image:
+    with _told(key), _opened(file, key) as image:
         _check_size(image, key, max_pixels)
         return image.size
 
@@ -82,8 +83,6 @@ def _told(key: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except UnidentifiedImageError as error:
-        raise BrokenExampleError(key, NOT_AN_IMAGE) from error
     except (MemoryError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BrokenExampleError(key, TOO_LARGE, printable(str(error), 120)) from error
     except Exception as error:
@@ -91,6 +90,14 @@ def _told(key: str) -> Iterator[None]:
             with reading(key):
                 raise
         raise BrokenExampleError(key, DAMAGED, printable(str(error) or type(error).__name__, 120)) from error
+
+
+def _opened(file: BinaryIO, key: str) -> Image.Image:
+    try:
+        return Image.open(file, formats=_formats())
+    except UnidentifiedImageError as error:
+        file.seek(0)
+        raise BrokenExampleError(key, DAMAGED if file.read(16).startswith(_BEGINNINGS) else NOT_AN_IMAGE) from error
 
 
 @functools.cache

@@ -72,7 +72,7 @@ def read_note(file: Path, kind: str, stamp: Stamp, cache: Path) -> Note | None:
                 return _parsed(content.read(), stamp)
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             logger.debug("%s is not believed: %r", path, error)
     return None
 
@@ -80,20 +80,16 @@ def read_note(file: Path, kind: str, stamp: Stamp, cache: Path) -> Note | None:
 def write_note(note: Note, file: Path, kind: str, stamp: Stamp, cache: Path) -> None:
     """Keep a note for :func:`read_note`, if any disk lets us."""
     columns = {name: np.ascontiguousarray(column, dtype="<i8") for name, column in note.numbers.items()}
+    rest = b"".join([*(column.tobytes() for column in columns.values()), "\0".join(note.names).encode()])
     header = {
         "format": _FORMAT,
         "size": stamp.size_bytes,
         "changed": stamp.changed_ns,
         "about": note.about,
         "columns": {name: len(column) for name, column in columns.items()},
+        "digest": _digest(rest),
     }
-    data = b"".join(
-        [
-            json.dumps(header).encode() + b"\n",
-            *(column.tobytes() for column in columns.values()),
-            "\0".join(note.names).encode(),
-        ]
-    )
+    data = json.dumps(header).encode() + b"\n" + rest
     for path in _places(file, kind, cache):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +114,8 @@ def _parsed(data: bytes, stamp: Stamp) -> Note:
     header = json.loads(line)
     if (header["format"], header["size"], header["changed"]) != (_FORMAT, stamp.size_bytes, stamp.changed_ns):
         raise ValueError("it is about another content")
+    if header["digest"] != _digest(rest):
+        raise ValueError("it is damaged")
     columns, at = {}, 0
     for name, length in header["columns"].items():
         if not isinstance(length, int) or not 0 <= length <= (len(rest) - at) // 8:
@@ -126,3 +124,7 @@ def _parsed(data: bytes, stamp: Stamp) -> Note:
         at += 8 * length
     names = rest[at:].decode()
     return Note(about=header["about"], numbers=columns, names=names.split("\0") if names else [])
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=12).hexdigest()

@@ -171,7 +171,9 @@ class _Found:
         self._smallest = min(self._smallest or look.size, look.size, key=min)
         self._largest = max(self._largest or look.size, look.size, key=math.prod)
         if look.tile is not None:
-            self._tiles.append(Tile(key=look.key, caption=look.captions[len(self._tiles) % len(look.captions)], image=look.tile))
+            self._tiles.append(
+                Tile(key=look.key, caption=look.captions[len(self._tiles) % len(look.captions)], image=look.tile)
+            )
 
     def as_report(self, examples: Examples, count: int, seconds: float) -> DataReport:
         """All of it."""

@@ -132,9 +132,7 @@ class ShardPart:
         if self._handle is None:
             with open_regular(self.path) as file:
                 if Stamp.of(os.fstat(file.fileno())) != self.stamp:
-                    raise DataError(
-                        f"shard {printable(str(self.path), 300)} was changed; start again to look it through."
-                    )
+                    raise changed(self.path)
                 self._handle = os.dup(file.fileno())
         return self._handle
 
@@ -142,6 +140,11 @@ class ShardPart:
         with open_regular(self.path) as file:
             file.seek(start)
             return file.read(size)
+
+
+def changed(path: Path) -> DataError:
+    """The error for a shard that is not the one that was looked through."""
+    return DataError(f"shard {printable(str(path), 300)} was changed; start again to look it through.")
 
 
 def look_through(path: Path, label: str, *, need_texts: bool, cache: Path, counted: int | None = None) -> ShardPart:

@@ -25,8 +25,8 @@ from flagai_altdiff.hub.transfer import download
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import Facts
-from flagai_altdiff.training.data.notes import Note, default_cache, read_note, write_note
-from flagai_altdiff.training.data.shard import ShardPart, look_through
+from flagai_altdiff.training.data.notes import Note, Stamp, default_cache, read_note, write_note
+from flagai_altdiff.training.data.shard import ShardPart, changed, look_through
 from flagai_altdiff.training.data.shard_names import is_remote
 from flagai_altdiff.training.data.source import Choose, Reading, Recent, Rows
 
@@ -99,6 +99,7 @@ class Shards:
         self._how, self._cache = how, how.cache or default_cache()
         labels = _labels(names)
         self._shards = [Shard(name=n, path=self._place(n), label=label) for n, label in zip(names, labels, strict=True)]
+        self._stamps: dict[int, Stamp] = {}
         self._at_hand = Recent[ShardPart | MissingPart](2 * LANES)
         self.left_out, self.lanes = Tally(), min(LANES, max(len(names), 1))
         self.sizes: Sequence[int] = self._count_all()
@@ -153,16 +154,20 @@ class Shards:
             logger.warning("%s Its examples are left out.", error)
             return 0
         tally.update([part.left_out])
+        self._stamps[number] = part.stamp
         return len(part)
 
     def _part(self, number: int) -> ShardPart | MissingPart:
         shard, count = self._shards[number], self.sizes[number]
         try:
-            return self._open(shard, Stop(), counted=count)
+            part = self._open(shard, Stop(), counted=count)
         except DataError as error:
             if not self._how.skip_shards:
                 raise
             return MissingPart(shard.label, count, printable(str(error), 300))
+        if part.stamp != self._stamps.setdefault(number, part.stamp):
+            raise changed(shard.path)  # examples would have other numbers
+        return part
 
     def _open(self, shard: Shard, stop: Stop, counted: int | None = None) -> ShardPart:
         if shard.remote:

@@ -81,7 +81,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
                 yield Member(name, at, length)
             last, longer = name, {}
         at += stored
-    if longer:
+    if size and (longer or not gap):  # a whole archive ends in zeros
         raise BrokenTarError(f"it is truncated after {last}")
 
 
