@@ -29,6 +29,8 @@ class ParquetFiles:
         files: In order.
     """
 
+    has_images = True
+
     def __init__(self, files: Sequence[Path]) -> None:
         _pyarrow()
         self.left_out = Tally()

@@ -95,6 +95,8 @@ class Shards:
         DataError: A shard cannot be had, and may not be skipped.
     """
 
+    has_images = True
+
     def __init__(self, names: Sequence[str], how: Reading) -> None:
         self._how, self._cache = how, how.cache or default_cache()
         labels = _labels(names)

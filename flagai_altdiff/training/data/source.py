@@ -82,6 +82,10 @@ class Source(Protocol):
         """How many parts are well read side by side."""
 
     @property
+    def has_images(self) -> bool:
+        """Whether there are more than texts."""
+
+    @property
     def left_out(self) -> Tally:
         """What was no example at first sight."""
 
@@ -162,8 +166,10 @@ class Selection:
         captions, reason = how.filters.captions(self._facts(part, row).captions)
         if reason:
             raise BrokenExampleError(key, reason)
-        with reading(key), part.open(row) as file:
-            image = read_image(file, key, max_pixels=how.max_pixels, at_least=how.at_least)
+        image = None
+        if self._source.has_images:
+            with reading(key), part.open(row) as file:
+                image = read_image(file, key, max_pixels=how.max_pixels, at_least=how.at_least)
         return Example(key=key, image=image, captions=captions)
 
     def key(self, index: int) -> str:
@@ -207,7 +213,7 @@ class Selection:
 
     def _against(self, part: Part, row: int) -> str | None:
         facts, filters = self._facts(part, row), self._how.filters
-        if (reason := filters.against(facts)) or filters.min_side is None:
+        if (reason := filters.against(facts)) or filters.min_side is None or not self._source.has_images:
             return reason
         width, height = facts.width, facts.height
         if width is None or height is None:

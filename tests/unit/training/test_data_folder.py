@@ -210,7 +210,7 @@ def test_fields_by_any_name(record: dict[str, object], facts: Facts) -> None:
 
 
 def test_filters(tmp_path: Path) -> None:
-    records = [
+    records: list[dict[str, object]] = [
         {"text": "good", "language": "de-at", "aesthetic": 6},
         {"text": "bad", "language": "fr", "aesthetic": 6},
         {"text": "ugly", "language": "de", "aesthetic": 4.9},
