@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flagai_altdiff.errors import BrokenExampleError, DataError, InvalidRequestError, printable
-from flagai_altdiff.training.data.example import Example, Examples, Tally
+from flagai_altdiff.training.data.example import Examples, Tally
 from flagai_altdiff.training.data.order import Order
 from flagai_altdiff.training.data.preparation import Preparation, normalised
 from flagai_altdiff.training.randomness import generator
@@ -149,7 +148,7 @@ class Batches(_Base):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         self.broken = Tally()
         named, seen, bad = set[str](), 0, 0
-        for batch in super().__iter__():
+        for batch in self._read():
             if failure := batch.pop("failure", None):
                 raise DataError(failure)
             broken = batch["broken"]
@@ -162,6 +161,17 @@ class Batches(_Base):
             if seen >= ENOUGH_TO_JUDGE and bad > seen / 2:
                 raise DataError(f"{bad} of {seen} examples are broken: {'; '.join(self.broken.lines())}.")
             yield batch
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                "a process that reads data was killed, most likely for lack of memory: use fewer workers, or free some"
+                " (in a container also in /dev/shm)."
+            ) from error
 
 
 class _Pieces(Sampler[Piece]):
@@ -186,42 +196,40 @@ class _Prepared(Dataset[dict[str, Any]]):
         self._order = Order(examples.layout, seed)
 
     def __getitems__(self, piece: Piece) -> dict[str, Any]:
-        rows, images, broken = list[dict[str, Any]](), list[Tensor](), list[tuple[str, str]]()
+        rows, broken = list[dict[str, Any]](), list[tuple[str, str]]()
         for position in piece.positions:
-            chance = generator(self._seed, "example", piece.epoch, position)
             try:
-                example = self._examples[self._order.index(piece.epoch, position)]
+                rows.append(self._row(piece.epoch, position))
             except BrokenExampleError as error:
                 broken.append((error.key, error.reason))
-                continue
             except DataError as error:  # the process that trains raises it, without the reader's traceback
                 return {"failure": str(error)}
-            rows.append(_row(example, position, chance))
-            if self._prepare is not None:
-                if example.image is None:
-                    return {
-                        "failure": f"{printable(example.key, 300)} is text without an image; images are needed here."
-                    }
-                images.append(self._prepare.cut(example.image, chance))
-        names = ("caption", "language", "captions", "key", "position")
+        names = ("caption", "language", "captions", "key")
         batch: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
+        batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
         if self._prepare is not None:
             side = self._prepare.side
+            images = [row["image"] for row in rows]
             batch["image"] = normalised(torch.stack(images)) if images else torch.empty(0, 3, side, side)
-        batch["position"] = torch.tensor(batch["position"], dtype=torch.int64)
         return {**batch, "broken": broken, **{name: getattr(piece, name) for name in ("epoch", "step", "size", "last")}}
 
-
-def _row(example: Example, position: int, chance: torch.Generator) -> dict[str, Any]:
-    """What a batch has of an example beside its image."""
-    chosen = example.captions[int(torch.randint(len(example.captions), (), generator=chance))]
-    return {
-        "caption": chosen.text,
-        "language": chosen.language,
-        "captions": [(caption.text, caption.language) for caption in example.captions],
-        "key": example.key,
-        "position": position,
-    }
+    def _row(self, epoch: int, position: int) -> dict[str, Any]:
+        """What a batch has of an example."""
+        example = self._examples[self._order.index(epoch, position)]
+        chance = generator(self._seed, "example", epoch, position)
+        chosen = example.captions[int(torch.randint(len(example.captions), (), generator=chance))]
+        row = {
+            "caption": chosen.text,
+            "language": chosen.language,
+            "captions": [(caption.text, caption.language) for caption in example.captions],
+            "key": example.key,
+            "position": position,
+        }
+        if self._prepare is None:
+            return row
+        if example.image is None:
+            raise DataError(f"{printable(example.key, 300)} is text without an image; this needs images.")
+        return {**row, "image": self._prepare.cut(example.image, chance)}
 
 
 def _as_it_is(batch: Any) -> Any:

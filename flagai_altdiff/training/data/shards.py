@@ -132,7 +132,7 @@ class Shards:
     def _count_all(self) -> list[int]:
         """How many examples each shard has; several are looked through at once, if they never were."""
         counts, tallies = [0] * len(self._shards), [Tally() for _ in self._shards]
-        stop, stats = Stop(), _Stats(wanted=not self._how.filters)
+        stop, stats = Stop(), _Stats(wanted=not (self._how.filters or self._how.fetch_all))
         with bar_class()(total=len(counts), desc="shards", unit="shard", disable=not show_bars(), leave=False) as bar:
 
             def count(number: int) -> None:

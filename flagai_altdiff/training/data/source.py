@@ -35,6 +35,8 @@ class Reading:
         at_least: Side that training needs, in px: a large JPEG may be decoded smaller, which is quicker.
         caption: For images that have none; they are left out unless it is given. It may be empty.
         skip_shards: Leave out shards that cannot be had; an error unless set.
+        fetch_all: Fetch all shards when the data are opened. Unless set, those with a ``_stats.json`` that says how many
+            examples they have are fetched when the first of these is needed.
         cache: Folder for shards from servers, and for what is noted of shards whose own folder is not writable.
     """
 
@@ -43,6 +45,7 @@ class Reading:
     at_least: int | None = None
     caption: str | None = None
     skip_shards: bool = False
+    fetch_all: bool = False
     cache: Path | None = None
 
     def __post_init__(self) -> None:

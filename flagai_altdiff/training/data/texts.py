@@ -89,6 +89,6 @@ def _columns(path: Path, line: bytes) -> list[str]:
     names = line.decode("utf-8-sig", "replace").strip("\r\n").split("\t")
     if wrong := [name for name in names if language_code(name) is None]:
         raise DataError(
-            f"{path}: {printable(wrong[0], 40)!r} in its first line is no language; expected codes with tabs between them."
+            f"{path}: {printable(wrong[0], 40)!r} in its first line is no language; expected codes with tabs between."
         )
     return names

@@ -334,6 +334,7 @@ def test_stats_save_a_download(server: HubServer) -> None:
         "not in its shard, which has fewer than its stats say",
         "number 4",
     ]
+    assert len(open_examples(f"{server.url}/{{00001..00002}}.tar", Reading(fetch_all=True))) == 4
     server.files["/00001_stats.json"] = b'{"successes": "many"}'
     assert len(open_examples(f"{server.url}/{{00001..00001}}.tar", Reading(filters=Filters(min_text=1)))) == 2
 
