@@ -62,7 +62,7 @@ def test_images_in_rows_and_beside(kind: str, tmp_path: Path) -> None:
     languages = ("de", None, "en", "de", "de")
     assert colours(file) == [(i, (Caption(f"t{i}", code),)) for i, code in enumerate(languages)]
     examples = open_examples(file)
-    assert examples.layout.parts == (2, 2, 1) and list(examples.keys)[2:4] == ["a.parquet/1/0", "a.parquet/1/1"]
+    assert examples.layout.parts == (2, 2, 1) and list(examples.keys)[2:4] == ["a/1/0", "a/1/1"]
     german = Reading(filters=Filters(languages=("de",)))
     assert [number for number, _ in colours(file, german)] == [0, 3, 4]
 
@@ -84,7 +84,7 @@ def test_several_captions(tmp_path: Path) -> None:
     examples = open_examples(file)
     assert examples[0].captions == (Caption("a"), Caption("b"))
     for i in (1, 2):
-        with pytest.raises(BrokenExampleError, match=f"a.parquet/{i // 2}/{i % 2}: no caption"):
+        with pytest.raises(BrokenExampleError, match=f"a/{i // 2}/{i % 2}: no caption"):
             examples[i]
     assert colours(file, Reading(caption="any"))[2] == (255, (Caption("any"),))
 
