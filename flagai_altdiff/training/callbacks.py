@@ -142,8 +142,9 @@ class Bar(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show it."""
         hidden = not (trainer.is_global_zero and show_bars())
-        options = {"initial": trainer.global_step, "desc": self._title, "unit": "step", "disable": hidden}
-        self._bar = bar_class()(total=trainer.max_steps, **options)
+        self._bar = bar_class()(
+            total=trainer.max_steps, initial=trainer.global_step, desc=self._title, unit="step", disable=hidden
+        )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Move it."""

@@ -70,7 +70,7 @@ class StageTraining(LightningModule):
         first = self.global_step * self.trainer.accumulate_grad_batches
         return self._load(first, self.global_rank, self.trainer.world_size)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
         row, decay = self.settings.row, self.settings.decay
         optimizer = torch.optim.AdamW(
@@ -117,7 +117,7 @@ class StageTraining(LightningModule):
         """Rows of all processes, in their order; each may have another number of them."""
         if self.trainer.world_size == 1:
             return value
-        counts = self.all_gather(torch.tensor(len(value), device=value.device)).tolist()
+        counts = torch.as_tensor(self.all_gather(torch.tensor(len(value), device=value.device))).tolist()
         padded = torch.cat([value, value.new_zeros(max(counts) - len(value), *value.shape[1:])])
         rows: Tensor = self.all_gather(padded, sync_grads=True)  # type: ignore[assignment]
         return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])

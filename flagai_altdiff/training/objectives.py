@@ -25,7 +25,10 @@ Gather = Callable[[Tensor], Tensor]
 class Objective(Protocol):
     """One kind of training."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What learns."""
+        ...
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """Losses of the samples of a batch, (B,)."""
@@ -42,7 +45,8 @@ class Denoising:
     """
 
     def __init__(self, model: LatentDiffusion, settings: StageSettings, seed: int) -> None:
-        self.model, self._settings, self._seed = model, settings, seed
+        self.model: LatentDiffusion = model
+        self._settings, self._seed = settings, seed
         self._text_learns = re.match(settings.pattern, "cond_stage_model.") is not None
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
@@ -90,7 +94,8 @@ class TeacherLearning:
     """
 
     def __init__(self, model: AltCLIP, teach: Callable[[list[str]], Tensor], settings: StageSettings) -> None:
-        self.model, self._teach, self._loss = model, teach, settings.loss
+        self.model: AltCLIP = model
+        self._teach, self._loss = teach, settings.loss
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`; a batch has the English texts under ``english``."""
@@ -109,7 +114,7 @@ class ContrastiveTuning:
     """
 
     def __init__(self, model: AltCLIP) -> None:
-        self.model = model
+        self.model: AltCLIP = model
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`. Every process computes the loss of all samples, from gathered features."""
