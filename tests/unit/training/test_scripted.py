@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flagai_altdiff.errors import ConfigError, NotFiniteError
 from flagai_altdiff.matching import load_matching_model
-from flagai_altdiff.trainer import Trainer
+from flagai_altdiff.training.scripted import Trainer
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
