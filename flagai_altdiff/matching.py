@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PREPROCESSOR = "preprocessor_config.json"
 BATCH = 32
 
 
@@ -86,9 +85,9 @@ def find_transform(folder: Path, image_size: int | None = None) -> MatchingTrans
         folder: The model's folder.
         image_size: Side of the images that the model takes, whatever the file says; the file's if left out.
     """
-    if not (folder / PREPROCESSOR).is_file():
+    if not (folder / altclip_folder.PREPROCESSOR).is_file():
         return MatchingTransform(transform=ClipImageTransform(size=image_size or ClipImageTransform.size))
-    file = load_json(folder / PREPROCESSOR)
+    file = load_json(folder / altclip_folder.PREPROCESSOR)
     for step in ("do_resize", "do_center_crop", "do_normalize"):
         if not file.flag(step, True):
             raise file.error(step, "true")

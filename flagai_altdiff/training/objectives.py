@@ -120,7 +120,8 @@ class ContrastiveTuning:
         """As :class:`Objective`. Every process computes the loss of all samples, from gathered features."""
         model = self.model
         with torch.no_grad():
-            images = F.normalize(model.get_image_features(batch["pixel_values"].to(model.device)), dim=-1)
+            pixels = model.transform.transform.normalised(batch["image"].to(model.device))
+            images = F.normalize(model.get_image_features(pixels), dim=-1)
         texts = F.normalize(model.get_text_features(model.tokenize(batch["caption"])), dim=-1)
         texts, images = gather(texts), gather(images)
         logits = model.logit_scale.exp() * texts @ images.T
