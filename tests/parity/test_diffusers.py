@@ -280,7 +280,8 @@ def test_losses_of_training(kind: str, theirs: str, gamma: float, pair: Pair) ->
     if gamma:
         snr = compute_snr(scheduler, t)
         expected *= snr.clamp(max=gamma) / {"eps": snr, "v": snr + 1, "x0": torch.ones(2)}[kind]
-    pair.model.parameterization, before = kind, pair.model.parameterization
+    before = pair.model.parameterization
+    pair.model.parameterization = kind  # type: ignore[assignment]
     try:
         assert_close(denoising_losses(pair.model, latents, pair.cond, t, noise, min_snr_gamma=gamma), expected)
     finally:
