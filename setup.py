@@ -47,11 +47,14 @@ setup(
         "tokenizers>=0.22",
     ],
     extras_require={
+        "parquet": ["pyarrow>=18"],
         "test": [
             "pytest",
             "pytest-xdist",
             "hypothesis",
             "diffusers>=0.42",
+            "pyarrow>=18",
+            "webdataset>=1.0",
             "ruff",
             "mypy",
             "types-requests",

@@ -198,6 +198,28 @@ class OutputError(_WithErrno):
     """An image cannot be saved; those saved before stay."""
 
 
+class MissingDependencyError(FlagAIAltDiffError, ImportError):
+    """A package that is not installed; the message has the command that installs it."""
+
+
+class DataError(FlagAIAltDiffError, OSError):
+    """Training data that cannot be used: nothing is there, a disk or a server failed, or too much of it is broken."""
+
+
+class BrokenExampleError(DataError):
+    """One example of training data that cannot be used; the others can.
+
+    Args:
+        key: Its name.
+        reason: What is wrong, in the same words for every example of which the same is wrong.
+        detail: What is special about this one.
+    """
+
+    def __init__(self, key: str, reason: str, detail: str = "") -> None:
+        self.key, self.reason, self.detail = key, reason, detail
+        super().__init__(f"{printable(key, 300)}: {reason}{f' ({detail})' if detail else ''}.")
+
+
 class TrainingInterrupted(FlagAIAltDiffError):
     """A training stage was stopped before its last step; its state is saved."""
 

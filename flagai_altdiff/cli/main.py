@@ -15,6 +15,7 @@ from typing import Any
 
 from flagai_altdiff import __version__
 from flagai_altdiff.cli.common import fail
+from flagai_altdiff.cli.data import add_data
 from flagai_altdiff.cli.generate import add_generate
 from flagai_altdiff.cli.match import add_match
 from flagai_altdiff.cli.models import add_download, add_models, add_verify
@@ -31,6 +32,7 @@ examples:
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
+  altdiff data report folder-of-images --sheet sheet.png
   altdiff doctor
 
 exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminated
@@ -56,6 +58,7 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
         "change a model's layout on disk",
         "Write a model in another layout: all its weights, but not the defaults (steps, scale) that go with its name.",
     ),
+    "data": (add_data, "look at training data", "Look at training data before hours are spent on them."),
     "doctor": (add_doctor, "look at this machine", "Say what this machine has and what is wrong."),
     "train-mini": (
         add_train_mini,

@@ -1,7 +1,4 @@
-"""Random numbers of a training sample, from nothing but the run's seed and the sample's place in it.
-
-No process, worker or device has a say, so a run is the same on any number of them, and goes on from any step.
-"""
+"""Random numbers of training: each from a key of its own, never from a state that a process or a worker moves on."""
 
 from __future__ import annotations
 
@@ -10,12 +7,17 @@ import hashlib
 import torch
 
 
-def generator(seed: int, *key: int | str) -> torch.Generator:
-    """A generator on the CPU that is always the same for the same arguments.
+def number(seed: int, *key: int | str) -> int:
+    """A number of 63 bits that the key alone decides, the same on every machine.
 
     Args:
-        seed: Of the run.
-        key: What the numbers are for, and for which sample: a purpose, an epoch, a position.
+        seed: The run's.
+        key: What it is for, and of what: ``"noise", epoch, position``.
     """
     digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(seed: int, *key: int | str) -> torch.Generator:
+    """A generator on the CPU, seeded by :func:`number`; arguments as there."""
+    return torch.Generator().manual_seed(number(seed, *key))

@@ -1,0 +1,219 @@
+"""The batches of one process: which positions they hold, and a DataLoader that begins at any step."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flagai_altdiff.errors import BrokenExampleError, DataError, InvalidRequestError, printable
+from flagai_altdiff.training.data.example import Caption, Examples, Tally
+from flagai_altdiff.training.data.order import Order
+from flagai_altdiff.training.data.preparation import Preparation
+from flagai_altdiff.training.randomness import generator
+
+if TYPE_CHECKING:
+    _Base = DataLoader[dict[str, Any]]
+else:
+    _Base = DataLoader
+
+logger = logging.getLogger(__name__)
+
+ENOUGH_TO_JUDGE = 100
+"""So many examples are looked at before too many broken ones are an error."""
+
+
+class Piece(NamedTuple):
+    """What a process takes at once of a global batch.
+
+    Args:
+        epoch: From 0.
+        step: The global batch, counted from the beginning of the run, from 0.
+        size: Positions of the whole global batch.
+        last: Whether the process takes no more of it.
+        positions: Of this piece, in the epoch.
+    """
+
+    epoch: int
+    step: int
+    size: int
+    last: bool
+    positions: range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of every global batch a process takes: the positions ``rank``, ``rank + world``, ... of it.
+
+    Args:
+        count: Examples in an epoch.
+        batch_size: Positions in a global batch; the last one of an epoch may have fewer.
+        rank: Of the process, from 0.
+        world: Number of processes.
+        most: Most examples in one piece of a process's share; all in one unless given. Every process has equally many
+            pieces of a batch, be it that some are empty.
+    """
+
+    count: int
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("batch_size", 1), ("world", 1), ("rank", 0)):
+            if getattr(self, name) < least:
+                raise InvalidRequestError(name, getattr(self, name), f"expected {least} or more")
+        if self.rank >= self.world:
+            raise InvalidRequestError("rank", self.rank, f"expected less than world, which is {self.world}")
+        if self.most is not None and self.most < 1:
+            raise InvalidRequestError("most", self.most, "expected 1 or more")
+
+    @property
+    def steps(self) -> int:
+        """Global batches in an epoch."""
+        return -(-self.count // self.batch_size)
+
+    def pieces(self, step: int) -> list[Piece]:
+        """What this process takes of a global batch.
+
+        Args:
+            step: The batch, counted from the beginning of the run, from 0.
+        """
+        epoch, place = divmod(step, self.steps)
+        first, last = place * self.batch_size, min((place + 1) * self.batch_size, self.count)
+        own, most = range(first + self.rank, last, self.world), self.most or self.batch_size
+        cuts = range(0, -(-(last - first) // self.world), most)  # of the process that has the most
+        return [Piece(epoch, step, last - first, cut == cuts[-1], own[cut : cut + most]) for cut in cuts]
+
+
+def batches(
+    examples: Examples,
+    share: Share,
+    prepare: Preparation,
+    *,
+    seed: int,
+    start: int = 0,
+    steps: int | None = None,
+    workers: int = 0,
+    context: str | None = None,
+    pin: bool = False,
+) -> Batches:
+    """A DataLoader of the pieces of one process.
+
+    Each batch is a dict: ``image`` (B, 3, side, side) float32 in [-1, 1]; ``caption``, ``language``, ``key``, lists;
+    ``position`` (B,) int64, in the epoch; ``epoch``, ``step``, ``size`` and ``last`` as in :class:`Piece`; ``broken``,
+    pairs of key and reason. Broken examples are in none of the others, so B may be 0.
+
+    Args:
+        examples: The data.
+        share: Which positions.
+        prepare: What becomes of an image.
+        seed: The run's: of the order, and of the choices for each example.
+        start: Step to begin with.
+        steps: How many steps; without end unless given.
+        workers: Processes that read; 0 for this one.
+        context: How they are started: ``fork``, ``spawn``, ``forkserver``.
+        pin: Whether tensors lie where a GPU can copy them from; only with CUDA.
+    """
+    if share.count != len(examples):
+        raise InvalidRequestError("count", share.count, f"the data have {len(examples)} examples")
+    return Batches(
+        dataset=_Prepared(examples, prepare, seed),
+        batch_sampler=_Pieces(share, start, steps),  # type: ignore[arg-type]  # the dataset takes pieces
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        multiprocessing_context=context if workers else None,
+        pin_memory=pin and torch.cuda.is_available(),
+        generator=torch.Generator(),  # so that none is drawn from the process's own
+    )
+
+
+class Batches(_Base):
+    """What :func:`batches` gives: a DataLoader that counts broken examples, naming each once in the log.
+
+    Attributes:
+        broken: Count by reason.
+
+    Raises:
+        DataError: While it is iterated: a disk or server failed, or most examples are broken.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        self.broken = Tally()
+        named, seen, bad = set[str](), 0, 0
+        for batch in super().__iter__():
+            if failure := batch.pop("failure", None):
+                raise DataError(failure)
+            broken = batch["broken"]
+            seen, bad = seen + len(batch["key"]) + len(broken), bad + len(broken)
+            for key, reason in broken:
+                if key not in named:
+                    named.add(key)
+                    self.broken.add(reason, key)
+                    logger.warning("left out of training: %s: %s", printable(key, 300), reason)
+            if seen >= ENOUGH_TO_JUDGE and bad > seen / 2:
+                raise DataError(f"{bad} of {seen} examples are broken: {'; '.join(self.broken.lines())}.")
+            yield batch
+
+
+class _Pieces(Sampler[Piece]):
+    def __init__(self, share: Share, start: int, steps: int | None) -> None:
+        self._share, self._start, self._steps = share, start, steps
+
+    def __iter__(self) -> Iterator[Piece]:
+        numbers = itertools.count(self._start) if self._steps is None else range(self._start, self._start + self._steps)
+        return itertools.chain.from_iterable(map(self._share.pieces, numbers))
+
+    def __len__(self) -> int:
+        if self._steps is None:
+            raise TypeError("it has no end")
+        return sum(len(self._share.pieces(step)) for step in range(self._start, self._start + self._steps))
+
+
+class _Prepared(Dataset[dict[str, Any]]):
+    """Pieces, read and prepared. What is made of a position depends on the seed, the epoch and the position only."""
+
+    def __init__(self, examples: Examples, prepare: Preparation, seed: int) -> None:
+        self._examples, self._prepare, self._seed = examples, prepare, seed
+        self._order = Order(examples.layout, seed)
+
+    def __getitems__(self, piece: Piece) -> dict[str, Any]:
+        good, broken = list[tuple[int, str, Caption, Tensor]](), list[tuple[str, str]]()
+        for position in piece.positions:
+            try:
+                good.append((position, *self._prepared(piece.epoch, position)))
+            except BrokenExampleError as error:
+                broken.append((error.key, error.reason))
+            except (
+                DataError
+            ) as error:  # raised by the process that trains, which shows it without the reader's traceback
+                return {"failure": str(error)}
+        side = self._prepare.side
+        return {
+            "image": torch.stack([pixels for *_, pixels in good]) if good else torch.empty(0, 3, side, side),
+            "caption": [caption.text for _, _, caption, _ in good],
+            "language": [caption.language for _, _, caption, _ in good],
+            "key": [key for _, key, _, _ in good],
+            "position": torch.tensor([position for position, *_ in good], dtype=torch.int64),
+            "broken": broken,
+            **{name: value for name, value in piece._asdict().items() if name != "positions"},
+        }
+
+    def _prepared(self, epoch: int, position: int) -> tuple[str, Caption, Tensor]:
+        example = self._examples[self._order.index(epoch, position)]
+        if example.image is None:
+            raise BrokenExampleError(example.key, "no image")
+        chance = generator(self._seed, "example", epoch, position)
+        choice = int(torch.randint(len(example.captions), (), generator=chance))
+        return example.key, example.captions[choice], self._prepare(example.image, chance)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,249 @@
+"""Many shards, on this disk or on servers: which there are, how many examples each has, and how to have them here."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from filelock import FileLock
+
+from flagai_altdiff.errors import BrokenExampleError, DataError, HubError, OfflineError, printable
+from flagai_altdiff.hub.addresses import redact_url
+from flagai_altdiff.hub.client import ask
+from flagai_altdiff.hub.environment import offline_switch
+from flagai_altdiff.hub.threads import Stop, run_all
+from flagai_altdiff.hub.transfer import download
+from flagai_altdiff.progress import bar_class, show_bars
+from flagai_altdiff.training.data.example import Tally
+from flagai_altdiff.training.data.fields import Facts
+from flagai_altdiff.training.data.notes import Note, Stamp, default_cache, read_note, write_note
+from flagai_altdiff.training.data.shard import ShardPart, changed, look_through
+from flagai_altdiff.training.data.shard_names import is_remote
+from flagai_altdiff.training.data.source import Choose, Reading, Recent, Rows
+
+logger = logging.getLogger(__name__)
+
+NO_SHARD = "shard that cannot be had"
+LANES = 64
+"""Shards that are read side by side. It divides usual numbers of processes, so that each reads shards of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which shard.
+
+    Args:
+        name: Path or address, as it was typed.
+        path: Where it lies, or will lie, on this disk.
+        label: What the names of its examples begin with.
+    """
+
+    name: str
+    path: Path
+    label: str
+
+    @property
+    def remote(self) -> bool:
+        """Whether it comes from a server."""
+        return is_remote(self.name)
+
+    @property
+    def shown(self) -> str:
+        """Its name for messages."""
+        return redact_url(self.name) if self.remote else printable(self.name, 300)
+
+
+class MissingPart:
+    """The examples of a shard that cannot be had, which was learnt after they had got their numbers."""
+
+    def __init__(self, label: str, count: int, reason: str) -> None:
+        self._label, self._count, self._reason = label, count, reason
+
+    def __len__(self) -> int:
+        return self._count
+
+    def key(self, row: int) -> str:
+        """A name in place of that which it has."""
+        return f"{self._label}/number {row}"
+
+    def facts(self, row: int) -> Facts:
+        """None."""
+        raise BrokenExampleError(self.key(row), NO_SHARD, self._reason)
+
+    def open(self, row: int) -> BinaryIO:
+        """None."""
+        raise BrokenExampleError(self.key(row), NO_SHARD, self._reason)
+
+
+class Shards:
+    """The examples of shards, a part for each.
+
+    Args:
+        names: Paths and addresses.
+        how: What may be missing, and where to keep what is fetched.
+
+    Raises:
+        DataError: A shard cannot be had, and may not be skipped.
+    """
+
+    def __init__(self, names: Sequence[str], how: Reading) -> None:
+        self._how, self._cache = how, how.cache or default_cache()
+        labels = _labels(names)
+        self._shards = [Shard(name=n, path=self._place(n), label=label) for n, label in zip(names, labels, strict=True)]
+        self._stamps: dict[int, Stamp] = {}
+        self._at_hand = Recent[ShardPart | MissingPart](2 * LANES)
+        self.left_out, self.lanes = Tally(), min(LANES, max(len(names), 1))
+        self.sizes: Sequence[int] = self._count_all()
+
+    def part(self, number: int) -> ShardPart | MissingPart:
+        """A shard; fetched if that was not needed before."""
+        return self._at_hand.get(number, lambda: self._part(number))
+
+    def remembered(self, number: int, wanted: str, choose: Choose) -> tuple[Rows, Tally]:
+        """Noted as the index is, for each choice of filters."""
+        part = self.part(number)
+        if isinstance(part, MissingPart):
+            return choose()
+        kind = f"{hashlib.blake2b(wanted.encode(), digest_size=8).hexdigest()}.altdiff-chosen"
+        note = read_note(part.path, kind, part.stamp, self._cache)
+        if note and (found := _choice_of(note, len(part))):
+            return found
+        rows, tally = choose()
+        write_note(Note(about=tally.as_json(), numbers={"rows": rows}), part.path, kind, part.stamp, self._cache)
+        return rows, tally
+
+    def _place(self, name: str) -> Path:
+        if not is_remote(name):
+            return Path(name)
+        folder = hashlib.blake2b(name.encode(), digest_size=12).hexdigest()
+        return self._cache / "shards" / folder / _file_name(name)
+
+    def _count_all(self) -> list[int]:
+        """How many examples each shard has; several are looked through at once, if they never were."""
+        counts, tallies = [0] * len(self._shards), [Tally() for _ in self._shards]
+        stop, stats = Stop(), _Stats(wanted=not self._how.filters)
+        with bar_class()(total=len(counts), desc="shards", unit="shard", disable=not show_bars(), leave=False) as bar:
+
+            def count(number: int) -> None:
+                counts[number] = self._count(number, tallies[number], stats, stop)
+                bar.update()
+
+            run_all([functools.partial(count, number) for number in range(len(counts))], stop)
+        self.left_out.update(tallies)
+        return counts
+
+    def _count(self, number: int, tally: Tally, stats: _Stats, stop: Stop) -> int:
+        shard = self._shards[number]
+        try:
+            if shard.remote and not shard.path.exists() and (known := stats.count(shard)) is not None:
+                return known
+            part = self._open(shard, stop)
+        except DataError as error:
+            if not self._how.skip_shards:
+                raise
+            tally.add(NO_SHARD, shard.shown)
+            logger.warning("%s Its examples are left out.", error)
+            return 0
+        tally.update([part.left_out])
+        self._stamps[number] = part.stamp
+        return len(part)
+
+    def _part(self, number: int) -> ShardPart | MissingPart:
+        shard, count = self._shards[number], self.sizes[number]
+        try:
+            part = self._open(shard, Stop(), counted=count)
+        except DataError as error:
+            if not self._how.skip_shards:
+                raise
+            return MissingPart(shard.label, count, printable(str(error), 300))
+        if part.stamp != self._stamps.setdefault(number, part.stamp):
+            raise changed(shard.path)  # examples would have other numbers
+        return part
+
+    def _open(self, shard: Shard, stop: Stop, counted: int | None = None) -> ShardPart:
+        if shard.remote:
+            _fetch(shard, stop)
+        need_texts = self._how.caption is None
+        try:
+            return look_through(shard.path, shard.label, need_texts=need_texts, cache=self._cache, counted=counted)
+        except DataError:
+            raise
+        except OSError as error:
+            raise DataError(f"shard {shard.shown} cannot be read: {error.strerror or error}.") from error
+
+
+class _Stats:
+    """Counts that img2dataset left beside shards, so that a shard need not be fetched to know how many are in it.
+
+    Args:
+        wanted: Whether the count is all that is needed.
+    """
+
+    def __init__(self, *, wanted: bool) -> None:
+        self._wanted = wanted
+
+    def count(self, shard: Shard) -> int | None:
+        """How many examples a shard has; ``None`` if nobody says."""
+        if not self._wanted or offline_switch():
+            return None
+        address = urlsplit(shard.name)
+        place = address._replace(path=re.sub(r"\.tar$", "_stats.json", address.path)).geturl()
+        try:
+            count = json.loads(ask("GET", place).text)["successes"]
+        except (HubError, ValueError, KeyError, TypeError, RecursionError):
+            self._wanted = False  # others have none either
+            return None
+        return count if isinstance(count, int) and 0 <= count < 1 << 31 else None
+
+
+def _fetch(shard: Shard, stop: Stop) -> None:
+    """Have a server's shard on this disk; one process of a machine fetches it, the others wait."""
+    if shard.path.exists():
+        return
+    try:
+        if switch := offline_switch():
+            raise OfflineError(f"{switch} forbids downloads.")
+        shard.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(shard.path.with_name(f"{shard.path.name}.lock")):
+            if not shard.path.exists():
+                download(shard.name, shard.path, stop=stop)
+    except OSError as error:
+        raise DataError(
+            f"shard {shard.shown} cannot be had: {error} What has arrived is kept; start again to go on with it, or"
+            " choose to skip such shards."
+        ) from error
+
+
+def _choice_of(note: Note, count: int) -> tuple[Rows, Tally] | None:
+    """What a note says was chosen; ``None`` if it cannot be."""
+    try:
+        rows = note.numbers["rows"]
+        fits = np.all(np.diff(rows) > 0) and (not len(rows) or (rows[0] >= 0 and rows[-1] < count))
+        return (rows, Tally.from_json(note.about)) if fits else None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _file_name(name: str) -> str:
+    """A name for an address on this disk, whatever is in it."""
+    last = unquote(urlsplit(name).path).rpartition("/")[2]
+    return re.sub(r"[^\w.-]", "_", last, flags=re.ASCII)[-100:].lstrip(".") or "shard.tar"
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """The shortest ends of the shards' names that tell them all apart."""
+    whole = [re.sub(r"\.tar$", "", urlsplit(name).path if is_remote(name) else name).split("/") for name in names]
+    for length in range(1, max(map(len, whole), default=1) + 1):
+        labels = ["/".join(parts[-length:]) for parts in whole]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(number) for number in range(len(names))]
