@@ -20,6 +20,7 @@ from flagai_altdiff.cli.generate import add_generate
 from flagai_altdiff.cli.match import add_match
 from flagai_altdiff.cli.models import add_download, add_models, add_verify
 from flagai_altdiff.cli.tools import add_convert, add_doctor, add_train_mini
+from flagai_altdiff.cli.train import add_train
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
 
 _EPILOG = """\
@@ -60,6 +61,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
     ),
     "data": (add_data, "look at training data", "Look at training data before hours are spent on them."),
     "doctor": (add_doctor, "look at this machine", "Say what this machine has and what is wrong."),
+    "train": (
+        add_train,
+        "train or fine-tune a model",
+        "Train a model in the papers' stages, as a config says; or teach it one thing from a few images.",
+    ),
     "train-mini": (
         add_train_mini,
         "train the embedded model",

@@ -53,6 +53,8 @@ class StageConfig:
     )
     noise_offset: Share = _of(0.0, "noise added to whole channels, usually 0.1; 0: none")
     loss: Literal["mse", "cosine"] = _of("mse", "of the teacher stage")
+    rank: CountOrZero | None = _of(None, "of a LoRA; 0: the weights themselves learn")
+    prior_weight: Annotated[float, Field(ge=0, le=1000)] = _of(1.0, "how much the images of data.prior count")
 
     def settings(self, model_side: int) -> StageSettings:
         """What holds in the end.
@@ -71,6 +73,7 @@ class StageConfig:
             min_snr_gamma=self.min_snr_gamma,
             noise_offset=self.noise_offset,
             loss=self.loss,
+            prior_weight=self.prior_weight,
         )
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ _ROW_FIELDS = (
     "weight_decay",
     "ema_decay",
     "text_drop",
+    "rank",
 )
 
 
@@ -103,6 +107,7 @@ class StageSettings:
         min_snr_gamma: See ``denoising_losses``.
         noise_offset: Share of noise that is one number for a whole channel.
         loss: Of the teacher stage.
+        prior_weight: How much the images count that show what the model knew before.
     """
 
     row: Stage
@@ -113,6 +118,7 @@ class StageSettings:
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
     loss: Literal["mse", "cosine"] = "mse"
+    prior_weight: float = 1.0
 
     @property
     def pattern(self) -> str:
@@ -125,8 +131,12 @@ class DataConfig:
     """Where the samples come from, and which are taken."""
 
     source: str | tuple[str, ...] = _of("images", "folder of images with .txt, metadata.jsonl or parquet; or shards")
+    caption: str | None = _of(None, "of images that have none")
+    prior: str | None = _of(None, "folder of images of what the model knew before, to keep it; drawn if it is missing")
+    prior_caption: str | None = _of(None, "of these: the class of the thing, as in 'a cat'")
+    prior_count: Count = _of(50, "how many are drawn")
     languages: tuple[str, ...] = _of((), "only captions of these; all of them if empty")
-    min_side: CountOrZero = _of(0, "leave out images with a smaller side, in px")
+    min_side: Count | None = _of(None, "leave out images with a smaller side, in px")
     min_aesthetic: float | None = _of(None, "leave out images with a lower aesthetic score, where one is given")
     crop: Literal["random", "centre"] = _of("random", "which square of an image is taken")
     flip: bool = _of(False, "mirror every other image")
@@ -161,7 +171,8 @@ class TrainConfig:
     """A whole run."""
 
     model: str = _of("AltDiffusion-mini", "what is trained: a name, or the path of a folder or file")
-    teacher: str | None = _of(None, "for the teacher stage: folder of a CLIP model in transformers' layout")
+    teacher: str | None = _of(None, "for the teacher stage: folder of a CLIP model of transformers")
+    student: str | None = _of(None, "for the teacher stage, in place of model: folder of an XLM-R of transformers")
     output: Path = _of(Path("runs/my-model"), "folder of states, log, sheets, and the finished models")
     stages: tuple[Annotated[StageConfig, BeforeValidator(_named)], ...] = _of((), "in their order, names or mappings")
     data: DataConfig = Field(default_factory=DataConfig)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,6 +103,18 @@ class StageTraining(LightningModule):
             raise ValueError(
                 f"the saved state is of another stage: {len(missing)} names differ, {min(missing)!r} for one"
             )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Run the block with the averaged weights, if there are any, in place of the trained ones."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap(self.model)
+        try:
+            yield
+        finally:
+            self.average.swap(self.model)
 
     def take_average(self) -> None:
         """Put the averaged weights, if there are any, in the place of the trained ones, for good."""

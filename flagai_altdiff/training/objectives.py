@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.data.prior import PREFIX
 from flagai_altdiff.training.losses import denoising_losses, feature_losses
 from flagai_altdiff.training.randomness import generator
 
 Batch = Mapping[str, Any]
-"""``image`` (B, 3, H, W) in [-1, 1], ``caption`` and ``language`` (B texts), ``epoch``, ``position`` (B,) int64."""
+"""``image`` (B, 3, H, W) in [-1, 1], ``caption`` and ``key`` (B texts), ``epoch``, ``position`` (B,) int64."""
 Gather = Callable[[Tensor], Tensor]
 """(B, ...) of this process -> (B of all processes, ...), with gradients."""
 
@@ -60,7 +61,8 @@ class Denoising:
         with torch.set_grad_enabled(self._text_learns):
             cond = model.get_learned_conditioning(captions)
         gamma = self._settings.min_snr_gamma
-        return denoising_losses(model, latents, cond, torch.stack(steps).to(device), noise, min_snr_gamma=gamma)
+        losses = denoising_losses(model, latents, cond, torch.stack(steps).to(device), noise, min_snr_gamma=gamma)
+        return losses * torch.tensor([self._weight(key) for key in batch["key"]], device=device)
 
     @torch.no_grad()
     def _latents(self, batch: Batch, places: list[tuple[int, int]]) -> Tensor:
@@ -68,6 +70,9 @@ class Denoising:
         draws = [torch.randn(posterior.mean.shape[1:], generator=self._generator("latent", *place)) for place in places]
         draw = torch.stack(draws).to(posterior.mean)
         return self.model.get_first_stage_encoding(posterior.mean + posterior.std * draw).float()
+
+    def _weight(self, key: str) -> float:
+        return self._settings.prior_weight if key.startswith(PREFIX) else 1.0
 
     def _noise(self, shape: torch.Size, epoch: int, position: int) -> Tensor:
         numbers = self._generator("noise", epoch, position)

@@ -17,6 +17,7 @@ TRAINABLE = {
     "cross_attention_kv": r"model\.diffusion_model\..*\.attn2\.to_[kv]\.",
     "text_encoder": r"cond_stage_model\.",
     "text_tower": r"text_model\.",
+    "lora": r".*\.parametrizations\.weight\.0\.(up|down)$",
 }
 """Names for the parts of a model that can learn -> pattern of their parameters' names, from the beginning."""
 
@@ -38,6 +39,7 @@ class Stage:
         warmup_steps: Steps in which it rises from 1e-9.
         weight_decay: AdamW's.
         ema_decay: Upper limit of the averaged weights' decay; 0 keeps none.
+        rank: Of a LoRA, which then is all that learns; 0 for the weights themselves.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Stage:
     warmup_steps: int = 10_000
     weight_decay: float = 1e-2
     ema_decay: float = 0.9999
+    rank: int = 0
 
 
 STAGES = {
@@ -111,6 +114,18 @@ STAGES = {
             learning_rate=5e-6,
             warmup_steps=0,
             ema_decay=0.0,
+        ),
+        Stage(
+            name="lora",
+            help="the same as a small addition to the UNet's attention, in a file of its own",
+            kind="diffusion",
+            trainable="lora",
+            steps=400,
+            batch_size=2,
+            learning_rate=1e-4,
+            warmup_steps=0,
+            ema_decay=0.0,
+            rank=8,
         ),
     )
 }

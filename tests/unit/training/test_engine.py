@@ -42,6 +42,7 @@ def load(first: int, rank: int, world: int) -> Iterator[Batch]:
         yield {
             "image": IMAGES[[position % 10 for position in positions]],
             "caption": [tiny.SENTENCES[position % 3] for position in positions],
+            "key": [str(position) for position in positions],
             "english": [tiny.SENTENCES[0] for _ in positions],
             "epoch": 0,
             "position": torch.tensor(positions),
