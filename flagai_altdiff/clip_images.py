@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
 """(3, size, size)."""
 
@@ -26,12 +28,17 @@ class ClipImageTransform:
     """
 
     size: int = 224
-    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Any PIL image -> (3, size, size), float32."""
         return torch.from_numpy(self.pixels(image))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Square images of the right size as training has them, (B, 3, size, size) in [-1, 1], as CLIP has them."""
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        return ((images + 1) / 2 - mean) / std
 
     def pixels(self, image: Image.Image) -> Pixels:
         """The same as an array."""

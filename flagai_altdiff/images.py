@@ -130,6 +130,14 @@ def make_grid(images: Iterable[Image.Image], count: int, columns: int) -> Image.
     return grid
 
 
+def save_png(image: Image.Image, texts: Mapping[str, str], path: Path) -> None:
+    """Write an image with texts that stay in the file, key -> text (iTXt: any script survives)."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_itxt(key, text, zip=len(text) > 1000)
+    image.save(path, "PNG", pnginfo=info)
+
+
 class NumberedFolder:
     """PNG files of one folder under running numbers, from the one after the highest on; a number is never used again.
 
@@ -163,7 +171,7 @@ class NumberedFolder:
 
         Args:
             image: The image.
-            texts: Key -> text to keep in the file (iTXt: any script survives).
+            texts: Key -> text to keep in the file.
 
         Returns:
             The file's path.
@@ -171,9 +179,6 @@ class NumberedFolder:
         Raises:
             OSError: The disk refuses, or the folder is not the one that it was.
         """
-        info = PngInfo()
-        for key, text in texts.items():
-            info.add_itxt(key, text, zip=len(text) > 1000)
         if self._identity is None:
             self.prepare()
         if self._next is None:
@@ -185,7 +190,7 @@ class NumberedFolder:
             self._next += 1
             if not os.path.lexists(target):
                 with suppress(FileExistsError), new_file(target) as unfinished:
-                    image.save(unfinished, "PNG", pnginfo=info)
+                    save_png(image, texts, unfinished)
                     return target
 
     def _look(self) -> tuple[int, int]:

@@ -21,13 +21,12 @@ from flagai_altdiff.errors import CheckpointError, last_net
 from flagai_altdiff.loading import find_device, find_tokenizer
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR, MATCHING, locate
-from flagai_altdiff.tokenizer import MAX_TOKENS, load_tokenizer
+from flagai_altdiff.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PREPROCESSOR = "preprocessor_config.json"
 BATCH = 32
 
 
@@ -86,9 +85,9 @@ def find_transform(folder: Path, image_size: int | None = None) -> MatchingTrans
         folder: The model's folder.
         image_size: Side of the images that the model takes, whatever the file says; the file's if left out.
     """
-    if not (folder / PREPROCESSOR).is_file():
+    if not (folder / altclip_folder.PREPROCESSOR).is_file():
         return MatchingTransform(transform=ClipImageTransform(size=image_size or ClipImageTransform.size))
-    file = load_json(folder / PREPROCESSOR)
+    file = load_json(folder / altclip_folder.PREPROCESSOR)
     for step in ("do_resize", "do_center_crop", "do_normalize"):
         if not file.flag(step, True):
             raise file.error(step, "true")
@@ -119,9 +118,8 @@ def match(model: AltCLIP, texts: Sequence[str], images: Sequence[Image.Image]) -
 @torch.inference_mode()
 def text_features(model: AltCLIP, texts: Sequence[str]) -> Tensor:
     """Normalised features of N texts, (N, P), on the CPU."""
-    assert model.text_tokenizer is not None
-    rows = (torch.tensor(model.text_tokenizer.ids(batch, MAX_TOKENS)) for batch in _batches(texts))
-    found = [F.normalize(model.get_text_features(ids.to(model.device)), dim=-1).cpu() for ids in rows]
+    ids = (model.tokenize(batch) for batch in _batches(texts))
+    found = [F.normalize(model.get_text_features(batch), dim=-1).cpu() for batch in ids]
     return torch.cat(found) if found else torch.zeros(0, model.config.projection_dim)
 
 

@@ -5,8 +5,11 @@ Both have the same names of weights. Sizes are told from the weights: configs of
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +18,16 @@ from torch import Tensor
 from flagai_altdiff.checkpoint.diffusers_folder import weight_files
 from flagai_altdiff.checkpoint.json_config import ConfigFile, build, load_json
 from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.checkpoint.saving import taken, write_safetensors
 from flagai_altdiff.checkpoint.structure import _count as count_blocks
+from flagai_altdiff.clip_images import CLIP_MEAN, CLIP_STD
 from flagai_altdiff.config import AltCLIPConfig, TextEncoderConfig, VisionConfig
 from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.files import new_file, new_folder
 
 logger = logging.getLogger(__name__)
 
-CONFIG = "config.json"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _KINDS = {"clip": 12, "altclip": 16}
 """``model_type`` -> heads of the text tower where a file leaves them out."""
 _TEXT, _VISION = "text_model.", "vision_model."
@@ -69,6 +75,44 @@ def read(folder: Path) -> tuple[AltCLIPConfig, dict[str, Tensor]]:
     if not config.text.has_pre_transformation:
         state = {key: value for key, value in state.items() if not key.startswith(_PRE_READ_OUT)}
     return config, state
+
+
+def write(target: Path, config: AltCLIPConfig, state: Mapping[str, Tensor], tokenizer: Sequence[Path]) -> None:
+    """Write a matching model as Hugging Face has it; FlagAI's loader here reads it too. It appears whole or not at all.
+
+    Args:
+        target: The folder to make; must not exist.
+        config: The model's.
+        state: Its weights.
+        tokenizer: Files to copy.
+
+    Raises:
+        CheckpointError: ``target`` exists.
+    """
+    said = {"model_type": "altclip_text_model", **asdict(config.text)}
+    if not said.pop("has_pre_transformation"):
+        said.pop("has_pooler")
+    vision = {"model_type": "altclip_vision_model", "projection_dim": config.projection_dim, **asdict(config.vision)}
+    fields = {
+        "architectures": ["AltCLIPModel"],
+        "model_type": "altclip",
+        "projection_dim": config.projection_dim,
+        "text_config": said,
+        "vision_config": vision,
+    }
+    side = config.vision.image_size
+    processor = {"crop_size": side, "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": side}}
+    processor |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "resample": 3}
+    try:
+        with new_folder(target) as made:
+            for name, content in ((CONFIG, fields), (PREPROCESSOR, processor)):
+                (made / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            with new_file(made / "model.safetensors") as weights:
+                write_safetensors(weights, {k: v for k, v in state.items() if not k.endswith(_CONSTANTS)})
+            for file in tokenizer:
+                shutil.copyfile(file, made / file.name)
+    except FileExistsError as error:
+        raise taken(target) from error
 
 
 def shape_of(state: Mapping[str, Tensor], key: str, where: str, dimensions: int) -> tuple[int, ...]:

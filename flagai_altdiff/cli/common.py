@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
 
 
@@ -26,3 +28,32 @@ def add_model_dir(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the models (default: %(default)s)",
     )
+
+
+def add_option(parser: argparse._ActionsContainer, option: Option, default: object) -> None:
+    """The flag of an option; only what is typed reaches the parsed arguments.
+
+    Args:
+        parser: Gets the flag.
+        option: The option.
+        default: What its help says that it is unless typed.
+    """
+    flags = sorted(option.flags, key=len)
+    common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": _help(option, default)}
+    if isinstance(option.default, bool):
+        parser.add_argument(*flags, action="store_true", **common)
+    elif option.choices:
+        parser.add_argument(*flags, choices=option.choices, **common)
+    elif option.minimum is None:
+        parser.add_argument(*flags, metavar="DIR" if option.name == "folder" else "TEXT", **common)
+    else:
+        metavar = option.unit.upper() or ("N" if option.whole else "X")
+        parser.add_argument(*flags, type=int if option.whole else float, metavar=metavar, **common)
+
+
+def _help(option: Option, default: object) -> str:
+    notes = [option.limits] if option.limits else []
+    if default not in ("", None, False):
+        notes.append(f"default: {default}")
+    text = option.help[0].lower() + option.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")
+    return text.replace("%", "%%")

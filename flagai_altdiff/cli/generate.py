@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flagai_altdiff.cli.common import add_model_dir, fail
+from flagai_altdiff.cli.common import add_model_dir, add_option, fail
 from flagai_altdiff.errors import InvalidRequestError
-from flagai_altdiff.options import Option, options_of
+from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import read_prompt_file
 from flagai_altdiff.registry import DRAWING, MATCHING, locate
 from flagai_altdiff.request import FLAGAI_DEFAULTS, OPTIONS, GenerationRequest, Output
@@ -43,7 +43,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_model_dir(parser)
     for option in OPTIONS.values():
         if option.flags:
-            _add_option(parser, option)
+            default = "the model's" if option.name in _MODELS_OWN else FLAGAI_DEFAULTS.get(option.name, option.default)
+            add_option(parser, option, default)
     add("--plms", action="store_true", help="same as --sampler plms")
     add(
         "--from-file",
@@ -61,30 +62,6 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     checker.add_argument("--no-safety-checker", action="store_true", help="do not check the images")
     checker.add_argument("--require-safety-checker", action="store_true", help="fail where the model has no checker")
     parser.set_defaults(run=_generate, kept="; finished images are kept, --resume draws the rest")
-
-
-def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    """The flag of an option; only what is typed reaches the parsed arguments."""
-    flags = sorted(option.flags, key=len)
-    common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": _help(option)}
-    if isinstance(option.default, bool):
-        parser.add_argument(*flags, action="store_true", **common)
-    elif option.choices:
-        parser.add_argument(*flags, choices=option.choices, **common)
-    elif option.minimum is None:
-        parser.add_argument(*flags, metavar="DIR" if option.name == "folder" else "TEXT", **common)
-    else:
-        metavar = option.unit.upper() or ("N" if option.whole else "X")
-        parser.add_argument(*flags, type=int if option.whole else float, metavar=metavar, **common)
-
-
-def _help(option: Option) -> str:
-    default = "the model's" if option.name in _MODELS_OWN else FLAGAI_DEFAULTS.get(option.name, option.default)
-    notes = [option.limits] if option.limits else []
-    if default not in ("", None, False):
-        notes.append(f"default: {default}")
-    text = option.help[0].lower() + option.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")
-    return text.replace("%", "%%")
 
 
 def _generate(args: argparse.Namespace) -> int:

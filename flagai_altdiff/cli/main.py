@@ -16,10 +16,12 @@ from typing import Any
 from flagai_altdiff import __version__
 from flagai_altdiff.cli.common import fail
 from flagai_altdiff.cli.data import add_data
+from flagai_altdiff.cli.evaluate import add_evaluate
 from flagai_altdiff.cli.generate import add_generate
 from flagai_altdiff.cli.match import add_match
 from flagai_altdiff.cli.models import add_download, add_models, add_verify
 from flagai_altdiff.cli.tools import add_convert, add_doctor, add_train_mini
+from flagai_altdiff.cli.train import add_train
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
 
 _EPILOG = """\
@@ -29,6 +31,7 @@ examples:
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
   altdiff match "a red house" "ein Hund" -- *.png
+  altdiff evaluate AltDiffusion-m9 --prompts prompts/ --clip AltCLIP-XLMR-L-m9
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18
   altdiff convert checkpoints/AltDiffusion-m18 m18-diffusers --to diffusers
@@ -46,6 +49,12 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
         "compare texts with images",
         "Say how well each text fits each image, with AltCLIP: cosine similarities from -1 to 1.",
     ),
+    "evaluate": (
+        add_evaluate,
+        "measure a model in every language",
+        "Draw prompts in every language and measure the images (FID, Inception score, similarity to captions); or "
+        "measure what a matching model finds. Writes a table, JSON and a plot.",
+    ),
     "models": (add_models, "list the models", "List the models that have a name."),
     "download": (add_download, "fetch a model's files", "Fetch what a model lacks; an interrupted download goes on."),
     "verify": (
@@ -60,6 +69,11 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]]
     ),
     "data": (add_data, "look at training data", "Look at training data before hours are spent on them."),
     "doctor": (add_doctor, "look at this machine", "Say what this machine has and what is wrong."),
+    "train": (
+        add_train,
+        "train or fine-tune a model",
+        "Train a model in the papers' stages, as a config says; or teach it one thing from a few images.",
+    ),
     "train-mini": (
         add_train_mini,
         "train the embedded model",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
 from flagai_altdiff.config import AltCLIPConfig
-from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
+from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
 from flagai_altdiff.models.vision import VisionTower
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ class AltCLIP(nn.Module):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """A transformers tokenizer for scripts that call one, made when first asked for; matching does without."""
         return self.text_tokenizer.to_transformers() if self.text_tokenizer else None
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, (B, L) int64, cut at 77 and padded to the longest, on the model's device."""
+        assert self.text_tokenizer is not None, "load the model from its folder, which has a tokenizer"
+        rows = self.text_tokenizer.ids(texts, ENCODED_TOKENS)
+        return trim_padding(torch.tensor(rows, dtype=torch.long)).to(self.device)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **unused: Any) -> Tensor:
         """Features of texts, not normalised.

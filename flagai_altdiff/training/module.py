@@ -1,56 +1,136 @@
-"""A model under Lightning's Trainer."""
+"""A stage under Lightning: what learns, its optimizer and averages, its loss in any number of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.errors import NotFiniteError
+from flagai_altdiff.models.ema import LitEma
+from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.objectives import Batch, Objective
+
+FIRST_LEARNING_RATE = 1e-9
+Load = Callable[[int, int, int], Iterable[Batch]]
 
 
-class DiffusionTraining(LightningModule):
-    """Trains what a model leaves trainable: its UNet, and its text encoder where the config says so.
-
-    The state dict is the model's own, under LDM's names: a Trainer saves checkpoints that ``load_model`` reads.
+class StageTraining(LightningModule):
+    """One stage. What does not learn is bit for bit the same afterwards, and no part of a saved state.
 
     Args:
-        model: Trained in place. A batch holds images under its ``first_stage_key`` and captions under its
-            ``cond_stage_key``, see ``LatentDiffusion.get_input``.
-        learning_rate: AdamW's, constant.
-        weight_decay: AdamW's.
+        objective: Has the model, and computes the losses of a batch.
+        settings: Of the stage.
+        load: First batch, rank, number of processes -> that process's share of all batches from there on, without end.
     """
 
-    def __init__(self, model: LatentDiffusion, *, learning_rate: float = 1e-4, weight_decay: float = 1e-2) -> None:
+    def __init__(self, objective: Objective, settings: StageSettings, load: Load) -> None:
         super().__init__()
-        self.model = model
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.objective, self.settings, self._load = objective, settings, load
+        self.model = objective.model
+        learns = re.compile(settings.pattern)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(learns.match(name) is not None)
+        self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if not self.trainable:
+            raise ValueError(f"no parameter of the model is called {settings.pattern!r}")
+        decay = settings.row.ema_decay
+        self.average = LitEma(self.model, decay) if decay else None
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch, a scalar."""
-        latents, captions = self.model.get_input(batch, self.model.first_stage_key)
-        loss, values = self.model(latents, captions)
-        logged = {f"train/{name}": value for name, value in values.items()}
-        self.log_dict(logged, prog_bar=True, batch_size=len(latents))
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; averaged over the processes, its gradients are those of the mean over all samples."""
+        losses = self.objective(batch, self._gather) if len(batch["position"]) else torch.zeros(0, device=self.device)
+        count = self._sum(torch.tensor(float(len(losses)), device=self.device)).clamp(min=1)
+        loss = losses.sum() * (self.trainer.world_size / count)
+        if not len(losses):  # every image of this process was broken; the others wait for its gradients
+            loss = loss + sum(parameter.view(-1)[0] for parameter in self.trainable.values()) * 0.0
+        mean = self._sum(loss.detach()) / self.trainer.world_size
+        if not mean.isfinite():
+            raise NotFiniteError(
+                f"the loss of step {self.global_step + 1} is {float(mean)}. Try a lower learning rate, a longer "
+                "warm-up, or precision: bf16; the last saved state is whole."
+            )
+        self.log("loss", mean, prog_bar=True, batch_size=1)
         return loss
 
-    def on_train_batch_end(self, *args: object) -> None:
-        """Let the averaged weights follow, where the model keeps some."""
-        if self.model.model_ema is not None:
-            self.model.model_ema(self.model.model)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step of the optimizer, which the averaged weights follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average(self.model)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over the trainable parameters."""
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trainable, lr=self.learning_rate, weight_decay=self.weight_decay)
+    def train_dataloader(self) -> Iterable[Batch]:
+        """The batches of this process from the step on at which the run stands."""
+        first = self.global_step * self.trainer.accumulate_grad_batches
+        return self._load(first, self.global_rank, self.trainer.world_size)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
+        row, decay = self.settings.row, self.settings.decay
+        optimizer = torch.optim.AdamW(
+            list(self.trainable.values()), lr=row.learning_rate, weight_decay=row.weight_decay
+        )
+
+        def factor(step: int) -> float:
+            if step < row.warmup_steps:
+                first = FIRST_LEARNING_RATE / max(row.learning_rate, FIRST_LEARNING_RATE)
+                return first + (1 - first) * step / row.warmup_steps
+            if decay == "constant":
+                return 1.0
+            done = (step - row.warmup_steps) / max(row.steps - row.warmup_steps, 1)
+            return (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """The model's."""
-        return self.model.state_dict(*args, **kwargs)
+        """What has been learnt, under the model's names, and the averaged weights."""
+        averages = self.average.state_dict() if self.average is not None else {}
+        learnt = {f"model.{name}": parameter.detach() for name, parameter in self.trainable.items()}
+        return {**learnt, **{f"average.{name}": value for name, value in averages.items()}}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The model's."""
-        return self.model.load_state_dict(state_dict, strict=strict, assign=assign)
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
+        """Take up what :meth:`state_dict` gave."""
+        nn.Module.load_state_dict(self, state_dict, strict=False)
+        missing = self.state_dict().keys() ^ state_dict.keys()
+        if missing:
+            raise ValueError(
+                f"the saved state is of another stage: {len(missing)} names differ, {min(missing)!r} for one"
+            )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Run the block with the averaged weights, if there are any, in place of the trained ones."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap(self.model)
+        try:
+            yield
+        finally:
+            self.average.swap(self.model)
+
+    def take_average(self) -> None:
+        """Put the averaged weights, if there are any, in the place of the trained ones, for good."""
+        if self.average is not None:
+            self.average.swap(self.model)
+            self.average = None
+
+    def _sum(self, value: Tensor) -> Tensor:
+        total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]
+        return total
+
+    def _gather(self, value: Tensor) -> Tensor:
+        """Rows of all processes, in their order; each may have another number of them."""
+        if self.trainer.world_size == 1:
+            return value
+        counts = torch.as_tensor(self.all_gather(torch.tensor(len(value), device=value.device))).tolist()
+        padded = torch.cat([value, value.new_zeros(max(counts) - len(value), *value.shape[1:])])
+        rows: Tensor = self.all_gather(padded, sync_grads=True)  # type: ignore[assignment]
+        return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])

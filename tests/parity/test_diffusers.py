@@ -19,6 +19,7 @@ import torch
 import transformers
 from diffusers.pipelines.deprecated.alt_diffusion import AltDiffusionPipeline
 from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import RobertaSeriesModelWithTransformation
+from diffusers.training_utils import compute_snr
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.sampling import SAMPLERS
 from flagai_altdiff.sampling.guidance import guided
 from flagai_altdiff.sampling.schedule import Schedule
+from flagai_altdiff.training.losses import denoising_losses
 
 TOLERANCE = 1e-4
 GUIDANCE_SCALE = 7.5
@@ -265,3 +267,22 @@ def test_the_deprecated_pipeline(pair: Pair) -> None:
     ).images
     ours = pair.model.decode_first_stage(our_latent(pair, "plms", 4, "eps"))
     assert_close((ours / 2 + 0.5).clamp(0, 1), theirs)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+@pytest.mark.parametrize(("kind", "theirs"), [("eps", "epsilon"), ("v", "v_prediction"), ("x0", "sample")])
+def test_losses_of_training(kind: str, theirs: str, gamma: float, pair: Pair) -> None:
+    scheduler = pair.scheduler(diffusers.DDPMScheduler, prediction_type=theirs)
+    latents, noise, t = pair.x_T * 0.7, torch.randn_like(pair.x_T), torch.tensor([20, 870])
+    output = pair.unet(scheduler.add_noise(latents, noise, t), t, pair.cond).sample
+    target = {"eps": noise, "v": scheduler.get_velocity(latents, noise, t), "x0": latents}[kind]
+    expected = ((output - target) ** 2).mean(dim=(1, 2, 3))
+    if gamma:
+        snr = compute_snr(scheduler, t)
+        expected *= snr.clamp(max=gamma) / {"eps": snr, "v": snr + 1, "x0": torch.ones(2)}[kind]
+    before = pair.model.parameterization
+    pair.model.parameterization = kind  # type: ignore[assignment]
+    try:
+        assert_close(denoising_losses(pair.model, latents, pair.cond, t, noise, min_snr_gamma=gamma), expected)
+    finally:
+        pair.model.parameterization = before

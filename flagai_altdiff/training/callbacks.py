@@ -1,0 +1,190 @@
+"""What happens beside the training: states on disk, the log, sheets of images, the bar, and stopping."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from flagai_altdiff.errors import DiskError
+from flagai_altdiff.files import new_file
+from flagai_altdiff.progress import bar_class, show_bars
+
+logger = logging.getLogger(__name__)
+
+STATE_PATTERN = "step-{:08d}.ckpt"
+KEPT_STATES = 2
+
+
+def latest_state(folder: Path) -> Path | None:
+    """The newest state of a stage; ``None`` if there is none."""
+    return max(folder.glob("step-*.ckpt"), default=None)
+
+
+class SaveStates(Callback):
+    """Saves the whole state of the run every so many steps, at the end, and before it is stopped.
+
+    Args:
+        folder: Of the states; the newest two are kept.
+        every: Steps.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self._folder, self._every = folder, every
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Save, if it is time."""
+        step = trainer.global_step
+        whole = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and (step % self._every == 0 or step == trainer.max_steps or trainer.should_stop):
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save the state under its step's number."""
+        target = self._folder / STATE_PATTERN.format(trainer.global_step)
+        unfinished = target.with_suffix(".tmp")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(unfinished)  # all processes take part
+            if trainer.is_global_zero:
+                os.replace(unfinished, target)
+                for old in sorted(self._folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
+                    old.unlink()
+        except (OSError, RuntimeError) as error:  # torch says of a full disk that a stream failed
+            unfinished.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            text = f"{target} cannot be saved: {reason}. The states before it are whole; make room and go on."
+            raise DiskError(text, getattr(error, "errno", None)) from error
+
+
+class LossLog(Callback):
+    """Writes a line for each step into a CSV file; a run that goes on from a step drops the lines behind it.
+
+    Args:
+        path: The file.
+    """
+
+    COLUMNS = ("step", "loss", "learning_rate", "samples_per_second")
+
+    def __init__(self, path: Path, batch_size: int) -> None:
+        self._path, self._batch_size = path, batch_size
+        self._began = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what is known up to the step that the run goes on from."""
+        if trainer.is_global_zero:
+            rows = [row for row in read_log(self._path) if row["step"] <= trainer.global_step]
+            with new_file(self._path, replace=True) as path, open(path, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, self.COLUMNS)
+                writer.writeheader()
+                writer.writerows(rows)
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor | Mapping[str, Any] | None, *args: Any
+    ) -> None:
+        """Write the step's line."""
+        if (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
+            return
+        now = time.perf_counter()
+        speed, self._began = self._batch_size / max(now - self._began, 1e-9), now
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        loss = float(trainer.callback_metrics["loss"])
+        with open(self._path, "a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow((trainer.global_step, repr(loss), repr(rate), f"{speed:.3g}"))
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of a log; none if there is no such file. A last line that was cut is left out."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    except FileNotFoundError:
+        return []
+    return [{"step": int(row["step"]), **{k: float(row[k]) for k in LossLog.COLUMNS[1:]}} for row in rows]
+
+
+class EveryNSteps(Callback):
+    """Calls a function every so many steps, in the first process.
+
+    Args:
+        every: Steps; 0 never.
+        act: Called with the number of the step.
+    """
+
+    def __init__(self, every: int, act: Callable[[int], object]) -> None:
+        self._every, self._act = every, act
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Act, if it is time."""
+        whole = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and self._every and trainer.global_step % self._every == 0 and trainer.is_global_zero:
+            self._act(trainer.global_step)
+
+
+class Bar(Callback):
+    """One bar: steps, samples per second, time left, loss."""
+
+    def __init__(self, title: str, batch_size: int) -> None:
+        self._title, self._batch_size = title, batch_size
+        self._bar: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show it."""
+        hidden = not (trainer.is_global_zero and show_bars())
+        self._bar = bar_class()(
+            total=trainer.max_steps, initial=trainer.global_step, desc=self._title, unit="step", disable=hidden
+        )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Move it."""
+        self._bar.update(trainer.global_step - self._bar.n)
+        if not self._bar.disable:
+            rate = self._bar.format_dict["rate"] or 0.0
+            loss = float(trainer.callback_metrics["loss"])
+            self._bar.set_postfix_str(f"{rate * self._batch_size:.3g} samples/s, loss {loss:.4g}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take it away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StopAsked(Callback):
+    """Lets Ctrl-C and SIGTERM end the run after the step that is being made; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen, where signals arrive."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Tell the Trainer before the step, so that its end is the last one's; any process may have been asked."""
+        asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        trainer.should_stop = trainer.should_stop or asked
+        self.asked = trainer.should_stop
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put back what was there."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

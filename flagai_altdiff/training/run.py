@@ -1,0 +1,80 @@
+"""A run: its stages one after the other, each from the model that the one before gave."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from pytorch_lightning import Trainer
+
+from flagai_altdiff.errors import TrainingInterrupted
+from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveStates, StopAsked, latest_state
+from flagai_altdiff.training.config import MachineConfig
+from flagai_altdiff.training.module import StageTraining
+
+logger = logging.getLogger(__name__)
+
+
+def fit(
+    training: StageTraining,
+    folder: Path,
+    *,
+    save_every: int,
+    machine: MachineConfig,
+    sheet_every: int = 0,
+    draw_sheet: Callable[[int], object] = lambda step: None,
+) -> None:
+    """Train one stage to its end, from its newest state if there is one.
+
+    Args:
+        training: The stage.
+        folder: Of its states (``states/``) and its log (``log.csv``).
+        save_every: Steps between two states.
+        machine: What it runs on.
+        sheet_every: Steps between two calls of ``draw_sheet``; 0 is none.
+        draw_sheet: Called with the step.
+
+    Raises:
+        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        NotFiniteError: The loss is no number any more.
+        DiskError: A state cannot be saved.
+    """
+    settings = training.settings
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = StopAsked()
+    trainer = Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.nodes,
+        strategy=machine.strategy,
+        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[machine.precision],  # type: ignore[arg-type]
+        max_steps=settings.row.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip_norm or None,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        callbacks=[
+            stop,
+            LossLog(folder / "log.csv", settings.row.batch_size),
+            Bar(settings.row.name, settings.row.batch_size),
+            SaveStates(folder / "states", save_every),
+            EveryNSteps(sheet_every, draw_sheet),
+        ],
+    )
+    state = latest_state(folder / "states")
+    if state is not None:
+        logger.info("%s goes on from %s", settings.row.name, state)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+    if trainer.global_step < settings.row.steps:
+        raise TrainingInterrupted(
+            f"{settings.row.name} was stopped after step {trainer.global_step}; its state is saved."
+        )

@@ -1,0 +1,244 @@
+"""A whole run: stage after stage, each from the model that the one before gave, with sheets and a chart on the way."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from flagai_altdiff.charts import Curve, draw_curves
+from flagai_altdiff.checkpoint import altclip_folder, saving
+from flagai_altdiff.errors import ConfigError, InvalidRequestError
+from flagai_altdiff.files import new_file
+from flagai_altdiff.loading import load_model
+from flagai_altdiff.lora import finished, make_trainable, save_lora
+from flagai_altdiff.matching import load_matching_model
+from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.models.altclip import AltCLIP
+from flagai_altdiff.pipeline import generate
+from flagai_altdiff.request import GenerationRequest
+from flagai_altdiff.sheets import Row, make_sheet
+from flagai_altdiff.training.callbacks import read_log
+from flagai_altdiff.training.config import DataConfig, StageConfig, StageSettings, TrainConfig
+from flagai_altdiff.training.data.batches import Share, batches
+from flagai_altdiff.training.data.example import Examples
+from flagai_altdiff.training.data.filters import Filters
+from flagai_altdiff.training.data.opening import open_examples
+from flagai_altdiff.training.data.preparation import Preparation
+from flagai_altdiff.training.data.prior import WithPrior
+from flagai_altdiff.training.data.source import Reading
+from flagai_altdiff.training.module import Load, StageTraining
+from flagai_altdiff.training.objectives import Batch, ContrastiveTuning, Denoising, Objective, TeacherLearning
+from flagai_altdiff.training.parallel_texts import ParallelTexts
+from flagai_altdiff.training.randomness import generator
+from flagai_altdiff.training.run import fit
+from flagai_altdiff.training.stages import STAGES
+from flagai_altdiff.training.teacher import load_teacher, new_student
+
+logger = logging.getLogger(__name__)
+
+MODEL, LORA, LOG, CHART = "model", "lora.safetensors", "log.csv", "log.png"
+_SHEET_SIDE, _SHEET_PROMPTS = 128, 6
+
+
+def train(config: TrainConfig, *, resume: bool = False) -> Path:
+    """Carry out a run.
+
+    Args:
+        config: What to do.
+        resume: Go on with what lies in ``config.output``; without it, that folder must be new or empty.
+
+    Returns:
+        Folder of the model that the last stage gave; it opens with ``load_model``, ``AutoLoader`` and ``convert``.
+
+    Raises:
+        InvalidRequestError: There is a run in ``config.output``, or data and stage do not fit.
+        ConfigError: The stages do not follow on each other.
+        TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
+        NotFiniteError: The loss is no number any more.
+        DataError: The data cannot be read.
+        DiskError: A state cannot be saved.
+    """
+    output = config.output
+    if not resume and output.is_dir() and any(output.iterdir()) and _rank() == 0:
+        raise InvalidRequestError("output", str(output), "it holds a run; add --resume, or name another folder")
+    kinds = {STAGES[stage.stage].kind == "diffusion" for stage in config.stages}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "stages that learn to match and stages that learn to draw are two runs, of two kinds of model."
+        )
+    model: str | Path = config.model
+    for number, stage in enumerate(config.stages, 1):
+        folder = output / f"{number}-{stage.stage}"
+        if not (folder / MODEL).is_dir():
+            logger.info("stage %d of %d: %s", number, len(config.stages), STAGES[stage.stage].help)
+            (_draw_stage if STAGES[stage.stage].kind == "diffusion" else _match_stage)(config, stage, model, folder)
+        model = folder / MODEL
+    return Path(model)
+
+
+def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, folder: Path) -> None:
+    """A stage of a model that draws."""
+    model = load_model(start, safety_checker=False)
+    spec, tokenizer = model.spec, model.text_tokenizer
+    settings = stage.settings(model.config.image_size * model.config.first_stage.downsampling)
+    data = config.data
+    if data.prior and _rank() == 0:
+        _draw_prior(model, data)
+    if settings.row.rank:
+        numbers = generator(config.seed, "lora")
+        make_trainable(model, rank=settings.row.rank, alpha=float(settings.row.rank), generator=numbers)
+    examples = _examples(data, settings.side)
+    objective = Denoising(model, settings, config.seed)
+    prompts = list(config.sheets.prompts) or _first_captions(examples)
+    steps = config.sheets.steps or min(spec.steps, 25)
+
+    def sheet(step: int) -> None:
+        with training.averaged():
+            _draw_sheet(model, prompts, folder / "sheets" / f"step-{step:08d}.png", config.sheets.seed, steps)
+
+    training = _fit(config, settings, objective, _load_images(config, settings, examples), folder, sheet)
+    if _rank() != 0:
+        return
+    if settings.row.rank:
+        additions = finished(model, merge=True)
+        save_lora(folder / LORA, additions, model.config, ss_base_model=str(start), ss_steps=str(settings.row.steps))
+    saving.save_folder(folder / MODEL, model.config, model.state_dict(), *(tokenizer.files if tokenizer else ()))
+    _draw_sheet(model, prompts, folder / "sheet.png", config.sheets.seed, steps)
+
+
+def _match_stage(config: TrainConfig, stage: StageConfig, start: str | Path, folder: Path) -> None:
+    """A stage of a model that matches."""
+    row = STAGES[stage.stage]
+    if row.kind == "teacher":
+        if config.teacher is None:
+            raise ConfigError("the teacher stage needs a teacher: the folder of a CLIP model of transformers.")
+        teacher = load_teacher(Path(config.teacher))
+        fresh = config.student is not None and start == config.model
+        numbers = generator(config.seed, "projection")
+        model = new_student(teacher, Path(config.student or ""), numbers) if fresh else load_matching_model(start)
+        settings = stage.settings(model.config.vision.image_size)
+        objective: Objective = TeacherLearning(model, teacher.teach, settings)
+        load = _load_texts(config, settings)
+    else:
+        model = load_matching_model(start)
+        settings = replace(stage.settings(model.config.vision.image_size), side=model.config.vision.image_size)
+        objective = ContrastiveTuning(model)
+        load = _load_images(config, settings, _examples(config.data, settings.side))
+    _fit(config, settings, objective, load, folder, None)
+    if _rank() == 0:
+        assert isinstance(model, AltCLIP)
+        assert model.text_tokenizer is not None
+        altclip_folder.write(folder / MODEL, model.config, model.state_dict(), model.text_tokenizer.files)
+
+
+def _fit(
+    config: TrainConfig,
+    settings: StageSettings,
+    objective: Objective,
+    load: Load,
+    folder: Path,
+    sheet: Callable[[int], None] | None,
+) -> StageTraining:
+    """Train to the end, take the averaged weights, draw the chart."""
+    training = StageTraining(objective, settings, load)
+    fit(
+        training,
+        folder,
+        save_every=config.save_every,
+        machine=config.machine,
+        sheet_every=config.sheets.every if sheet else 0,
+        draw_sheet=sheet or (lambda step: None),
+    )
+    training.take_average()
+    training.model.cpu().eval()
+    if _rank() == 0:
+        _draw_chart(folder)
+    return training
+
+
+def _examples(data: DataConfig, side: int) -> Examples:
+    filters = Filters(languages=data.languages, min_side=data.min_side, min_score=data.min_aesthetic)
+    how = Reading(filters=filters, at_least=side, caption=data.caption)
+    source = data.source if isinstance(data.source, str) else list(data.source)
+    examples = open_examples(source, how)
+    if not data.prior:
+        return examples
+    if not data.prior_caption:
+        raise ConfigError("data.prior needs data.prior_caption: the class of the thing, as in 'a cat'.")
+    return WithPrior(examples, open_examples(data.prior, Reading(at_least=side, caption=data.prior_caption)))
+
+
+def _load_images(config: TrainConfig, settings: StageSettings, examples: Examples) -> Load:
+    data = config.data
+    prepare = Preparation(side=settings.side, crop=data.crop, flip=data.flip)
+
+    def load(first: int, rank: int, world: int) -> Iterable[Batch]:
+        share = Share(count=len(examples), batch_size=_batch_size(settings), rank=rank, world=world)
+        return batches(examples, share, prepare, seed=config.seed, start=first, workers=data.workers)
+
+    return load
+
+
+def _load_texts(config: TrainConfig, settings: StageSettings) -> Load:
+    source = config.data.source
+    texts = ParallelTexts([Path(source)] if isinstance(source, str) else [Path(name) for name in source])
+
+    def load(first: int, rank: int, world: int) -> Iterable[Batch]:
+        share = Share(count=len(texts), batch_size=_batch_size(settings), rank=rank, world=world)
+        return texts.batches(share, seed=config.seed, start=first, languages=config.data.languages)
+
+    return load
+
+
+def _batch_size(settings: StageSettings) -> int:
+    size, rest = divmod(settings.row.batch_size, settings.accumulate)
+    if rest or not size:
+        expected = f"a multiple of accumulate, which is {settings.accumulate}"
+        raise InvalidRequestError("batch_size", settings.row.batch_size, expected)
+    return size
+
+
+def _draw_prior(model: LatentDiffusion, data: DataConfig) -> None:
+    """Draw what the model knows of a class, where the folder lacks some; seeds go on, so none comes twice."""
+    assert data.prior is not None
+    folder = Path(data.prior)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(data.prior_count):
+        target = folder / f"{number:05d}.png"
+        if not target.exists():
+            image = generate(model, data.prior_caption or "", seed=number).images[0]
+            with new_file(target) as unfinished:
+                image.save(unfinished, "PNG")
+
+
+def _first_captions(examples: Examples) -> list[str]:
+    texts = (examples[i].captions[0].text for i in range(min(len(examples), _SHEET_PROMPTS)))
+    return list(dict.fromkeys(text for text, _ in zip(texts, range(_SHEET_PROMPTS), strict=False)))
+
+
+def _draw_sheet(model: LatentDiffusion, prompts: Sequence[str], path: Path, seed: int, steps: int) -> None:
+    request = GenerationRequest(prompts=tuple(prompts), seed=seed, seed_mode="batch", batch_size=1, steps=steps)
+    images = generate(model, request).images
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path, replace=True) as unfinished:
+        make_sheet([Row(label="", images=images)], max(_SHEET_SIDE, min(images[0].size))).save(unfinished, "PNG")
+
+
+def _draw_chart(folder: Path) -> None:
+    rows = read_log(folder / LOG)
+    steps = [row["step"] for row in rows]
+    names = {"loss": "loss", "learning_rate": "learning rate", "samples_per_second": "samples per second"}
+    curves = [
+        Curve(title=title, x=steps, y=[row[name] for row in rows], smooth=name != "learning_rate")
+        for name, title in names.items()
+    ]
+    with new_file(folder / CHART, replace=True) as unfinished:
+        draw_curves(curves).save(unfinished, "PNG")
+
+
+def _rank() -> int:
+    """Of this process among those that torchrun or SLURM started."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
