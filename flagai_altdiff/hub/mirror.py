@@ -8,7 +8,7 @@ from urllib.parse import quote
 from flagai_altdiff.errors import ModelNotFoundError
 from flagai_altdiff.hub import manifest
 from flagai_altdiff.hub.addresses import check_typed, redact_url
-from flagai_altdiff.hub.client import ask, read_number
+from flagai_altdiff.hub.client import ask
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.hub.remote import Location, RemoteFile
 from flagai_altdiff.model_files import EQUIVALENTS
@@ -63,7 +63,7 @@ def _probe(folder: str, usual: str) -> RemoteFile | None:
             answer = ask("HEAD", f"{folder}/{name}")
         except ModelNotFoundError:
             continue
-        return _file(folder, name, read_number(answer.headers, "Content-Length"), None)
+        return _file(folder, name, answer.size_bytes, None)
     return None
 
 

@@ -10,7 +10,7 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +40,19 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "folder" / "model.ckpt"
 
 
-def leave_partial(server: HubServer, target: Path, at: int = 200_000) -> int:
-    """Let a first call fail part-way; the number of bytes that it left."""
+def leave_partial(
+    server: HubServer,
+    target: Path,
+    at: int = 200_000,
+    *,
+    headers: Mapping[str, str | None] | None = None,
+    sha256: str | None = None,
+) -> int:
+    """Let a first call fail part-way, after an answer with other headers; the number of bytes that it left."""
     server.always[PATH] = Fault(status=503)
-    server.faults[PATH] = [Fault(cut_at=at)]
+    server.faults[PATH] = [Fault(cut_at=at, headers=headers or {})]
     with pytest.raises(HubError):
-        download(server.url + PATH, target, size_bytes=len(DATA))
+        download(server.url + PATH, target, size_bytes=len(DATA), sha256=sha256)
     server.always.clear()
     server.requests.clear()
     return part_of(target).stat().st_size
@@ -219,12 +226,26 @@ def test_what_cannot_be_checked_is_not_resumed(server: HubServer, target: Path) 
     assert server.ranges(PATH) == [None, None, None]
 
 
-def test_a_partial_that_is_complete_needs_no_request(server: HubServer, target: Path) -> None:
-    leave_partial(server, target)
+def test_a_complete_partial_of_a_known_hash_needs_no_request(server: HubServer, target: Path) -> None:
+    leave_partial(server, target, sha256=SHA256)
     part_of(target).write_bytes(DATA)
-    download(server.url + PATH, target, size_bytes=len(DATA))
+    download(server.url + PATH, target, size_bytes=len(DATA), sha256=SHA256)
     assert target.read_bytes() == DATA
     assert server.requests == []
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("now", [DATA, OTHER])
+def test_a_complete_partial_without_a_hash_is_still_the_servers_version(
+    server: HubServer, target: Path, now: bytes
+) -> None:
+    """The server could have another version by now, of the same size: it is asked for the last byte."""
+    leave_partial(server, target)
+    part_of(target).write_bytes(DATA)
+    server.files[PATH] = now
+    download(server.url + PATH, target, size_bytes=len(DATA))
+    assert target.read_bytes() == now
+    assert server.ranges(PATH) == [f"bytes={len(DATA) - 1}-"]
 
 
 @pytest.mark.fault(5)
