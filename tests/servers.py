@@ -37,6 +37,8 @@ class Fault:
         pause_s: Seconds between pieces of the body.
         piece_bytes: Size of those pieces.
         chunked: Send the body in chunks, without its length.
+        raw: Sent instead of any answer, status line and headers included.
+        endless: Sent again and again after ``raw``, until the other side leaves; ``pause_s`` and ``piece_bytes`` count.
     """
 
     status: int | None = None
@@ -49,6 +51,8 @@ class Fault:
     pause_s: float = 0.0
     piece_bytes: int = 1 << 14
     chunked: bool = False
+    raw: bytes | None = None
+    endless: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +205,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             self._serve()
 
+        def do_CONNECT(self) -> None:
+            self._serve()
+
         def do_POST(self) -> None:
             self._serve()
 
@@ -220,9 +227,18 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(request)
             fault = hub.next_fault(request.path)
             time.sleep(fault.stall_s)
-            status, body, headers = _ranged(request, fault, *hub.answer(request))
             with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
-                self._send(status, body, headers, fault)
+                if fault.raw is not None:
+                    self._send_raw(fault.raw, fault)
+                else:
+                    self._send(*_ranged(request, fault, *hub.answer(request)), fault)
+
+        def _send_raw(self, raw: bytes, fault: Fault) -> None:
+            self.wfile.write(raw)
+            while fault.endless:
+                for start in range(0, len(fault.endless), fault.piece_bytes):
+                    self.wfile.write(fault.endless[start : start + fault.piece_bytes])
+                    time.sleep(fault.pause_s)
 
         def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: Fault) -> None:
             self.send_response(fault.status or status)

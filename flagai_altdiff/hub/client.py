@@ -128,9 +128,8 @@ class Reply:
         for header, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
             form = self.headers.get(header, "").strip()
             if form.lower() not in ("", "identity", plain):
-                raise HubError(
-                    f"{where}: the server compresses what it sends although it was asked not to ({header}: {shown(form, 40)})."
-                )
+                told = f"{header}: {shown(form, 40)}"
+                raise HubError(f"{where}: the server compresses what it sends although it was asked not to ({told}).")
         sizes = {text.strip() for text in self.headers.get("Content-Length", "").split(",")}
         text = next(iter(sizes))
         if len(sizes) > 1 or not re.fullmatch("[0-9]{0,18}", text):

@@ -25,16 +25,12 @@ from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
 from flagai_altdiff.hub.wire import TransientError
-from flagai_altdiff.model_files import is_part, is_weight
+from flagai_altdiff.model_files import most_bytes
 
 logger = logging.getLogger(__name__)
 
 PAGES = (".html", ".htm")
 PAGE_BEGINNINGS = (b"<!doctype html", b"<html")
-MOST_BYTES = 64 << 30
-"""Of a file of weights, whatever a server says: ten times the largest model."""
-MOST_SMALL_BYTES = 64 << 20
-"""Of a config or a file of a tokenizer; the largest, a ``tokenizer.json`` of XLM-R, has 17 MB."""
 STATE_BYTES = 1 << 16
 MOST_BEGINNINGS = 2 * TRIES
 """How often a file is begun anew in one call."""
@@ -128,8 +124,8 @@ class _Partial:
         self._begun += 1
         if self._begun > MOST_BEGINNINGS:
             raise HubError(
-                f"{self.identity.url}: begun {MOST_BEGINNINGS} times; each time it broke off and came as another version "
-                "next, so that what had come could not be used. Try another source."
+                f"{self.identity.url}: begun {MOST_BEGINNINGS} times; each time it broke off and came as another "
+                "version next, so that what had come could not be used. Try another source."
             )
         self.identity = replace(self.identity, validator=validator)
         with on_disk(self.path):
@@ -234,7 +230,7 @@ def download(
     """
     check_url(url)
     size_bytes, sha256 = size_bytes or None, sha256.lower() if sha256 else None
-    check_most(path.name, size_bytes, url)
+    _check_most(path.name, size_bytes, url)
     job = _Job(
         url=url, path=path, size_bytes=size_bytes, sha256=sha256,
         headers=headers or {}, report=report, stop=stop or Stop(),
@@ -250,12 +246,7 @@ def download(
     return received
 
 
-def most_bytes(name: str) -> int:
-    """How large a file of a model may be, judged by its name."""
-    return MOST_SMALL_BYTES if is_part(name) and not is_weight(name) else MOST_BYTES
-
-
-def check_most(name: str, size_bytes: int | None, url: str) -> None:
+def _check_most(name: str, size_bytes: int | None, url: str) -> None:
     """HubError if a server announces, or sends, more than a file of that name may have."""
     most = most_bytes(name)
     if size_bytes is not None and size_bytes > most:
@@ -344,7 +335,7 @@ def _check_answer(job: _Job, reply: Reply, partial: _Partial, have: int) -> tupl
             raise HubError(
                 f"{where}: neither size nor hash of the file is known, so it cannot be told whether it is whole."
             )
-    check_most(job.path.name, total, job.url)
+    _check_most(job.path.name, total, job.url)
     return start, total
 
 

@@ -47,7 +47,7 @@ def test_an_unknown_model_is_told_apart_from_a_broken_hub(server: HubServer) -> 
 def test_a_missing_file_lists_the_known_ones(server: HubServer) -> None:
     (file, _) = baai.list_files(NAME)
     del server.models[NAME]["config.yaml"]
-    with pytest.raises(ModelNotFoundError, match=r"config\.yaml.*It has 'model\.ckpt'"):
+    with pytest.raises(ModelNotFoundError, match=r"config\.yaml.*It has \['model\.ckpt'\]"):
         file.locate()
 
 
