@@ -75,6 +75,7 @@ class HubServer:
         models: BAAI's hub: model -> file -> content.
         repositories: Hugging Face: owner/name -> path -> content.
         files: Plain files: path (with a leading slash) -> content.
+        answer_url: Base of the addresses that BAAI's hub hands out, if not ``url``.
         requests: Every request, in order.
         faults: Path -> faults of the next answers there, used up one by one.
         always: Path -> fault of every further answer there.
@@ -84,6 +85,7 @@ class HubServer:
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    answer_url: str = ""
     requests: list[Request] = field(default_factory=list)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     always: dict[str, Fault] = field(default_factory=dict)
@@ -133,7 +135,11 @@ class HubServer:
         files, file = self.models.get(model, {}), question["checkpoint_name"]
         if file not in files:
             return {"code": "40002", "files": sorted(files)}
-        return {"code": "20000", "url": self.url + self.file_path(model, file), "size": len(files[file])}
+        return {
+            "code": "20000",
+            "url": (self.answer_url or self.url) + self.file_path(model, file),
+            "size": len(files[file]),
+        }
 
     def _tree(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         repository = path.removeprefix("/api/models/").partition("/tree/")[0]
@@ -274,7 +280,7 @@ def _ranged(
     if fault.body is not None:
         return 200, fault.body, headers
     wanted = request.headers.get("range", "")
-    fresh = request.headers.get("if-range") in (None, headers.get("ETag"))
+    fresh = request.headers.get("if-range") in (None, headers.get("ETag"), fault.headers.get("Last-Modified"))
     if status != 200 or not wanted.startswith("bytes=") or fault.ignore_range or not fresh:
         return status, body, headers
     start = int(wanted.removeprefix("bytes=").split("-")[0])

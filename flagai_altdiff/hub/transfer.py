@@ -154,10 +154,10 @@ class _Partial:
     def discard(self) -> None:
         """Remove it with its record."""
         self.size_bytes, self.digest = 0, hashlib.sha256()
-        with on_disk(self.path):
-            _size_of_own(self.path)
-            self.path.unlink(missing_ok=True)
-            self._state.unlink(missing_ok=True)
+        for path in (self.path, self._state):
+            with on_disk(path):
+                _size_of_own(path)
+                path.unlink(missing_ok=True)
 
     def become(self, path: Path) -> None:
         """Take the final name."""
