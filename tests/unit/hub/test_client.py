@@ -201,20 +201,25 @@ def test_no_secret_of_an_address_is_in_an_error_its_causes_or_the_log(
     server.always[PATH] = SECRETS[kind]
     url = server.url.replace("://", "://me:hunter2@") + PATH + "?token=hunter2"
     url = url.replace("127.0.0.1", "nowhere.invalid") if kind == "no such host" else url
+    said = []
     for get in (lambda: ask("GET", url), lambda: download(url, tmp_path / "file")):
-        with pytest.raises(HubError) as caught:
+        try:
             get()
-        assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+        except HubError as error:
+            said += traceback.format_exception(error)
+    assert said
+    assert "hunter2" not in "".join(said)
     assert "hunter2" not in caplog.text
 
 
 @pytest.mark.fault(137)
 def test_no_secret_of_a_proxy_is_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "hub.example/answer?token=hunter2"
     for proxy in ("http://me:hunter2@127.0.0.1:9", "http://me:hunter2@nowhere.invalid:80"):
         for scheme in ("http", "https"):
             monkeypatch.setenv(f"{scheme}_proxy", proxy)
             with pytest.raises(HubError) as caught:
-                ask("GET", f"{scheme}://hub.example/answer?token=hunter2")
+                ask("GET", f"{scheme}://{address}")
             assert "hunter2" not in "".join(traceback.format_exception(caught.value))
 
 
