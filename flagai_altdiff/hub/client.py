@@ -339,7 +339,8 @@ def translated(url: str) -> Iterator[None]:
 
 def _translation(error: Exception, url: str) -> TransientError | HubError:
     where, silence = redact_url(url), f"no data for {read_timeout_s():g} s"
-    *_, last = _chain(error)
+    causes = list(_chain(error))
+    last = next((one for one in causes if isinstance(one, http.client.HTTPException)), causes[-1])
     match error:
         case ExcessError():
             return HubError(f"{where}: {error}.")
