@@ -124,8 +124,8 @@ class _Partial:
         self._begun += 1
         if self._begun > MOST_BEGINNINGS:
             raise HubError(
-                f"{self.identity.url}: begun {MOST_BEGINNINGS} times; each time it broke off and came as another "
-                "version next, so that what had come could not be used. Try another source."
+                f"{redact_url(self.identity.url)}: begun {MOST_BEGINNINGS} times; each time it broke off and came as "
+                "another version next, so that what had come could not be used. Try another source."
             )
         self.identity = replace(self.identity, validator=validator)
         with on_disk(self.path):
@@ -179,7 +179,7 @@ def _size_of_own(path: Path) -> int | None:
         found = os.lstat(path)
     except FileNotFoundError:
         return None
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
         return found.st_size
     code = errno.ELOOP if stat.S_ISLNK(found.st_mode) else errno.EEXIST
     raise DiskError(
@@ -191,7 +191,7 @@ def _open_own(path: str, flags: int) -> int:
     """For ``open(..., opener=)``: an ordinary file that only we write; a FIFO in its place is not waited for."""
     handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
         return handle
     os.close(handle)
     raise OSError(errno.EEXIST, "no ordinary file, or one with another name", path)
