@@ -9,6 +9,7 @@ from typing import Protocol
 
 from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub.addresses import redact_url
+from flagai_altdiff.hub.environment import BAAI_VARIABLE
 
 MAX_SIZE_BYTES = 1 << 60
 
@@ -39,7 +40,7 @@ class Location:
             raise HubError(
                 f"{redact_url(self.named_by or '')} hands out an address without https, {redact_url(self.url)}, and no "
                 "SHA-256 of the file is known, so everybody on the way could change it; refused. Take another source; "
-                "or, if you trust your network, name that server with http:// yourself."
+                f"or, if you trust your network, name the hub with http:// in {BAAI_VARIABLE}."
             )
 
 
