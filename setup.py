@@ -36,7 +36,7 @@ setup(
         "einops>=0.8",
         "pillow>=11",
         "tqdm>=4.66",
-        "requests>=2.32",
+        "requests>=2.32.2",
         "urllib3>=2.3",
         "filelock>=4.2",
         "numpy>=1.26",

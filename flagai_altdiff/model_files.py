@@ -19,6 +19,8 @@ TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 CHECKER_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 """Where a model's image checker may lie, from the model's folder; FlagAI's models share one."""
 CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+MAX_SIZE_BYTES = {True: 1 << 37, False: 1 << 28}
+"""The largest file of weights, and of anything else, that a model is believed to have."""
 EQUIVALENTS = {
     "model.ckpt": "model.safetensors",
     "pytorch_model.bin": "model.safetensors",
@@ -40,6 +42,11 @@ def is_weight(name: str) -> bool:
 def is_part(name: str) -> bool:
     """Whether a file of that name is a model's: weights, config or tokenizer; no image and no text for people."""
     return is_weight(name) or (name.endswith(OTHER_SUFFIXES) and not is_hidden(name))
+
+
+def most_bytes(name: str) -> int:
+    """The largest size that a file of that name is believed to have."""
+    return MAX_SIZE_BYTES[is_weight(name)]
 
 
 def diffusers_files(names: Iterable[str]) -> list[str]:

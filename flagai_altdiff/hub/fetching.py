@@ -143,6 +143,7 @@ def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Recei
     size, sha256 = file.size_bytes, file.sha256
 
     def get(location: Location) -> Received:
+        location.check_way(sha256)
         headers = location.headers
         return download(location.url, target, size_bytes=size, sha256=sha256, headers=headers, report=report, stop=stop)
 
