@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-MAX_SIZE_BYTES = 1 << 60
+from flagai_altdiff.hub.manifest import MAX_SIZE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

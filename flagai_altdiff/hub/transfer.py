@@ -14,16 +14,17 @@ from pathlib import Path
 import requests
 
 from flagai_altdiff.errors import HubError, IntegrityError
-from flagai_altdiff.files import new_file
+from flagai_altdiff.files import new_file, open_regular
 from flagai_altdiff.hub.addresses import check_url, first_line, redact_url
 from flagai_altdiff.hub.client import PIECE_BYTES, TransientError, read_number, read_pieces, refusal, retry, send
-from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link, size_of
+from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link, read_small, size_of
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
 
 logger = logging.getLogger(__name__)
 
+MAX_STATE_BYTES = 1 << 16
 PAGES = (".html", ".htm")
 PAGE_BEGINNINGS = (b"<!doctype html", b"<html")
 
@@ -35,12 +36,12 @@ class Received:
     Args:
         size_bytes: Size of the file.
         sha256: Hex digest of its content.
-        etag: What the server called this content.
+        validator: What the server called this content: a strong ETag, or the date of change.
     """
 
     size_bytes: int
     sha256: str
-    etag: str | None = None
+    validator: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +145,27 @@ def copy(
     return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
+def validator_of(url: str, headers: Mapping[str, str] | None = None) -> str | None:
+    """What a server calls the content at ``url`` now, as in :class:`Received`; ``None`` if it does not tell.
+
+    Raises:
+        HubError: It cannot be asked, or has no such file.
+    """
+    asked = {**(headers or {}), "Accept-Encoding": "identity", "Range": "bytes=0-0"}  # signed addresses allow no HEAD
+
+    def attempt() -> str | None:
+        with send("GET", url, headers=asked) as response:
+            if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
+                raise refusal(response)
+            return _validator(response)
+
+    return retry(attempt, url)
+
+
 def _pieces_of(source: Path) -> Iterator[bytes]:
     """A file of this disk; HubError if it cannot be read, which another source would mend."""
     try:
-        with open(source, "rb") as file:
+        with open_regular(source) as file:
             while piece := file.read(PIECE_BYTES):
                 yield piece
     except OSError as error:
@@ -174,7 +192,7 @@ def _attempt(job: _Job) -> Received:
 def _resume_point(job: _Job) -> tuple[int, str | None]:
     """How many bytes of the partial file can be trusted, and the validator to send with the request for the rest."""
     try:
-        recorded = _Identity(**json.loads(job.state.read_text("utf-8")))
+        recorded = _Identity(**json.loads(read_small(job.state, MAX_STATE_BYTES)))
     except (OSError, ValueError, TypeError, RecursionError):
         return 0, None
     if recorded.validator != _usable(recorded.validator) or replace(recorded, validator=None) != job.identity:
@@ -245,8 +263,7 @@ def _receive(job: _Job, response: requests.Response, start: int, total: int | No
 def _verified(job: _Job, size_bytes: int, digest: hashlib._Hash, validator: str | None, *, resumed: bool) -> Received:
     want, got = job.identity.sha256, digest.hexdigest()
     if want in (None, got):
-        etag = validator if validator and validator.startswith('"') else None
-        return Received(size_bytes=size_bytes, sha256=got, etag=etag)
+        return Received(size_bytes=size_bytes, sha256=got, validator=validator)
     again = _start_over(job, "what was resumed does not have the announced SHA-256")
     if resumed:
         raise again
@@ -265,7 +282,7 @@ def _hash_of(job: _Job, length: int) -> hashlib._Hash:
     """SHA-256 of the partial file, ``length`` bytes that an earlier attempt left."""
     if not length:
         return hashlib.sha256()
-    with on_disk(job.part), open(job.part, "rb") as file:
+    with on_disk(job.part), open_regular(job.part) as file:
         return hashlib.file_digest(file, "sha256")
 
 
