@@ -13,6 +13,7 @@ from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub import manifest
 from flagai_altdiff.hub.disk import Digests, size_of
 from flagai_altdiff.hub.manifest import LOCAL, FileRecord
+from flagai_altdiff.model_files import is_fetched
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class Inventory:
     def is_ours(self, name: str) -> bool:
         """Whether a file is what we once brought: recorded then, and not changed since."""
         path, record = self.folder / name, self.records.get(name)
-        if record is None or record.source == LOCAL or os.path.islink(path) or size_of(path) != record.size_bytes:
+        if record is None or record.source == LOCAL or not is_fetched(name) or size_of(path) != record.size_bytes:
+            return False
+        if os.path.islink(path) or (path.parent != self.folder and os.path.islink(path.parent)):  # moved by the user
             return False
         return self.digests.of(path) == record.sha256
 

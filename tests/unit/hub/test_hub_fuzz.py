@@ -22,7 +22,6 @@ from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub import (
     fetch,
     hf_cache,
-    huggingface,
     manifest,
     missing_files,
     plan,

@@ -244,6 +244,13 @@ def test_a_lock_that_is_no_file_is_never_opened(folder: Path, make: Callable[[Pa
         pass
 
 
+@pytest.mark.fault(122)
+def test_a_file_of_the_users_with_the_locks_name_stays(baai: HubServer, folder: Path) -> None:
+    (folder / LOCK_NAME).write_bytes(b"mine")
+    fetch(SPEC, folder)
+    assert (folder / LOCK_NAME).read_bytes() == b"mine"
+
+
 @pytest.mark.fault(125)
 @strange
 def test_verify_and_record_pass_over_what_is_no_file(
