@@ -105,6 +105,10 @@ class Plan:
         """The version that its files are of, as records name it."""
         return manifest.version(self.source.label, self.revision)
 
+    def is_left_out(self, name: str) -> bool:
+        """Whether nothing is done about a file, because only the config is wanted."""
+        return self.wanted.config_only and is_weight(name)
+
     @property
     def to_come(self) -> list[PlannedFile]:
         """The files that must be copied or downloaded."""
@@ -133,7 +137,8 @@ def make_plan(wanted: Wanted, source: Source) -> Plan:
         HubError: It cannot be asked, or what it says is refused.
         DiskError: What is there cannot be read.
     """
-    files = sorted(_asked_for(wanted, _listed(source)), key=lambda file: is_weight(file.name))
+    listed = _listed(source)
+    files = sorted(_asked_for(wanted, listed), key=lambda file: is_weight(file.name))
     revision, available = (
         next((f.revision for f in files), None),
         present_files(wanted.folder) | {f.name for f in files},
@@ -152,7 +157,7 @@ def make_plan(wanted: Wanted, source: Source) -> Plan:
             plan.do_without(file.name, error)
         else:
             planned.append(_plan_file(plan, stock, journal, file, location))
-    return _checked(replace(plan, files=tuple(planned)), stock)
+    return _checked(replace(plan, files=tuple(planned)), stock, {file.name: file for file in listed})
 
 
 def _listed(source: Source) -> list[RemoteFile]:
@@ -212,10 +217,23 @@ def _has_arrived(plan: Plan, journal: Journal, file: PlannedFile) -> bool:
     return file.is_certain or (arrival is not None and file.unchanged(arrival.validator) is True)
 
 
-def _checked(plan: Plan, stock: Inventory) -> Plan:
-    """A plan that fits what is there: no size beyond belief, no way through links, nothing mixed with the user's."""
+def _checked(plan: Plan, stock: Inventory, listed: Mapping[str, RemoteFile]) -> Plan:
+    """A plan that fits what is there: no size beyond belief, no way through links, nothing mixed.
+
+    Raises:
+        FilesInTheWayError: A stray that stays, and more than a tokenizer is to come.
+        ModelNotFoundError: The model would not be whole without a stray.
+        HubError: A size beyond belief, or a link on the way.
+    """
     _check_sizes(plan)
-    plan = _beside_yours(plan, stock)
+    strays = _strays(plan, stock, listed)
+    if stay := [name for name, is_ours in strays.items() if not is_ours or plan.is_left_out(name)]:
+        plan = _tokenizer_only(plan, stay)
+    else:
+        plan.available.difference_update(strays)
+        if gone := plan.wanted.lacking(plan.available):
+            raise ModelNotFoundError(f"{plan.source.label} lists {plan.source.name}, but without {', '.join(gone)}.")
+        plan = replace(plan, leftovers={name: stamp for name in strays if (stamp := stamp_of(stock.folder / name))})
     for file in plan.files:
         if not file.is_there:
             for parent in PurePath(file.name).parents[:-1]:
@@ -223,51 +241,34 @@ def _checked(plan: Plan, stock: Inventory) -> Plan:
     return plan
 
 
-def _beside_yours(plan: Plan, stock: Inventory) -> Plan:
-    """The plan, if no file of the user's would become part of another version; of a model of the user's, the tokenizer.
+def _strays(plan: Plan, stock: Inventory, listed: Mapping[str, RemoteFile]) -> dict[str, bool]:
+    """Files that would take part in the model and are of another version than the source's; whether we brought them."""
+    roles, planned = [file.name for file in plan.wanted.spec.files], {file.name for file in plan.files}
+    yours = [file.name for file in plan.files if file.state == "yours"]
+    strays = {name: False for name in yours if "/" in name or decides(name, roles)}
+    for name in sorted(present_files(stock.folder) - planned):
+        file, is_ours = listed.get(name), stock.is_ours(name)
+        is_version = is_ours and stock.records[name].version == plan.version
+        if not decides(name, roles):
+            is_stray = is_ours and not is_version and not plan.is_left_out(name)
+        elif file is None:
+            is_stray = is_ours or not is_tokenizer(name) or any(map(is_tokenizer, planned))
+        else:
+            standing = stock.standing(name, file.size_bytes or None, file.sha256)
+            is_stray = standing == "other" or (standing == "ours" and not (is_version and file.sha256 is None))
+        if is_stray:
+            strays[name] = is_ours
+    return strays
 
-    Raises:
-        FilesInTheWayError: Else.
-        ModelNotFoundError: What was brought earlier would have to stay for the model to be whole.
-    """
-    yours, present = _yours(plan, stock), present_files(stock.folder)
-    if not yours:
-        leftovers = _leftovers(plan, stock)
-        plan.available.difference_update(leftovers)
-        if gone := plan.wanted.lacking(plan.available):
-            raise ModelNotFoundError(f"{plan.source.label} lists {plan.source.name}, but without {', '.join(gone)}.")
-        return replace(plan, leftovers=leftovers)
+
+def _tokenizer_only(plan: Plan, strays: list[str]) -> Plan:
+    """The plan beside strays that stay: to a model that lacks its tokenizer, a tokenizer may come, and nothing else."""
     lacking = plan.wanted.missing()
     come = [file for file in plan.files if not file.is_there and is_tokenizer(file.name)] if lacking else []
-    if plan.wanted.lacking(present | {file.name for file in come}) or not all(map(is_tokenizer, lacking)):
-        raise in_the_way(plan, yours)
+    names = present_files(plan.wanted.folder) | {file.name for file in come}
+    if plan.wanted.lacking(names) or not all(map(is_tokenizer, lacking)):
+        raise in_the_way(plan, strays)
     return replace(plan, files=(*(file for file in plan.files if file.is_there), *come))
-
-
-def _yours(plan: Plan, stock: Inventory) -> list[str]:
-    """Files of the user's that decide what the model is, and are not those of the source."""
-    names, planned = [file.name for file in plan.wanted.spec.files], {file.name for file in plan.files}
-    others = [file.name for file in plan.files if file.state == "yours"]
-    yours = [name for name in others if "/" in name or decides(name, names)]
-    for name in sorted(present_files(stock.folder) - planned):
-        is_apart = (plan.wanted.config_only and is_weight(name)) or (
-            is_tokenizer(name) and not any(map(is_tokenizer, planned))
-        )
-        if decides(name, names) and not is_apart and not stock.is_ours(name):
-            yours.append(name)
-    return yours
-
-
-def _leftovers(plan: Plan, stock: Inventory) -> dict[str, Stamp]:
-    """What we brought from another version and this one does not have: it would be taken for a part of it."""
-    gone = set(stock.records) - {file.name for file in plan.files}
-    kept = {name for name in gone if plan.wanted.config_only and is_weight(name)}
-    return {
-        name: stamp
-        for name in sorted(gone - kept)
-        if stock.records[name].version != plan.version and stock.is_ours(name)
-        if (stamp := stamp_of(stock.folder / name))
-    }
 
 
 def _check_sizes(plan: Plan) -> None:
@@ -288,8 +289,8 @@ def in_the_way(plan: Plan, names: list[str]) -> FilesInTheWayError:
     aside = f"{folder}.mine"
     moved = " ".join(shlex.quote(str(folder / name)) for name in names[:8])
     return FilesInTheWayError(
-        f"{folder} has files of yours that are not those of {plan.source.label}, or have changed since they came: "
-        f"{shown}. They stay, and nothing of another version is put beside them. To have {spec.name} fetched whole, "
+        f"{folder} has files of yours, or of another version, that are not those of {plan.source.label}: {shown}. "
+        f"They stay, and nothing of another version is put beside them. To have {spec.name} fetched whole, "
         f"move them away (mkdir {shlex.quote(aside)} && mv {moved} {shlex.quote(aside)}), or fetch into another folder "
         f"(altdiff download {spec.name} --model-dir OTHER)."
     )

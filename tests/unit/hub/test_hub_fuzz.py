@@ -34,7 +34,7 @@ from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.names import JOURNAL_NAME, MANIFEST_NAME, safe_name
 from flagai_altdiff.hub.planning import MAX_FILES
 from flagai_altdiff.hub.remote import Location, RemoteFile
-from flagai_altdiff.model_files import is_fetched
+from flagai_altdiff.model_files import is_fetched, is_tokenizer
 from flagai_altdiff.registry import MODELS
 from tests.cost import in_proportion
 from tests.servers import COMMIT
@@ -200,6 +200,7 @@ class DiskHub:
     sizes: dict[str, int | None] = field(default_factory=dict)
     hashes: bool = False
     revision: str | None = None
+    broken: set[str] = field(default_factory=set)
 
     def list_files(self, name: str, revision: str | None = None) -> list[RemoteFile]:
         return [self._file(file) for file in {**self.files, **self.sizes}]
@@ -207,14 +208,15 @@ class DiskHub:
     def _file(self, name: str) -> RemoteFile:
         data = self.files.get(name, b"")
         path = self.home / hashlib.sha256(data).hexdigest()
-        path.write_bytes(data)
+        if not path.exists():
+            path.write_bytes(data)
         return RemoteFile(
             name=name,
             locate=lambda: Location(url=path.as_uri()),
             size_bytes=self.sizes.get(name, len(data)),
             sha256=hashlib.sha256(data).hexdigest() if self.hashes else None,
             revision=self.revision,
-            copy=path,
+            copy=self.home / "gone" if name in self.broken else path,
         )
 
 
@@ -261,85 +263,140 @@ def test_any_list_is_planned_or_refused_at_its_price(
     shutil.rmtree(folder.parent)
 
 
-STEPS = st.one_of(
+HUBS = st.sampled_from(["baai", "baai", "huggingface"])
+THERE = st.sampled_from([*FLAGAI, *DIFFUSERS])
+ACTS = st.one_of(
     st.tuples(
-        st.just("write"), st.sampled_from([*FLAGAI, *DIFFUSERS, "model.safetensors", "tokenizer.json", "notes.txt"])
+        st.just("write"), st.one_of(THERE, st.sampled_from(["model.safetensors", "tokenizer.json", "notes.txt"]))
     ),
-    st.tuples(st.just("delete"), st.sampled_from([*FLAGAI, *DIFFUSERS])),
-    st.tuples(st.just("plant"), st.sampled_from([*FLAGAI, "unet", "tokenizer", *DIFFUSERS])),
-    st.tuples(
-        st.just("publish"), st.sampled_from(["baai", "huggingface"]), st.sampled_from(["hashes", "commit", "nothing"])
-    ),
-    st.tuples(st.just("lose"), st.sampled_from([*FLAGAI, *DIFFUSERS])),
-    st.tuples(st.just("fetch"), st.sampled_from(["baai", "huggingface", None]), st.booleans()),
+    st.tuples(st.just("delete"), THERE),
+    st.tuples(st.just("plant"), st.one_of(THERE, st.sampled_from(["unet", "tokenizer"]))),
+    st.tuples(st.just("lose"), THERE),
+    st.tuples(st.just("break"), st.sampled_from(["model.ckpt", "vae/diffusion_pytorch_model.safetensors"])),
 )
-DECISIVE = {*FLAGAI, *DIFFUSERS} - {"preprocessor_config.json"}
+PUBLISH = st.tuples(st.just("publish"), HUBS, st.sampled_from(["hashes", "commit", "nothing", "nothing"]))
+FETCH = st.tuples(st.just("fetch"), st.one_of(HUBS, st.none()), st.booleans())
+ROUNDS = st.tuples(
+    st.lists(PUBLISH, max_size=2), st.lists(st.one_of(ACTS, st.tuples(st.just("delete"), THERE)), max_size=2), FETCH
+)
+Step = tuple[Any, ...]
+
+
+@dataclass(kw_only=True)
+class History:
+    """A folder between its user, two hubs and fetches."""
+
+    folder: Path
+    hubs: dict[str, DiskHub]
+    mine: dict[str, bytes | None] = field(default_factory=dict)
+    count: int = 0
+
+    def act(self, kind: str, name: str, *rest: Any) -> None:
+        """One step of somebody."""
+        self.count += 1
+        getattr(self, kind)(name, *rest)
+
+    def write(self, name: str) -> None:
+        """The user writes a file, or changes one that came."""
+        path = self.folder / name
+        if not os.path.lexists(path) and not self._way(path):
+            return
+        if not os.path.lexists(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.mine[name] = f"mine {self.count:04}".encode()
+            path.write_bytes(self.mine[name] or b"")
+        elif path.is_file():
+            self.mine[name] = path.read_bytes() + b" changed"
+            path.write_bytes(self.mine[name] or b"")
+
+    def delete(self, name: str) -> None:
+        """The user deletes a file."""
+        if (self.folder / name).is_file():
+            self.mine.pop(name, None)
+            (self.folder / name).unlink()
+
+    def plant(self, name: str) -> None:
+        """The user has a pipe there."""
+        path = self.folder / name
+        if self._way(path) and not os.path.lexists(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.mkfifo(path)
+            self.mine[name] = None
+
+    def publish(self, name: str, identity: str) -> None:
+        """A hub has a new version, all its files of one size."""
+        hub = self.hubs[name]
+        hub.files = {file: f"hub  {self.count:04}".encode() for file in (FLAGAI if name == "baai" else DIFFUSERS)}
+        hub.hashes, hub.broken = identity == "hashes", set()
+        hub.revision = f"{self.count:040x}" if identity == "commit" else None
+
+    def lose(self, name: str) -> None:
+        """No hub has a file any more."""
+        for hub in self.hubs.values():
+            hub.files.pop(name, None)
+
+    def broken(self, name: str) -> None:
+        """A file of the hubs cannot be read."""
+        for hub in self.hubs.values():
+            hub.broken.add(name)
+
+    def fetch(self, source: str | None, config_only: bool) -> None:
+        """A fetch ends well or with an error of ours; whichever, nothing of the user's has changed."""
+        before, lacked = self._there(), missing_files(SPEC, self.folder, config_only=config_only)
+        try:
+            fetch(SPEC, self.folder, source=source, config_only=config_only)
+        except HubError:
+            pass
+        else:
+            assert missing_files(SPEC, self.folder, config_only=config_only) == []
+            if lacked:
+                self._is_one_version(before)
+        for name, data in self.mine.items():
+            path = self.folder / name
+            assert path.is_fifo() if data is None else path.read_bytes() == data, f"{name} of the user's has changed"
+
+    def _is_one_version(self, before: dict[str, bytes]) -> None:
+        after = self._there()
+        came = {name for name in after if after[name] != before.get(name) and not is_tokenizer(name)}
+        if not came:
+            return  # at most a tokenizer, beside a model of the user's
+        assert len({data for name, data in after.items() if name not in self.mine}) == 1, f"versions are mixed: {after}"
+        hub = self.hubs["baai" if came <= set(FLAGAI) else "huggingface"]
+        for name in after.keys() & self.mine.keys():
+            alike = name in hub.files and len(after[name]) == len(hub.files[name]) and not hub.hashes
+            apart = is_tokenizer(name) and not any(map(is_tokenizer, hub.files))
+            assert alike or apart, f"{name} of the user's is mixed with a hub's: {after}"
+
+    def _there(self) -> dict[str, bytes]:
+        """The files that decide what the model is."""
+        names = {*FLAGAI, *DIFFUSERS, "model.safetensors", "tokenizer.json"} - {"preprocessor_config.json"}
+        return {name: (self.folder / name).read_bytes() for name in sorted(names) if (self.folder / name).is_file()}
+
+    def _way(self, path: Path) -> bool:
+        return path.parent == self.folder or path.parent.is_dir() or not os.path.lexists(path.parent)
 
 
 @pytest.mark.fault(122, 123)
 @fuzzed
-@given(steps=st.lists(STEPS, min_size=2, max_size=14))
+@given(rounds=st.lists(ROUNDS, min_size=1, max_size=5))
 @example(
-    steps=[
-        ("publish", "baai", "nothing"),
-        ("fetch", "baai", True),
-        ("publish", "baai", "nothing"),
-        ("fetch", "baai", False),
+    rounds=[([("publish", "baai", "nothing")], [], ("fetch", "baai", config_only)) for config_only in (True, False)]
+)
+@example(rounds=[([("publish", hub, "nothing")], [], ("fetch", hub, hub == "baai")) for hub in ("baai", "huggingface")])
+@example(
+    rounds=[
+        ([("publish", "baai", "nothing")], [("break", "model.ckpt")], ("fetch", "baai", False)),
+        ([("publish", "baai", "nothing")], [], ("fetch", "baai", False)),
     ]
 )
-@example(
-    steps=[("write", "model.ckpt"), ("write", "config.yaml"), ("publish", "baai", "hashes"), ("fetch", None, False)]
-)
+@example(rounds=[([("publish", "baai", "hashes")], [("write", "config.yaml")], ("fetch", None, False))])
 def test_any_history_keeps_the_users_files_and_one_version(
-    steps: list[tuple[Any, ...]], tmp_path: Path, hubs: dict[str, DiskHub]
+    rounds: list[tuple[list[Step], list[Step], Step]], tmp_path: Path, hubs: dict[str, DiskHub]
 ) -> None:
-    """Whatever happens in whatever order: his files stay, and what a fetch ends well with is of one version."""
-    folder = fresh(tmp_path)
-    mine: dict[str, bytes | None] = {}
     for hub in hubs.values():
-        hub.files, hub.hashes, hub.revision = {}, False, None
-    for number, (kind, name, *rest) in enumerate(steps):
-        path = folder / name if kind in ("write", "delete", "plant") else folder
-        if kind == "write" and not path.parent.is_file() and not os.path.lexists(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            mine[name] = f"mine {number:04}".encode()
-            path.write_bytes(mine[name] or b"")
-        elif kind == "write" and path.is_file():
-            mine[name] = path.read_bytes() + b" changed"
-            path.write_bytes(mine[name] or b"")
-        elif kind == "delete" and path.is_file():
-            mine.pop(name, None)
-            path.unlink()
-        elif kind == "plant" and not os.path.lexists(path) and (path.parent.is_dir() or path.parent == folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            mine[name] = None
-            os.mkfifo(path)
-        elif kind == "publish":
-            names = FLAGAI if name == "baai" else DIFFUSERS
-            hubs[name].files = {file: f"hub  {number:04}".encode() for file in names}
-            hubs[name].hashes, hubs[name].revision = (
-                rest[0] == "hashes",
-                f"{number:040x}" if rest[0] == "commit" else None,
-            )
-        elif kind == "lose":
-            for hub in hubs.values():
-                hub.files.pop(name, None)
-        elif kind == "fetch":
-            before = missing_files(SPEC, folder, config_only=rest[0])
-            try:
-                fetch(SPEC, folder, source=name, config_only=rest[0])
-            except HubError:
-                pass
-            else:
-                assert missing_files(SPEC, folder, config_only=rest[0]) == []
-                assert not before or len(ours(folder, mine)) <= 1, (steps[: number + 1], ours(folder, mine))
-            for file, data in mine.items():
-                assert (folder / file).read_bytes() == data if data is not None else (folder / file).is_fifo(), file
-    assert not list(folder.glob("**/*.tmp"))
-    shutil.rmtree(folder.parent)
-
-
-def ours(folder: Path, mine: dict[str, bytes | None]) -> set[bytes]:
-    """The versions of the decisive files that came from hubs; a tokenizer beside a model of the user's is none."""
-    there = {name for name in DECISIVE - mine.keys() if (folder / name).is_file()}
-    return {(folder / name).read_bytes() for name in there if "tokenizer" not in name and "sentencepiece" not in name}
+        hub.files, hub.hashes, hub.revision, hub.broken = {}, False, None, set()
+    history = History(folder=fresh(tmp_path), hubs=hubs)
+    for published, acts, end in rounds:
+        for kind, *rest in (*published, *acts, end):
+            history.act("broken" if kind == "break" else kind, *rest)
+    shutil.rmtree(history.folder.parent)
