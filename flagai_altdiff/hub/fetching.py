@@ -135,16 +135,32 @@ def _try_each(wanted: Wanted, sources: list[Source], act: Callable[[Plan], T]) -
 def _carry_out(plan: Plan, locked: bool) -> None:
     """Bring all files of a plan into its staging folder, then into place; without a lock, in a folder of its own."""
     plan = plan if locked else _apart(plan)
-    folder, digests, began = plan.wanted.folder, plan.wanted.digests, time.monotonic()
+    folder, began = plan.wanted.folder, time.monotonic()
     if (folder / MANIFEST_NAME).is_dir():
         raise DiskError(f"{folder / MANIFEST_NAME} is a folder; the record of the files goes there. Move it away.")
     check_space(folder, plan.to_come_bytes)
     logger.info("%s: %d files to fetch from %s", folder, len(plan.to_come), plan.source.label)
     make_folder(folder, plan.staging.name)
-    stop, guard, journal = Stop(), threading.Lock(), Journal(plan.staging, digests)
+    journal = Journal(plan.staging, plan.wanted.digests)
+    _gather(plan, journal)
+    arrived = [file for file in plan.files if not file.is_there and size_of(plan.staging / file.name)]
+    gives_way = plan.leftovers.keys() | {file.name for file in plan.files if file.replaces}
+    if gone := plan.wanted.lacking((present_files(folder) - gives_way) | {file.name for file in arrived}):
+        raise HubError(f"{plan.source.label} sent {', '.join(gone)} empty.")
+    if time.monotonic() - began > RECHECK_S:
+        _check_unchanged(arrived, journal)
+    _put_in_place(plan, arrived, journal)
+    for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
+        if _STAGING.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)  # never follows a link
+
+
+def _gather(plan: Plan, journal: Journal) -> None:
+    """Bring what is to come into the staging folder, several files side by side."""
+    stop, guard = Stop(), threading.Lock()
 
     def bring(file: PlannedFile) -> None:
-        path = _in_folder(folder, plan.staging.name, file.name)
+        path = _in_folder(plan.wanted.folder, plan.staging.name, file.name)
         try:
             with progress.file(file.name, file.size_bytes) as report:
                 received = _bring(file, path, report, stop)
@@ -158,15 +174,6 @@ def _carry_out(plan: Plan, locked: bool) -> None:
 
     with Progress(plan.wanted.spec.name, sum(file.size_bytes or 0 for file in plan.to_come)) as progress:
         run_all([functools.partial(bring, file) for file in plan.to_come], stop)
-    arrived = [file for file in plan.files if not file.is_there and size_of(plan.staging / file.name)]
-    if gone := plan.wanted.lacking(present_files(folder) | {file.name for file in arrived}):
-        raise HubError(f"{plan.source.label} sent {', '.join(gone)} empty.")
-    if time.monotonic() - began > RECHECK_S:
-        _check_unchanged(arrived, journal)
-    _put_in_place(plan, arrived, journal)
-    for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
-        if _STAGING.fullmatch(leftover.name):
-            shutil.rmtree(leftover, ignore_errors=True)  # never follows a link
 
 
 def _apart(plan: Plan) -> Plan:
