@@ -178,6 +178,10 @@ class OfflineError(HubError):
     """Files are missing and the offline switch forbids fetching them."""
 
 
+class FilesInTheWayError(HubError, FileExistsError):
+    """Files of the user's stand where a model's would go; they are left as they are, and nothing came."""
+
+
 class DiskError(_WithErrno, HubError):
     """The local disk failed while files were fetched or checked; another source would not help."""
 

@@ -2,7 +2,7 @@
 
 Everything is written under a hidden name beside its target, made exclusively (a link planted there is never followed)
 with the permissions that the user's umask grants, and gets its own name when it is whole. No state of the process is
-touched.
+touched. What should be a file is opened only if it is one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
 @contextmanager
@@ -99,20 +99,28 @@ def claim(unfinished: Path, target: Path) -> None:
         unfinished.unlink()
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, if it is an ordinary one: a pipe or a device would be waited for, or never end.
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read its bytes; a pipe or a device at its place is never opened, so that nothing waits for it.
 
     Raises:
-        OSError: It is none, or cannot be opened.
+        OSError: It cannot be read, or is no regular file.
     """
+    require_regular(os.stat(path), path)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+        require_regular(os.fstat(handle), path)  # it may have been replaced meanwhile
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+
+
+def require_regular(found: os.stat_result, path: Path | str) -> None:
+    """Raise OSError where what was found is a folder, a pipe, a device or something else that is no file."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.ENOTSUP, "Not a regular file", str(path))
 
 
 def _unfinished(target: Path) -> Path:

@@ -10,8 +10,7 @@ from typing import Protocol
 from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub.addresses import redact_url
 from flagai_altdiff.hub.environment import BAAI_VARIABLE
-
-MAX_SIZE_BYTES = 1 << 60
+from flagai_altdiff.hub.manifest import MAX_SIZE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)

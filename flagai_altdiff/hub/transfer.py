@@ -17,10 +17,10 @@ from pathlib import Path
 import requests
 
 from flagai_altdiff.errors import DiskError, HubError, IntegrityError, printable
-from flagai_altdiff.files import new_file
+from flagai_altdiff.files import new_file, open_regular
 from flagai_altdiff.hub.addresses import check_url, first_line, redact_url, without_secrets
 from flagai_altdiff.hub.client import PIECE_BYTES, TRIES, Reply, refusal, retry, send
-from flagai_altdiff.hub.disk import check_space, on_disk
+from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
@@ -46,12 +46,12 @@ class Received:
     Args:
         size_bytes: Size of the file.
         sha256: Hex digest of its content.
-        etag: What the server called this content.
+        validator: What the server called this content: a strong ETag, or a date of change that is long past.
     """
 
     size_bytes: int
     sha256: str
-    etag: str | None = None
+    validator: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class _Partial:
             there -= 1  # the last byte is asked for again, so that the server says whether this is still the version
         with on_disk(self.path):
             if there:
-                with open(self.path, "r+b", opener=_open_own) as file:
+                with open(self.path, "r+b", opener=open_no_link) as file:
                     file.truncate(there)
                     self.digest = hashlib.file_digest(file, "sha256")
             self.identity, self.size_bytes = recorded, there
@@ -131,12 +131,12 @@ class _Partial:
         with on_disk(self.path):
             with new_file(self._state, replace=True) as new:
                 new.write_text(json.dumps(asdict(self.identity)), encoding="utf-8")
-            with open(self.path, "xb", opener=_open_own):
+            with open(self.path, "xb", opener=open_no_link):
                 pass
 
     def extend(self, pieces: Iterator[bytes], total: int | None) -> None:
         """Write what comes to its end, up to where it breaks off."""
-        with on_disk(self.path, total), open(self.path, "ab", opener=_open_own) as file:
+        with on_disk(self.path, total), open(self.path, "ab", opener=open_no_link) as file:
             if os.fstat(file.fileno()).st_size != self.size_bytes:
                 raise self.start_over("another process writes the same file")
             for piece in pieces:
@@ -167,7 +167,7 @@ class _Partial:
 
     def _recorded(self) -> _Identity | None:
         try:
-            with open(self._state, "rb", opener=_open_own) as file:
+            with open(self._state, "rb", opener=open_no_link) as file:
                 return _Identity(**json.loads(file.read(STATE_BYTES)))
         except (OSError, ValueError, TypeError, RecursionError):
             return None
@@ -185,16 +185,6 @@ def _size_of_own(path: Path) -> int | None:
     raise DiskError(
         f"{path} is no ordinary file but a link, a folder or a device, not made by this program. Remove it.", code
     )
-
-
-def _open_own(path: str, flags: int) -> int:
-    """For ``open(..., opener=)``: an ordinary file that only we write; a FIFO in its place is not waited for."""
-    handle = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-    found = os.fstat(handle)
-    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
-        return handle
-    os.close(handle)
-    raise OSError(errno.EEXIST, "no ordinary file, or one with another name", path)
 
 
 def download(
@@ -278,12 +268,27 @@ def copy(
     return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
+def validator_of(url: str, headers: Mapping[str, str] | None = None) -> str | None:
+    """What a server calls the content at ``url`` now, as in :class:`Received`; ``None`` if it does not tell.
+
+    Raises:
+        HubError: It cannot be asked, or has no such file.
+    """
+    asked = {**(headers or {}), "Range": "bytes=0-0"}  # signed addresses allow no HEAD
+
+    def attempt() -> str | None:
+        with send("GET", url, headers=asked) as reply:
+            if reply.status not in (requests.codes.ok, requests.codes.partial_content):
+                raise refusal(reply)
+            return _validator(reply)
+
+    return retry(attempt, url)
+
+
 def _pieces_of(source: Path) -> Iterator[bytes]:
     """A file of this disk; HubError if it cannot be read, which another source would mend."""
-    if not source.is_file():
-        raise HubError(f"{source} is no file.")
     try:
-        with open(source, "rb") as file:
+        with open_regular(source) as file:
             while piece := file.read(PIECE_BYTES):
                 yield piece
     except OSError as error:
@@ -373,8 +378,7 @@ def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | Non
 def _verified(job: _Job, partial: _Partial, *, resumed: bool) -> Received:
     want, got, validator = job.sha256, partial.digest.hexdigest(), partial.identity.validator
     if want in (None, got):
-        etag = validator if validator and validator.startswith('"') else None
-        return Received(size_bytes=partial.size_bytes, sha256=got, etag=etag)
+        return Received(size_bytes=partial.size_bytes, sha256=got, validator=validator)
     again = partial.start_over("what was resumed does not have the announced SHA-256")
     if resumed:
         raise again

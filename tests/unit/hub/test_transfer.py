@@ -408,7 +408,7 @@ def test_a_file_is_no_larger_than_its_kind(
     server: HubServer, target: Path, name: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever says so: an error of the source, for another one may be asked."""
-    monkeypatch.setitem(model_files.MAX_SIZE_BYTES, name == "model.ckpt", 100_000)
+    monkeypatch.setattr(model_files, "MAX_WEIGHT_BYTES" if name == "model.ckpt" else "MAX_OTHER_BYTES", 100_000)
     faults = {
         "announced": Fault(headers={"Content-Length": str(1 << 59)}),
         "chunks": Fault(
