@@ -15,7 +15,11 @@ from torch import Tensor
 from flagai_altdiff.checkpoint.mapped import map_file
 from flagai_altdiff.errors import CheckpointError
 
-_MAX_DIMENSIONS = 16
+MAX_DIMENSIONS = 16
+MAX_KEY_LENGTH = 1000
+"""The longest names in files of this family have some hundred letters."""
+MAX_TENSORS = 100_000
+"""A training checkpoint of this family has some thousands."""
 _MAX_SHARING = 4
 """Tensors may share numbers (a file with averaged weights under two names), but not stand for many times the file."""
 
@@ -44,7 +48,7 @@ class Record:
         """What is impossible about it in a file of ``file_size`` bytes; empty if nothing is."""
         numbers, rest = divmod(self.size_bytes, self.dtype.itemsize)
         stride = self.stride if self.stride is not None else (0,) * len(self.shape)
-        if len(self.shape) > _MAX_DIMENSIONS or len(stride) != len(self.shape):
+        if len(self.shape) > MAX_DIMENSIONS or len(stride) != len(self.shape):
             return f"has {len(self.shape)} dimensions and {len(stride)} strides"
         if min((*self.shape, *stride, self.offset, self.start, self.size_bytes), default=0) < 0:
             return "has a negative size, stride or offset"
