@@ -78,12 +78,14 @@ _INERT = frozenset(
 """What trainers leave in their files beside the weights; nothing is done with it."""
 _OTHER_TENSORS = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch.serialization._get_layout": "a sparse tensor",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
     "torch._utils._rebuild_qtensor": "a quantized tensor",
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without numbers (of the meta device)",
     "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of another device",
     "torch._utils._rebuild_tensor_v3": "a tensor of another type of numbers (float8 or unsigned, for example)",
     "torch.storage.UntypedStorage": "a tensor of another type of numbers (float8 or unsigned, for example)",
+    **{f"torch.per_{name}_affine": "quantized numbers" for name in ("tensor", "channel")},
     **{f"torch.Complex{name}Storage": "complex numbers" for name in ("Float", "Double")},
     **{f"torch.{name}Storage": "quantized numbers" for name in ("QInt8", "QUInt8", "QInt32", "QUInt4x2", "QUInt2x4")},
 }

@@ -48,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: Not a readable file of weights; UnsafeCheckpointError for a pickle that asks for code.
     """
     with last_net(path), _open(path) as file:
-        return _read(file, str(path))
+        return _read(file, printable(str(path)))
 
 
 def _open(path: Path) -> BinaryIO:
@@ -89,8 +89,15 @@ def _read(file: BinaryIO, where: str) -> dict[str, Tensor]:
     return tensors
 
 
+def bare(key: str) -> str:
+    """A key without what wrappers put before it."""
+    for _ in range(_MAX_PREFIXES):
+        key = key.removeprefix(next((prefix for prefix in _PREFIXES if key.startswith(prefix)), ""))
+    return key
+
+
 def _without_prefix(records: dict[str, Record]) -> dict[str, Record]:
-    """The keys without what wrappers put before all of them."""
+    """The records under their keys without what wrappers put before all of them."""
     for _ in range(_MAX_PREFIXES):
         prefix = next((p for p in _PREFIXES if records and all(key.startswith(p) for key in records)), "")
         if prefix:
