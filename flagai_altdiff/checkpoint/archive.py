@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 from flagai_altdiff.checkpoint.records import MAX_TENSORS
@@ -65,9 +66,10 @@ def members(file: BinaryIO, where: str) -> dict[str, Member]:
     """
     directory_start, length, count = _check_end(file, where)
     file.seek(directory_start)
-    entries = list(_entries(file.read(length), where))
+    entries = list(islice(_entries(file.read(length), where), count + 1))
     if len(entries) != count:
-        raise _malformed(where, f"its zip directory has {len(entries)} entries instead of {count}")
+        more = "more" if len(entries) > count else "fewer"
+        raise _malformed(where, f"its zip directory has {more} than {count} entries")
     found: dict[str, Member] = {}
     seen: set[str] = set()
     root, end = entries[0].name.partition("/")[0] if entries else "", 0

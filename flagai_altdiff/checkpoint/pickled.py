@@ -24,7 +24,9 @@ from flagai_altdiff.checkpoint.records import MAX_DIMENSIONS, MAX_KEY_LENGTH
 from flagai_altdiff.errors import CheckpointError, UnsafeCheckpointError, printable, shown
 
 _MAX_STEPS = 600_000
-"""A training checkpoint of this family, with averages and the optimizer's state, takes some 200 thousand."""
+"""A training checkpoint of this family, with averages and the optimizer's state, takes some 300 thousand."""
+_CONTAINER_STEPS = 2
+"""For a container beside the step itself: it takes memory, and Python looks through all of them for garbage."""
 _MAX_NAMES = 1000
 _MAX_NAME_LENGTH = 200
 _MAX_LINE_BYTES = 1000
@@ -292,7 +294,7 @@ class _Machine:
     # What its steps do
 
     def mark(self) -> None:
-        self.charge(1)
+        self.charge(_CONTAINER_STEPS)
         self.outer.append(self.stack)
         self.stack = []
 
@@ -303,8 +305,8 @@ class _Machine:
             self.group()
 
     def new(self, kind: Callable[..., object], *values: object) -> None:
-        """Make a container; these take memory, and Python looks through them again and again for garbage."""
-        self.charge(1)
+        """Make a container."""
+        self.charge(_CONTAINER_STEPS)
         self.push(kind(*values))
 
     def keep(self, index: int) -> None:

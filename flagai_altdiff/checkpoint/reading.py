@@ -46,6 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: Not a readable file of weights; UnsafeCheckpointError for a pickle that asks for code.
+        InsufficientMemoryError: It does not fit into memory.
     """
     with last_net(path), _open(path) as file:
         return _read(file, printable(str(path)))

@@ -18,8 +18,8 @@ from flagai_altdiff.errors import CheckpointError, printable
 MAX_DIMENSIONS = 16
 MAX_KEY_LENGTH = 1000
 """The longest names in files of this family have some hundred letters."""
-MAX_TENSORS = 100_000
-"""A training checkpoint of this family has some thousands."""
+MAX_TENSORS = 20_000
+"""The weights of this family, with averages, are some two thousand."""
 _MAX_NUMBERS = 1 << 50
 """In a tensor, where each empty dimension counts as one: torch multiplies them all, and must not overflow."""
 _MAX_SHARING = 4
@@ -114,7 +114,10 @@ def _mapped(mapping: mmap.mmap, record: Record) -> Tensor:
 
 
 def _read(file: BinaryIO, record: Record, where: str) -> Tensor:
-    numbers = torch.empty(record.size_bytes // record.dtype.itemsize, dtype=record.dtype, device="cpu")
+    try:
+        numbers = torch.empty(record.size_bytes // record.dtype.itemsize, dtype=record.dtype, device="cpu")
+    except RuntimeError as error:  # what torch raises instead
+        raise MemoryError from error
     file.seek(record.start)
     if numbers.numel() and file.readinto(numbers.view(torch.uint8).numpy()) != record.size_bytes:  # type: ignore[attr-defined]
         raise CheckpointError(
