@@ -343,6 +343,7 @@ class _Machine:
         self.push(self.last(2)[0])
 
     def name(self, module: object, name: object) -> None:
+        """A class or function is named; what it is decides nothing but whether the file is refused."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise CheckpointError("its pickle names a class or function by what is no text.")
         if max(len(module), len(name)) > _MAX_NAME_LENGTH:
@@ -362,6 +363,7 @@ class _Machine:
 
     def call(self) -> None:
         """What a call amounts to; nothing is called."""
+        self.charge(_CONTAINER_STEPS)
         function, arguments = self.last(2)
         name = function.name if isinstance(function, _Name) else ""
         values = arguments if isinstance(arguments, tuple) else ()
@@ -420,17 +422,17 @@ def _put(target: dict[object, object], values: Sequence[object]) -> None:
     for key, value in zip(values[::2], values[1::2], strict=True):
         if not isinstance(key, str):
             continue
-        is_tensor = isinstance(value, PickledTensor)
         if len(key) <= MAX_KEY_LENGTH:
-            if is_tensor and key in target:
+            if key in target and (isinstance(value, PickledTensor) or isinstance(target[key], PickledTensor)):
                 raise CheckpointError(f"it gives {shown(key)} twice.")
             target[key] = value
-        elif is_tensor:
+        elif isinstance(value, PickledTensor):
             raise CheckpointError(f"a tensor in it has a name of {len(key)} letters ({shown(key)}).")
 
 
-def _truth(line: bytes) -> int:
-    return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line)
+def _number(line: bytes) -> int:
+    """A whole number; in protocol 1, two of them are false and true."""
+    return line == b"01" if line in (b"00", b"01") else int(line)
 
 
 def _text(line: bytes) -> str:
@@ -499,7 +501,7 @@ _STEPS_BY_NAME: dict[str, _Step] = {
     "NONE": _constant(None),
     "NEWTRUE": _constant(True),
     "NEWFALSE": _constant(False),
-    "INT": lambda m: m.push(_truth(m.line())),
+    "INT": lambda m: m.push(_number(m.line())),
     "LONG": lambda m: m.push(int(m.line().rstrip(b"L"))),
     "BININT": lambda m: m.push(int.from_bytes(m.take(4), "little", signed=True)),
     "BININT1": lambda m: m.push(m.byte()),

@@ -314,10 +314,11 @@ def test_a_training_checkpoint_with_averages_and_optimizer_is_read(tmp_path: Pat
 
 
 @pytest.mark.fault(141)
+@pytest.mark.parametrize("values", [(tensor(storage()),) * 2, (b"N", tensor(storage())), (tensor(storage()), b"N")])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_tensor_that_comes_twice_is_refused(zipped: bool, tmp_path: Path) -> None:
+def test_a_tensor_that_comes_twice_is_refused(zipped: bool, values: tuple[bytes, bytes], tmp_path: Path) -> None:
     path = tmp_path / "m.ckpt"
-    program = b"\x80\x02}(" + (text("a") + tensor(storage())) * 2 + b"u."
+    program = b"\x80\x02}(" + text("a") + values[0] + text("a") + values[1] + b"u."
     path.write_bytes(MAGIC + program) if not zipped else archive(path, program, {"0": SIX})
     with pytest.raises(CheckpointError, match="gives 'a' twice"):
         read_tensors(path)
