@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, NamedTuple
 
-from flagai_altdiff.checkpoint.records import MAX_TENSORS
 from flagai_altdiff.errors import CheckpointError, shown
 
 _MAX_DIRECTORY_BYTES = 64 << 20
-_MAX_ENTRIES = MAX_TENSORS + 1000
-"""One for each tensor, and a few."""
+_MAX_ENTRIES = 100_000
+"""One for each block of numbers: a training checkpoint of this family has some seven thousand."""
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")

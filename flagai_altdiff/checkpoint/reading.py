@@ -28,6 +28,7 @@ _WRAPPERS = ("state_dict", "module", "model_state_dict", "model")
 _MAX_WRAPPERS = 2
 _PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
 """What DataParallel, torch.compile and Lightning put before every key."""
+_LITTLE = b"little"
 _MAX_PREFIXES = 4
 _MAX_LISTED = 20
 _TAR_MARK_AT = 257
@@ -128,8 +129,8 @@ def _zipped(file: BinaryIO, where: str) -> dict[str, Record]:
         )
     if "constants.pkl" in found:
         raise CheckpointError(f"{where} is a TorchScript program, not weights; get the weights as safetensors.")
-    byteorder = found.get("byteorder")
-    if byteorder and _content(file, byteorder) != b"little":
+    order = found.get("byteorder")
+    if order and (order.size_bytes != len(_LITTLE) or _content(file, order) != _LITTLE):
         raise CheckpointError(f"{where} was written by a big-endian machine, whose numbers are not read here.")
     if found["data.pkl"].size_bytes > _MAX_PICKLE_BYTES:
         raise CheckpointError(

@@ -190,6 +190,10 @@ def big_endian(path: Path) -> None:
     rewritten(path, lambda name, data: [(name, b"big" if name.endswith("byteorder") else data)])
 
 
+def endless_byteorder(path: Path) -> None:
+    rewritten(path, lambda name, data: [(name, bytes(200 << 20) if name.endswith("byteorder") else data)])
+
+
 def short_block(path: Path) -> None:
     rewritten(path, lambda name, data: [(name, data[:20] if name.endswith("data/0") else data)])
 
@@ -224,6 +228,7 @@ TRICKS: dict[Callable[[Path], None], str] = {
     without_pickle: r"data\.pkl is missing",
     torchscript: "TorchScript",
     big_endian: "big-endian",
+    endless_byteorder: "big-endian",
     short_block: "has 20 bytes instead of 24",
     missing_block: "is missing",
 }
@@ -237,7 +242,7 @@ def test_zip_tricks_are_refused(make: Callable[[Path], None], name: str, tmp_pat
     made = tmp_path / "m"
     make(made)
     path = made.rename(tmp_path / name)
-    with pytest.raises(CheckpointError, match=TRICKS[make]) as caught:
+    with in_proportion(0), pytest.raises(CheckpointError, match=TRICKS[make]) as caught:
         read_tensors(path)
     assert str(caught.value).startswith(str(path))
     assert sorted(tmp_path.iterdir()) == [path]
@@ -266,7 +271,7 @@ def long_numbers(*numbers: int) -> bytes:
 
 
 COSTLY: dict[str, Callable[[], list[bytes]]] = {
-    "many entries": lambda: [central(b"m/%x" % i) for i in range(20_000)],
+    "many entries": lambda: [central(b"m/%x" % i) for i in range(100_000)],
     "more entries than may be": lambda: [central(b"")] * 300_000,
     "fields without end": lambda: [central(extra=bytes(65_532), size=0xFFFFFFFF)] * 30,
     "long comments": lambda: [central(comment=b"x" * 65_535)] * 30,
