@@ -18,6 +18,8 @@ from flagai_altdiff.errors import CheckpointError, printable, shown
 _MAX_HEADER_BYTES = 16 << 20
 """The format allows 100 MB; the headers of this family have some hundred kB."""
 
+_MAX_BRACKETS = 5 * MAX_TENSORS
+"""A tensor has three; the others may stand in metadata."""
 _MAX_DIGITS = 40
 
 _DTYPES = {
@@ -56,9 +58,12 @@ def read_header(file: BinaryIO, file_size: int, where: str) -> dict[str, Record]
         raise _malformed(where, f"its header claims {length} bytes; at most {_MAX_HEADER_BYTES} are read")
     if data_start > file_size:
         raise _malformed(where, f"its header claims {length} bytes, but the file has {file_size}")
+    text = file.read(length)
+    if text.count(b"[") + text.count(b"{") > _MAX_BRACKETS:
+        raise _malformed(where, f"its header is no JSON object of tensors (over {_MAX_BRACKETS} lists and objects)")
     try:
         header = json.loads(
-            file.read(length).decode("utf-8"),
+            text.decode("utf-8"),
             object_pairs_hook=_without_duplicates,
             parse_int=_integer,
             parse_float=_no_integer,

@@ -7,11 +7,13 @@ from their elements, some of them repeated many times. ``ALTDIFF_FUZZ_EXAMPLES=2
 from __future__ import annotations
 
 import functools
+import gc
 import json
+import math
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,16 @@ TIMES = st.sampled_from([1, 1, 1, 2, 10, 1000, 300_000])
 def home() -> Path:
     """A folder for the whole run."""
     return Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+@pytest.fixture(autouse=True)
+def _only_the_readers_count() -> Iterator[None]:
+    """Python's search for garbage passes over what the tests have made so far, and nothing is imported on the way."""
+    load(tiny.tiny_state("m9"), "m.ckpt")
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tried(*strategies: st.SearchStrategy[object]) -> Callable[[Callable[..., None]], Callable[[], None]]:
@@ -253,7 +265,8 @@ def load(state: Mapping[str, Tensor], where: str) -> None:
 
 
 KEYS = sorted(key for name in tiny.VARIANTS for key in tiny.tiny_state(name))
-SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 31, 64, 128, 70_000]), max_size=5).map(tuple)
+SIDES = st.sampled_from([0, 1, 2, 3, 31, 64, 128, 70_000])
+SHAPES = st.lists(SIDES, max_size=5).map(tuple).filter(lambda shape: math.prod(shape) < 1 << 50)
 KINDS = st.sampled_from([torch.float32, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.float64])
 NUMBERED = (
     "model.diffusion_model.input_blocks.{}.0.out_layers.3.weight",

@@ -134,6 +134,7 @@ COSTLY: dict[str, str] = {
     "6,000 digits in the offsets": '{"a":{"dtype":"U8","shape":[0],"data_offsets":[' + "9" * 6000 + ",0]}}",
     "a fraction of 4 million digits": '{"a":0.' + "9" * 4_000_000 + "}",
     "many lists": '{"a":[' + "[]," * 1_000_000 + "0]}",
+    "lists in lists": '{"a":[' + ("[" * 500 + "]" * 500 + ",") * 1000 + "0]}",
     "many objects": '{"a":[' + '{"":0},' * 400_000 + "0]}",
     "many numbers": '{"a":[' + "0," * 1_000_000 + "0]}",
     "much metadata": '{"__metadata__":' + listing((f"{i:x}" for i in range(200_000)), '""') + "}",
