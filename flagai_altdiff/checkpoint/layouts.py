@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,16 @@ from torch import Tensor
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys
 from flagai_altdiff.checkpoint.ldm_yaml import load_config
 from flagai_altdiff.checkpoint.reading import read_tensors
-from flagai_altdiff.checkpoint.structure import complete_text_encoder, fill_unread, infer_config, refuse_other_models
+from flagai_altdiff.checkpoint.structure import (
+    check_counts,
+    complete_config,
+    counts,
+    fill_unread,
+    infer_config,
+    refuse_other_models,
+)
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, printable
 from flagai_altdiff.model_files import (
     CHECKER_FOLDERS,
     DIFFUSERS_INDEX,
@@ -70,7 +76,8 @@ def detect(path: Path) -> Layout:
         beside = [path.with_suffix(".yaml"), path.with_suffix(".yml"), path.with_name(FLAGAI_CONFIG)]
         return _layout("single file", path.parent, weights=path, config=next((c for c in beside if c.is_file()), None))
     if not path.is_dir():
-        return Layout(name="nothing", folder=path, missing=f"{path} does not exist.")
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        return Layout(name="nothing", folder=path, missing=f"{path} {what}.")
     bare = [part for part in WEIGHED_PARTS if not _weights_in(path / part)]
     is_diffusers = diffusers_folder.is_diffusers_folder(path)
     if is_diffusers and not bare:
@@ -82,7 +89,7 @@ def detect(path: Path) -> Layout:
     if is_diffusers:
         lacking = ", ".join(f"{part}/*.safetensors" for part in bare)
         return _layout("diffusers folder", path, missing=f"{path} lacks {lacking}. Was the download complete?")
-    if (path / "snapshots").is_dir():
+    if (path / "snapshots").is_dir() and path.parent.name != "snapshots":
         return detect(_snapshot(path))
     return detect(weights) if weights else Layout(name="nothing", folder=path, missing=_nothing_known(path))
 
@@ -133,7 +140,7 @@ def _choose(folder: Path) -> Path | None:
         logger.log(
             logging.WARNING if newer else logging.INFO,
             "%s has %s: taking %s%s. Give the path of another to load that.",
-            folder,
+            printable(str(folder)),
             " and ".join(path.name for path in known),
             known[0].name,
             f", although {newer[0].name} is newer" if newer else "",
@@ -164,25 +171,23 @@ def read(layout: Layout) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
         ConfigError: The config cannot be built, or contradicts the weights.
     """
     layout.require()
-    where = str(layout.weights or layout.folder)
+    where = printable(str(layout.weights or layout.folder))
     if layout.weights is None:
         config, state = _read_diffusers(layout.folder)
     else:
         state = read_tensors(layout.weights)
         refuse_other_models(state, where)
         config = load_config(layout.config) if layout.config else infer_config(state, where)
-    config = replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, where), use_ema=False)
+        check_counts(config, counts(state), where)
+    config = replace(complete_config(config, state, where), use_ema=False)
     return config, fill_unread(config.cond_stage, state)
 
 
 def _read_diffusers(folder: Path) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
     config = diffusers_folder.read_config(folder)
-    parts: dict[str, Mapping[str, Tensor]] = {}
-    for part in ("unet", "vae", "text_encoder"):
-        tensors: dict[str, Tensor] = {}
-        for file in diffusers_folder.weight_files(folder, part):
-            tensors.update(read_tensors(file))
-        parts[part] = tensors
+    parts = {part: diffusers_folder.read_weights(folder, part) for part in diffusers_keys.PREFIXES}
+    found = {prefix: len(parts[part]) for part, prefix in diffusers_keys.PREFIXES.items()}
+    check_counts(config, found, str(folder))
     return config, diffusers_keys.to_ldm(parts, config)
 
 

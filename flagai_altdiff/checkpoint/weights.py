@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.checkpoint.health import check_weights
 from flagai_altdiff.checkpoint.mapped import is_mapped, let_go
-from flagai_altdiff.errors import CheckpointError, StateDictMismatchError
+from flagai_altdiff.errors import CheckpointError, StateDictMismatchError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _warn_of_another_schedule(buffers: Mapping[str, Tensor], state: Mapping[str,
         logger.warning(
             "%s: the noise schedule stored in it (%s) is not the one of the config, which is used. If the model was "
             "trained with another, set timesteps, linear_start, linear_end and beta_schedule in its config.yaml.",
-            where,
+            printable(where),
             ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         )
 
