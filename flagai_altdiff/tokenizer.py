@@ -68,8 +68,9 @@ _INVISIBLE = "".join(
     for first, _, last in (codes.partition("-") for codes in _INVISIBLE_CODES.split())
     for code in range(int(first, 16), int(last or first, 16) + 1)
 )
-_SIMPLE = re.compile("[\0-\u02ff]+(?![\u0300-\U0010ffff])")
-"""Signs that no mark follows, and that no form of Unicode changes."""
+_SIMPLE_SIGNS = "\0-\u02ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\U0001f000-\U0001faff"
+_SIMPLE = re.compile(f"[{_SIMPLE_SIGNS}]+(?![^{_SIMPLE_SIGNS}])")
+"""Latin letters, Han, Hangul and emoji are what NFC makes of them, and none changes the one before it."""
 _SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0020-\U000e01ef]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -209,7 +210,7 @@ class Tokenizer:
             found = self.encode(text[:length])
             if length >= len(text) or len(found.ids) >= count + _MAX_PIECE:  # where it is cut, tokens may differ
                 return found
-            length *= 4
+            length = len(text)
 
     def _split(self, text: str) -> list[str]:
         """Text and tokens that are spelled out in it, in turn."""
