@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys
-from flagai_altdiff.checkpoint.ldm_yaml import load_config
+from flagai_altdiff.checkpoint.ldm_yaml import agreed_config
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.checkpoint.structure import complete_text_encoder, fill_unread, infer_config, refuse_other_models
 from flagai_altdiff.config import LatentDiffusionConfig
@@ -41,6 +41,7 @@ class Layout:
         folder: The folder that its tokenizer and safety checker are searched in.
         weights: The one file of weights; ``None`` for a diffusers folder.
         config: Its config.yaml; ``None`` for a diffusers folder and for a lone file.
+        other_configs: What else describes these weights, and must agree.
         tokenizer: The model's own tokenizer file.
         safety_checker: Folder of the safety checker that lies with the model.
         missing: What is missing for a model, in words; empty if there is one, with or without tokenizer and checker.
@@ -50,6 +51,7 @@ class Layout:
     folder: Path
     weights: Path | None = None
     config: Path | None = None
+    other_configs: tuple[Path, ...] = ()
     tokenizer: Path | None = None
     safety_checker: Path | None = None
     missing: str = ""
@@ -67,8 +69,7 @@ def detect(path: Path) -> Layout:
         CheckpointError: Several files may be the weights, and nothing tells which; the message lists them.
     """
     if path.is_file():
-        beside = [path.with_suffix(".yaml"), path.with_suffix(".yml"), path.with_name(FLAGAI_CONFIG)]
-        return _layout("single file", path.parent, weights=path, config=next((c for c in beside if c.is_file()), None))
+        return _layout("single file", path.parent, weights=path, configs=configs_of(path))
     if not path.is_dir():
         return Layout(name="nothing", folder=path, missing=f"{path} does not exist.")
     bare = [part for part in WEIGHED_PARTS if not _weights_in(path / part)]
@@ -78,13 +79,28 @@ def detect(path: Path) -> Layout:
     config = path / FLAGAI_CONFIG
     weights = _choose(path)
     if weights and config.is_file():
-        return _layout("FlagAI folder", path, weights=weights, config=config)
+        others = [other for other in configs_of(weights) if other != config]
+        return _layout("FlagAI folder", path, weights=weights, configs=[config, *others])
     if is_diffusers:
         lacking = ", ".join(f"{part}/*.safetensors" for part in bare)
         return _layout("diffusers folder", path, missing=f"{path} lacks {lacking}. Was the download complete?")
     if (path / "snapshots").is_dir():
         return detect(_snapshot(path))
     return detect(weights) if weights else Layout(name="nothing", folder=path, missing=_nothing_known(path))
+
+
+def configs_of(weights: Path, *, has_own: bool = False) -> list[Path]:
+    """The configs that describe a file of weights, the one to take first: of its name, and of its folder's model.
+
+    Args:
+        weights: The file.
+        has_own: Whether one of its name counts as there in any case.
+    """
+    found = [path for suffix in (".yaml", ".yml") if (path := weights.with_suffix(suffix)).is_file()]
+    folders = weights.with_name(FLAGAI_CONFIG)
+    if (not (found or has_own) or weights.name in FLAGAI_WEIGHTS) and folders not in found and folders.is_file():
+        found.append(folders)
+    return found
 
 
 def checker_folder(folder: Path) -> Path | None:
@@ -98,13 +114,14 @@ def checker_folder(folder: Path) -> Path | None:
 
 
 def _layout(
-    name: str, folder: Path, *, weights: Path | None = None, config: Path | None = None, missing: str = ""
+    name: str, folder: Path, *, weights: Path | None = None, configs: Sequence[Path] = (), missing: str = ""
 ) -> Layout:
     return Layout(
         name=name,
         folder=folder,
         weights=weights,
-        config=config,
+        config=next(iter(configs), None),
+        other_configs=tuple(configs[1:]),
         tokenizer=own_tokenizer(folder),
         safety_checker=checker_folder(folder),
         missing=missing,
@@ -170,7 +187,7 @@ def read(layout: Layout) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
     else:
         state = read_tensors(layout.weights)
         refuse_other_models(state, where)
-        config = load_config(layout.config) if layout.config else infer_config(state, where)
+        config = agreed_config(layout.config, layout.other_configs) if layout.config else infer_config(state, where)
     config = replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, where), use_ema=False)
     return config, fill_unread(config.cond_stage, state)
 
