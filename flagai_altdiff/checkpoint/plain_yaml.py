@@ -29,13 +29,10 @@ def parse_yaml(data: bytes) -> Any:
     Raises:
         ValueError: It is no YAML of this kind.
     """
-    loader = _PlainLoader(data.decode("utf-8-sig"))
     try:
-        return loader.get_single_data()
+        return _PlainLoader(data.decode("utf-8-sig")).get_single_data()
     except (yaml.YAMLError, LookupError, AttributeError, OverflowError) as error:  # PyYAML's own, and its slips
         raise ValueError(str(error)) from error
-    finally:
-        loader.dispose()
 
 
 class _PlainLoader(yaml.SafeLoader):
