@@ -7,7 +7,6 @@ from pathlib import Path
 
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys, layouts, saving
 from flagai_altdiff.checkpoint.health import check_weights
-from flagai_altdiff.checkpoint.ldm_yaml import agreed_config
 from flagai_altdiff.errors import CheckpointError, FlagAIAltDiffError, last_net, shown
 from flagai_altdiff.loading import check_variant, load_path
 from flagai_altdiff.models import LatentDiffusion
@@ -70,8 +69,8 @@ def _require_same(model: LatentDiffusion, target: Path, beside: Path | None, wri
     try:
         layout = layouts.detect(written)
         config, state = layouts.read(layout)
-        if layout.config:
-            agreed_config(layout.config, layouts.configs_of(target, has_own=True) if layout.weights == written else ())
+        for other in layouts.configs_of(target, has_own=True) if layout.weights == written else ():
+            layouts.require_agreement(config, other, state, str(target))
         found = layout.tokenizer or beside
         tokenizer = load_tokenizer(found) if found else None
     except FlagAIAltDiffError as error:

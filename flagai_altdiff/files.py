@@ -118,19 +118,17 @@ def _unfinished_folder(target: Path) -> Iterator[Path]:
     if os.path.lexists(target):
         raise _exists(target)
     missing = [folder for folder in target.parents if not folder.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished(target)
-    _remove_abandoned(target)
-    unfinished.mkdir()
-    whole = False
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        unfinished.mkdir()
         with _locked(unfinished):
             yield unfinished
-        whole = True
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        for folder in missing if not whole else ():
-            with suppress(OSError):
+        for folder in missing:
+            with suppress(OSError):  # not empty, so the target is there
                 folder.rmdir()
 
 
@@ -155,9 +153,9 @@ def _locked(folder: Path) -> Iterator[bool]:
 def _remove_abandoned(target: Path) -> None:
     """Remove unfinished folders of ``target`` whose process is gone; they may hold gigabytes."""
     ours = re.compile(re.escape(_unfinished(target).name[:-20]) + "[0-9a-f]{16}[.]tmp")
-    with suppress(OSError):
-        for path in [path for path in target.parent.iterdir() if ours.fullmatch(path.name)]:
-            with _locked(path) as free:
+    for path in list(target.parent.iterdir()):
+        if ours.fullmatch(path.name):
+            with suppress(OSError), _locked(path) as free:  # a link is never followed
                 if free:
                     shutil.rmtree(path, ignore_errors=True)
 

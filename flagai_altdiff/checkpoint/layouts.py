@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor
 
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys
-from flagai_altdiff.checkpoint.ldm_yaml import agreed_config
+from flagai_altdiff.checkpoint.ldm_yaml import load_config
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.checkpoint.structure import complete_text_encoder, fill_unread, infer_config, refuse_other_models
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, ConfigError
 from flagai_altdiff.model_files import (
     CHECKER_FOLDERS,
     DIFFUSERS_INDEX,
@@ -187,9 +187,38 @@ def read(layout: Layout) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
     else:
         state = read_tensors(layout.weights)
         refuse_other_models(state, where)
-        config = agreed_config(layout.config, layout.other_configs) if layout.config else infer_config(state, where)
-    config = replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, where), use_ema=False)
+        config = load_config(layout.config) if layout.config else infer_config(state, where)
+    config = _completed(config, state, where)
+    for other in layout.other_configs:
+        require_agreement(config, other, state, where)
     return config, fill_unread(config.cond_stage, state)
+
+
+def require_agreement(config: LatentDiffusionConfig, other: Path, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse two answers to the question what a file of weights is.
+
+    Args:
+        config: The first answer, complete.
+        other: The file with the second; one that is no config of these weights says nothing.
+        state: LDM key -> tensor.
+        where: The file of weights, for errors.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    try:
+        its = _completed(load_config(other), state, where)
+    except ConfigError:
+        return
+    if its != config:
+        raise ConfigError(
+            f"{where} has two configs that describe different models, one of them {other}, and nothing tells which is "
+            "right. Remove or rename the one that is not its own."
+        )
+
+
+def _completed(config: LatentDiffusionConfig, state: Mapping[str, Tensor], where: str) -> LatentDiffusionConfig:
+    return replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, where), use_ema=False)
 
 
 def _read_diffusers(folder: Path) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:

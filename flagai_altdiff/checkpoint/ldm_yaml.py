@@ -6,7 +6,7 @@ The YAML is read as data; ``TARGETS`` maps the exact ``target:`` strings seen in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,30 +106,6 @@ def load_config(path: Path) -> LatentDiffusionConfig:
     from flagai_altdiff.checkpoint.plain_yaml import parse_yaml
 
     return parse_config(read_config(path, _MAX_CONFIG_BYTES, parse_yaml, "YAML"), str(path))
-
-
-def agreed_config(path: Path, others: Iterable[Path]) -> LatentDiffusionConfig:
-    """The config in a file, which others that describe the same weights must not contradict.
-
-    Args:
-        path: The file.
-        others: Files beside it; one that is no such config says nothing.
-
-    Raises:
-        ConfigError: ``path`` cannot be read, or another says something else.
-    """
-    config = load_config(path)
-    for other in others:
-        try:
-            its = load_config(other)
-        except ConfigError:
-            continue
-        if its != config:
-            raise ConfigError(
-                f"{path} and {other} describe different models, and nothing tells which the weights are. "
-                "Remove or rename the one that is not theirs."
-            )
-    return config
 
 
 def parse_config(data: object, where: str = "config") -> LatentDiffusionConfig:

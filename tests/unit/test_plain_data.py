@@ -13,7 +13,7 @@ import pytest
 
 from flagai_altdiff.checkpoint.diffusers_folder import read_config as read_diffusers
 from flagai_altdiff.checkpoint.json_config import load_json
-from flagai_altdiff.checkpoint.ldm_yaml import agreed_config, dump_config, load_config
+from flagai_altdiff.checkpoint.ldm_yaml import dump_config, load_config
 from flagai_altdiff.checkpoint.plain_yaml import parse_yaml
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, UNetConfig
 from flagai_altdiff.errors import CheckpointError, ConfigError, FlagAIAltDiffError
@@ -109,7 +109,7 @@ def test_configs_that_describe_one_file_must_agree(m9_folder: Path, tmp_path: Pa
     assert load_path(folder).config == load_path(folder / "model.ckpt").config
     (folder / "model.yaml").write_text(text.replace('"linear_end": 0.012', '"linear_end": 0.02'))
     for path in (folder, folder / "model.ckpt"):
-        with pytest.raises(ConfigError, match=r"config\.yaml.*describe different models"):
+        with pytest.raises(ConfigError, match="describe different models"):
             load_path(path)
     (folder / "model.yaml").write_text("something: else")  # no config of ours
     assert load_path(folder).config == load_path(m9_folder).config
@@ -119,11 +119,6 @@ def test_configs_that_describe_one_file_must_agree(m9_folder: Path, tmp_path: Pa
     (folder / "mine.yml").write_text(text)
     with pytest.raises(ConfigError, match="different models"):
         load_path(folder / "mine.ckpt")
-
-
-def test_one_config_alone_is_the_answer(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(CONFIG)
-    assert agreed_config(tmp_path / "a.yaml", []) == tiny.tiny_config(tiny.M9)
 
 
 ODD_NUMBERS = [
