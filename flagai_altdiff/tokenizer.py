@@ -45,7 +45,7 @@ _MAX_TABLE_BYTES = 1 << 20
 _MAX_TABLE_KEY = _MAX_TABLE_VALUE = 64
 """Bytes that a normaliser takes for one sign, and that it makes of one; in SentencePiece's tables 12 and 33."""
 _MAX_STEPS = 16
-_LONG = 20_000
+_LONG = 4_000
 """Characters of a text of which no more is looked at than the model has tokens for."""
 _MAX_MARKS = 30
 """Marks of one letter that are put in order (Unicode's stream-safe format): the time of that is quadratic."""
