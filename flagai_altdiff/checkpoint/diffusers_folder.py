@@ -7,7 +7,6 @@ The class names in ``model_index.json`` are compared, never imported: the releas
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -18,10 +17,9 @@ from torch import Tensor
 from flagai_altdiff.checkpoint.diffusers_keys import PREFIXES
 from flagai_altdiff.checkpoint.json_config import ConfigFile, build, load_json
 from flagai_altdiff.checkpoint.reading import bare, read_tensors
-from flagai_altdiff.checkpoint.saving import taken, write_safetensors
+from flagai_altdiff.checkpoint.saving import Check, copy_files, unfinished_model, write_safetensors
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from flagai_altdiff.errors import CheckpointError, ConfigError, printable, shown
-from flagai_altdiff.files import new_file, new_folder
 from flagai_altdiff.model_files import DIFFUSERS_INDEX
 
 PIPELINES = ("AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline", "StableDiffusionPipeline")
@@ -139,6 +137,8 @@ def write_folder(
     config: LatentDiffusionConfig,
     parts: Mapping[str, Mapping[str, Tensor]],
     tokenizer: Sequence[Path],
+    *,
+    check: Check | None = None,
 ) -> None:
     """Write a model as a diffusers folder like the released ones; it appears whole or not at all.
 
@@ -147,15 +147,17 @@ def write_folder(
         config: The model's config.
         parts: ``unet``, ``vae`` and ``text_encoder`` -> name -> weight, as ``to_diffusers`` gives them, and no others.
         tokenizer: Files of the XLM-R tokenizer, to be copied.
+        check: Is given the finished folder.
 
     Raises:
-        CheckpointError: ``target`` exists, or ``parts`` is not exactly these three.
+        CheckpointError: ``target`` exists, the disk refuses, or ``parts`` is not exactly these three.
         ConfigError: diffusers' classes cannot express the config.
     """
     if set(parts) != set(PREFIXES):
         names = [f"{part}: {key}" for part in sorted(set(parts) - set(PREFIXES)) for key in list(parts[part])[:3]]
         raise CheckpointError(
-            f"expected the parts {', '.join(PREFIXES)}, got {', '.join(parts)} {names or ''}".strip() + "."
+            f"expected the parts {', '.join(PREFIXES)}, got {', '.join(parts)} {shown(names) if names else ''}".strip()
+            + "."
         )
     configs = {
         DIFFUSERS_INDEX: _index(_scheduler_class(config), has_tokenizer=bool(tokenizer)),
@@ -164,20 +166,19 @@ def write_folder(
         "text_encoder/config.json": _TEXT.write(config.cond_stage),
         "scheduler/scheduler_config.json": _scheduler_fields(config),
     }
-    try:
-        with new_folder(target) as made:
-            for name, fields in configs.items():
-                (made / name).parent.mkdir(exist_ok=True)
-                (made / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            for part, tensors in parts.items():
-                stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-                with new_file(made / part / f"{stem}.safetensors") as weights:
-                    write_safetensors(weights, tensors)
-            for file in tokenizer:
-                (made / "tokenizer").mkdir(exist_ok=True)
-                shutil.copyfile(file, made / "tokenizer" / file.name)
-    except FileExistsError as error:
-        raise taken(target) from error
+    every = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
+    with unfinished_model(target, every) as made:
+        for name, fields in configs.items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for part, tensors in parts.items():
+            stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+            write_safetensors(made / part / f"{stem}.safetensors", tensors)
+        if tokenizer:
+            (made / "tokenizer").mkdir()
+            copy_files(tokenizer, made / "tokenizer")
+        if check:
+            check(made)
 
 
 def _check_index(index: ConfigFile) -> None:
@@ -382,7 +383,7 @@ def _read_autoencoder(file: ConfigFile) -> AutoencoderConfig:
 
 def _read_text_encoder(file: ConfigFile) -> TextEncoderConfig:
     names = file.fields.get("architectures") or ["Roberta"]
-    if not isinstance(names, list) or "Roberta" not in str(names[0]):
+    if not isinstance(names, list) or not isinstance(names[0], str) or "Roberta" not in names[0]:
         raise file.error("architectures", "a Roberta class")
     return build(file.path, TextEncoderConfig, **_TEXT.read(file))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from flagai_altdiff.checkpoint.structure import (
     refuse_other_models,
 )
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError, printable
+from flagai_altdiff.errors import CheckpointError, ConfigError, printable
 from flagai_altdiff.model_files import (
     CHECKER_FOLDERS,
     DIFFUSERS_INDEX,
@@ -47,6 +48,7 @@ class Layout:
         folder: The folder that its tokenizer and safety checker are searched in.
         weights: The one file of weights; ``None`` for a diffusers folder.
         config: Its config.yaml; ``None`` for a diffusers folder and for a lone file.
+        other_configs: What else describes these weights, and must agree.
         tokenizer: The model's own tokenizer file.
         safety_checker: Folder of the safety checker that lies with the model.
         missing: What is missing for a model, in words; empty if there is one, with or without tokenizer and checker.
@@ -56,6 +58,7 @@ class Layout:
     folder: Path
     weights: Path | None = None
     config: Path | None = None
+    other_configs: tuple[Path, ...] = ()
     tokenizer: Path | None = None
     safety_checker: Path | None = None
     missing: str = ""
@@ -73,8 +76,7 @@ def detect(path: Path) -> Layout:
         CheckpointError: Several files may be the weights, and nothing tells which; the message lists them.
     """
     if path.is_file():
-        beside = [path.with_suffix(".yaml"), path.with_suffix(".yml"), path.with_name(FLAGAI_CONFIG)]
-        return _layout("single file", path.parent, weights=path, config=next((c for c in beside if c.is_file()), None))
+        return _layout("single file", path.parent, weights=path, configs=configs_of(path))
     if not path.is_dir():
         what = "is neither a file nor a folder" if path.exists() else "does not exist"
         return Layout(name="nothing", folder=path, missing=f"{path} {what}.")
@@ -85,13 +87,28 @@ def detect(path: Path) -> Layout:
     config = path / FLAGAI_CONFIG
     weights = _choose(path)
     if weights and config.is_file():
-        return _layout("FlagAI folder", path, weights=weights, config=config)
+        others = [other for other in configs_of(weights) if other != config]
+        return _layout("FlagAI folder", path, weights=weights, configs=[config, *others])
     if is_diffusers:
         lacking = ", ".join(f"{part}/*.safetensors" for part in bare)
         return _layout("diffusers folder", path, missing=f"{path} lacks {lacking}. Was the download complete?")
     if (path / "snapshots").is_dir() and path.parent.name != "snapshots":
         return detect(_snapshot(path))
     return detect(weights) if weights else Layout(name="nothing", folder=path, missing=_nothing_known(path))
+
+
+def configs_of(weights: Path, *, has_own: bool = False) -> list[Path]:
+    """The configs that describe a file of weights, the one to take first: of its name, and of its folder's model.
+
+    Args:
+        weights: The file.
+        has_own: Whether one of its name counts as there in any case.
+    """
+    found = [path for suffix in (".yaml", ".yml") if (path := weights.with_suffix(suffix)).is_file()]
+    folders = weights.with_name(FLAGAI_CONFIG)
+    if (not (found or has_own) or weights.name in FLAGAI_WEIGHTS) and folders not in found and folders.is_file():
+        found.append(folders)
+    return found
 
 
 def checker_folder(folder: Path) -> Path | None:
@@ -105,13 +122,14 @@ def checker_folder(folder: Path) -> Path | None:
 
 
 def _layout(
-    name: str, folder: Path, *, weights: Path | None = None, config: Path | None = None, missing: str = ""
+    name: str, folder: Path, *, weights: Path | None = None, configs: Sequence[Path] = (), missing: str = ""
 ) -> Layout:
     return Layout(
         name=name,
         folder=folder,
         weights=weights,
-        config=config,
+        config=next(iter(configs), None),
+        other_configs=tuple(configs[1:]),
         tokenizer=own_tokenizer(folder),
         safety_checker=checker_folder(folder),
         missing=missing,
@@ -179,8 +197,37 @@ def read(layout: Layout) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
         refuse_other_models(state, where)
         config = load_config(layout.config) if layout.config else infer_config(state, where)
         check_counts(config, counts(state), where)
-    config = replace(complete_config(config, state, where), use_ema=False)
+    config = _completed(config, state, where)
+    for other in layout.other_configs:
+        require_agreement(config, other, state, where)
     return config, fill_unread(config.cond_stage, state)
+
+
+def require_agreement(config: LatentDiffusionConfig, other: Path, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse two answers to the question what a file of weights is.
+
+    Args:
+        config: The first answer, complete.
+        other: The file with the second; one that is no config of these weights says nothing.
+        state: LDM key -> tensor.
+        where: The file of weights, for errors.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    try:
+        its = _completed(load_config(other), state, where)
+    except ConfigError:
+        return
+    if its != config:
+        raise ConfigError(
+            f"{where} has two configs that describe different models, one of them {other}, and nothing tells which is "
+            "right. Remove or rename the one that is not its own."
+        )
+
+
+def _completed(config: LatentDiffusionConfig, state: Mapping[str, Tensor], where: str) -> LatentDiffusionConfig:
+    return replace(complete_config(config, state, where), use_ema=False)
 
 
 def _read_diffusers(folder: Path) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from collections.abc import Mapping
 
 import torch
@@ -59,9 +60,8 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], where: str, *, mapped:
     if any(parameter.is_meta for parameter in want.values()):
         model.load_state_dict({k: _own(v, mapped) for k, v in weights.items()}, strict=False, assign=True)
     else:
-        with torch.no_grad():
-            for key, value in weights.items():
-                want[key].copy_(value)
+        with torch.no_grad():  # in one step of Python, between which and the next an interruption comes
+            deque(map(Tensor.copy_, map(want.__getitem__, weights), weights.values()), maxlen=0)
 
 
 def _own(value: Tensor, mapped: bool) -> Tensor:

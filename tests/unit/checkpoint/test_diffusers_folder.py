@@ -578,7 +578,7 @@ def test_an_existing_target_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CheckpointError, match="absent"):
         write_folder(tmp_path / "out", TINY, NO_WEIGHTS, [tmp_path / "absent.model"])
     assert list(tmp_path.iterdir()) == []
 
