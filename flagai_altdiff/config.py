@@ -14,8 +14,8 @@ from flagai_altdiff.errors import ConfigError, printable, shown
 T = TypeVar("T")
 
 _MAX_WIDTH = 1 << 16
-_MAX_BLOCKS = 320
-"""Layers of one network: eight times what the largest released one has. They are built before a file is compared."""
+_MAX_BLOCKS = 160
+"""Layers of one network: four times what the largest released one has. They are built before a file is compared."""
 Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Width = Annotated[int, Field(strict=True, ge=1, le=_MAX_WIDTH)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=100)]
@@ -114,7 +114,7 @@ class TextEncoderConfig:
     """Sizes of the text encoder; the defaults are XLM-R large projected to AltDiffusion-m9's context."""
 
     hidden_size: Width = 1024
-    num_hidden_layers: Depth = 24
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=48)] = 24
     num_attention_heads: Width = 16
     intermediate_size: Size = 4096
     vocab_size: Size = 250002

@@ -15,7 +15,7 @@ from flagai_altdiff.checkpoint.diffusers_folder import read_config as read_diffu
 from flagai_altdiff.checkpoint.json_config import load_json
 from flagai_altdiff.checkpoint.ldm_yaml import dump_config, load_config
 from flagai_altdiff.checkpoint.plain_yaml import parse_yaml
-from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, UNetConfig
+from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from flagai_altdiff.errors import CheckpointError, ConfigError, FlagAIAltDiffError
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import build_model
@@ -294,12 +294,11 @@ def test_a_config_of_many_layers_is_refused(part: str, sizes: dict[str, object])
 def test_the_largest_model_that_a_config_may_ask_for_is_built_at_once() -> None:
     every = tuple(2**i for i in range(8))
     configs = [
-        LatentDiffusionConfig(unet=UNetConfig(channel_mult=(1,) * 8, num_res_blocks=9, attention_resolutions=every)),
-        LatentDiffusionConfig(unet=UNetConfig(channel_mult=(1,), num_res_blocks=1, transformer_depth=100)),
-        LatentDiffusionConfig(
-            unet=UNetConfig(channel_mult=(1,) * 4, transformer_depth=15, attention_resolutions=every)
-        ),
-        LatentDiffusionConfig(first_stage=AutoencoderConfig(ch_mult=(1,) * 8, num_res_blocks=19)),
+        LatentDiffusionConfig(unet=UNetConfig(channel_mult=(1,) * 8, num_res_blocks=4, attention_resolutions=every)),
+        LatentDiffusionConfig(unet=UNetConfig(channel_mult=(1,), num_res_blocks=1, transformer_depth=52)),
+        LatentDiffusionConfig(unet=UNetConfig(channel_mult=(1,) * 4, transformer_depth=7, attention_resolutions=every)),
+        LatentDiffusionConfig(first_stage=AutoencoderConfig(ch_mult=(1,) * 8, num_res_blocks=9)),
+        LatentDiffusionConfig(cond_stage=TextEncoderConfig(num_hidden_layers=48)),
     ]
     for config in configs:
         with in_proportion(1_000_000):
