@@ -13,7 +13,7 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, last_net
 from flagai_altdiff.loading import load_model
 from flagai_altdiff.matching import find_transform, load_matching_model
 from flagai_altdiff.models import LatentDiffusion
@@ -138,8 +138,13 @@ class AutoLoader:
 
         Args:
             model_path: ``.ckpt`` or ``.safetensors`` with LDM names.
+
+        Raises:
+            CheckpointError: The file cannot be read, or has other weights; the model stays as it was.
         """
-        checkpoint.assign(self.get_model(), read_tensors(Path(model_path)), str(model_path))
+        model = self.get_model()
+        with last_net(model_path):
+            checkpoint.assign(model, read_tensors(Path(model_path)), str(model_path))
 
     def _config_only(self) -> tuple[Path, Tokenizer]:
         spec, path = locate(self.model_name, self.model_dir, task=self.task_name)

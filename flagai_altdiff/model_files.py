@@ -19,12 +19,22 @@ TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 CHECKER_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 """Where a model's image checker may lie, from the model's folder; FlagAI's models share one."""
 CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZER_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""What belongs to a tokenizer file beside it."""
+MAX_WEIGHT_BYTES, MAX_OTHER_BYTES = 1 << 37, 1 << 28
+"""The largest file of weights, and the largest of any other kind, that a model is believed to have."""
 EQUIVALENTS = {
     "model.ckpt": "model.safetensors",
     "pytorch_model.bin": "model.safetensors",
     "sentencepiece.bpe.model": "tokenizer.json",
 }
-"""File of the FlagAI layout -> the one that does as well."""
+"""File of the FlagAI layout -> the one that a hub may have instead."""
+FILLERS = {
+    "model.ckpt": FLAGAI_WEIGHTS,
+    "pytorch_model.bin": CHECKER_WEIGHTS,
+    "sentencepiece.bpe.model": tuple(f"{place}{file}" for place in ("", "tokenizer/") for file in TOKENIZER_FILES),
+}
+"""File of the FlagAI layout -> those that the loader takes for it."""
 
 
 def is_hidden(name: str) -> bool:
@@ -40,6 +50,40 @@ def is_weight(name: str) -> bool:
 def is_part(name: str) -> bool:
     """Whether a file of that name is a model's: weights, config or tokenizer; no image and no text for people."""
     return is_weight(name) or (name.endswith(OTHER_SUFFIXES) and not is_hidden(name))
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a file of that name is taken from a hub: a model's, in a place where models have files."""
+    return is_part(name) and name.rpartition("/")[0] in ("", *DIFFUSERS_PARTS)
+
+
+def is_tokenizer(name: str) -> bool:
+    """Whether a file of that name is a tokenizer, where the loader looks for one, or belongs to one."""
+    folder, _, file = name.rpartition("/")
+    return folder in ("", "tokenizer") and file in (*TOKENIZER_FILES, *TOKENIZER_COMPANIONS)
+
+
+def most_bytes(name: str) -> int:
+    """The largest size that a file of that name is believed to have."""
+    return MAX_WEIGHT_BYTES if is_weight(name) else MAX_OTHER_BYTES
+
+
+def fillers(name: str) -> set[str]:
+    """Names of files that do what a file of the FlagAI layout does; the loader takes any of them."""
+    return {name, *FILLERS.get(name, ())}
+
+
+def decides(name: str, wanted: Iterable[str]) -> bool:
+    """Whether a file of that name decides what the model in its folder is, whichever source it came from.
+
+    Args:
+        name: Path inside the folder.
+        wanted: Files of the model in the FlagAI layout.
+    """
+    folder, _, _ = name.rpartition("/")
+    if folder:
+        return folder in (*WEIGHED_PARTS, "scheduler", "tokenizer") and is_part(name)
+    return name == DIFFUSERS_INDEX or any(name in fillers(file) for file in wanted)
 
 
 def diffusers_files(names: Iterable[str]) -> list[str]:
@@ -64,9 +108,7 @@ def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False
         Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, ``<part>/*.safetensors`` for a part
         without any weights (all else there is the loader's to judge).
     """
-    flagai = [
-        name for name in wanted if not (names & {name, EQUIVALENTS.get(name)} or (config_only and is_weight(name)))
-    ]
+    flagai = [name for name in wanted if not (names & fillers(name) or (config_only and is_weight(name)))]
     if not flagai or DIFFUSERS_INDEX not in names:
         return flagai
     having = {str(PurePosixPath(name).parent) for name in names if is_weight(name)}

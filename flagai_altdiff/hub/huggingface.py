@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from urllib.parse import quote, urljoin, urlsplit
 
-from flagai_altdiff.errors import HubError, ModelNotFoundError
+from flagai_altdiff.errors import HubError, ModelNotFoundError, shown
 from flagai_altdiff.hub import hf_cache
 from flagai_altdiff.hub.addresses import redact_url
 from flagai_altdiff.hub.client import Answer, ask
@@ -20,6 +20,7 @@ from flagai_altdiff.hub.remote import Location, RemoteFile, check_size
 from flagai_altdiff.model_files import DIFFUSERS_INDEX, diffusers_files
 
 MAX_PAGES = 50
+MAX_FILES = 20_000
 
 
 def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
@@ -35,11 +36,16 @@ def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
     commit = find_commit(name, revision or BRANCH)
     url: str | None = f"{hf_endpoint()}/api/models/{quote(name)}/tree/{quote(commit, safe='')}?recursive=true"
     listed: dict[str, RemoteFile] = {}
-    for _ in range(MAX_PAGES):
-        if url is None:
-            break
+    pages: list[str] = []
+    while url is not None:
+        if url in pages or len(pages) == MAX_PAGES or len(listed) > MAX_FILES:
+            raise HubError(f"{redact_url(url)}: its list of files has no end, or more than {MAX_FILES:,} files.")
+        pages.append(url)
         answer = ask("GET", url, headers=_headers())
-        listed |= {file.name: file for file in _parse_tree(answer, name, commit)}
+        for file in _parse_tree(answer, name, commit):
+            other = listed.setdefault(file.name, file)
+            if (other.size_bytes, other.sha256) != (file.size_bytes, file.sha256):
+                raise HubError(f"{redact_url(url)} lists {shown(file.name)} twice, with different facts.")
         url = _next_page(answer)
     wanted = diffusers_files(listed)
     if DIFFUSERS_INDEX not in wanted:
@@ -92,7 +98,7 @@ def _parse_tree(answer: Answer, repository: str, commit: str) -> list[RemoteFile
             raise HubError(f"{where} lists a file without path and size.")
         sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
         if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(SHA256, sha256)):
-            raise HubError(f"{where} lists {path!a} with a hash that is not SHA-256.")
+            raise HubError(f"{where} lists {shown(path)} with a hash that is not SHA-256.")
         locate = partial(_locate, repository, commit, path)
         files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, revision=commit))
     return files

@@ -7,8 +7,8 @@ wrapper, for one) drive this class unchanged.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -241,21 +241,13 @@ class LatentDiffusion(nn.Module):
         loss = F.mse_loss(output, target[self.parameterization]())
         return loss, {"loss_simple": loss.detach()}
 
-    @contextmanager
-    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+    def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
         """Run the block with the averaged weights in place of the trained ones; without an average, change nothing.
 
         Args:
             context: Ignored; LDM's callers pass a label.
         """
-        if self.model_ema is None:
-            yield
-            return
-        self.model_ema.swap(self.model)
-        try:
-            yield
-        finally:
-            self.model_ema.swap(self.model)
+        return nullcontext() if self.model_ema is None else self.model_ema.in_place_of_parameters(self.model)
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:
