@@ -8,6 +8,9 @@ from pathlib import PurePosixPath
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 OTHER_SUFFIXES = (".json", ".yaml", ".model", ".txt")
 """Of configs and tokenizers."""
+MATCHING_CONFIG = "config.json"
+MATCHING_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+"""How the weights of a matching model, whole or in shards, begin and end; the first that is there is the model."""
 FLAGAI_CONFIG = "config.yaml"
 FLAGAI_WEIGHTS = ("model.safetensors", "model.ckpt", "dreambooth_model.ckpt")
 """Weights of a FlagAI folder; the first that is there is the model."""
@@ -94,6 +97,23 @@ def diffusers_files(names: Iterable[str]) -> list[str]:
     kept = [name for name in names if name == DIFFUSERS_INDEX or _belongs(name)]
     safe = {name.partition("/")[0] for name in kept if name.endswith(".safetensors")}
     return [name for name in kept if not (name.endswith(".bin") and name.partition("/")[0] in safe)]
+
+
+def repository_files(names: Iterable[str]) -> list[str]:
+    """Of the paths in a repository, those that make a model; none if it is no model's.
+
+    That is one in the diffusers layout if there is a ``model_index.json``; else, if there is a ``config.json``, a
+    matching model in the root, whose pickles are left out where it has safetensors.
+    """
+    names = list(names)
+    if DIFFUSERS_INDEX in names:
+        return diffusers_files(names)
+    root = [name for name in names if "/" not in name and is_part(name)] if MATCHING_CONFIG in names else []
+    weights = [
+        [name for name in root if name.startswith(stem) and name.endswith(end)] for stem, end in MATCHING_WEIGHTS
+    ]
+    chosen = next(filter(None, weights), [])
+    return [name for name in root if not is_weight(name) or name in chosen]
 
 
 def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False) -> list[str]:

@@ -11,7 +11,7 @@ from flagai_altdiff.hub import environment
 from flagai_altdiff.hub.disk import present_files, read_small, size_of
 from flagai_altdiff.hub.names import safe_name
 from flagai_altdiff.hub.remote import Location, RemoteFile
-from flagai_altdiff.model_files import diffusers_files
+from flagai_altdiff.model_files import repository_files
 
 BRANCH = "main"
 MAX_REF_BYTES = 200
@@ -33,7 +33,7 @@ def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
         paths = sorted(present_files(snapshot))
     except DiskError as error:
         raise ModelNotFoundError(str(error)) from error  # the hub may have what the cache does not give
-    return [_file(snapshot, path) for path in diffusers_files(paths)]
+    return [_file(snapshot, path) for path in repository_files(paths)]
 
 
 def has(name: str, revision: str | None = None) -> bool:

@@ -212,3 +212,38 @@ def test_a_list_of_another_shape_is_refused(server: HubServer, text: str) -> Non
     with pytest.raises(HubError) as caught:
         huggingface.list_files(NAME)
     assert type(caught.value) is HubError
+
+
+MATCHING = {
+    "config.json": b"{}",
+    "preprocessor_config.json": b"{}",
+    "sentencepiece.bpe.model": b"pieces",
+    "tokenizer.json": b"{}",
+}
+WEIGHTS = {
+    "safetensors": {"model.safetensors": b"weights"},
+    "pickle": {"pytorch_model.bin": b"weights"},
+    "shards": {
+        "model.safetensors.index.json": b"{}",
+        "model-00001-of-00002.safetensors": b"1",
+        "model-00002-of-00002.safetensors": b"2",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_matching_model_lies_in_the_root(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {} if kind == "pickle" else {"pytorch_model.bin": b"twice"}
+    files = {**MATCHING, **WEIGHTS[kind], **other, "README.md": b"", "flax_model.msgpack": b"", "onnx/model.onnx": b""}
+    with serve(repositories={"BAAI/AltCLIP": files}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        listed = huggingface.list_files("BAAI/AltCLIP")
+    assert {file.name for file in listed} == {*MATCHING, *WEIGHTS[kind]}
+    assert {file.revision for file in listed} == {COMMIT}
+
+
+def test_a_repository_without_a_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(repositories={"BAAI/other": {"README.md": b"", "model.safetensors": b"x"}}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        with pytest.raises(ModelNotFoundError):
+            huggingface.list_files("BAAI/other")
