@@ -27,7 +27,7 @@ from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import Facts
 from flagai_altdiff.training.data.notes import Note, Stamp, default_cache, read_note, write_note
 from flagai_altdiff.training.data.shard import ShardPart, changed, look_through
-from flagai_altdiff.training.data.shard_names import is_remote
+from flagai_altdiff.training.data.shard_names import endings_apart, is_remote
 from flagai_altdiff.training.data.source import Choose, Reading, Recent, Rows
 
 logger = logging.getLogger(__name__)
@@ -95,9 +95,11 @@ class Shards:
         DataError: A shard cannot be had, and may not be skipped.
     """
 
+    has_images = True
+
     def __init__(self, names: Sequence[str], how: Reading) -> None:
         self._how, self._cache = how, how.cache or default_cache()
-        labels = _labels(names)
+        labels = endings_apart(names)
         self._shards = [Shard(name=n, path=self._place(n), label=label) for n, label in zip(names, labels, strict=True)]
         self._stamps: dict[int, Stamp] = {}
         self._at_hand = Recent[ShardPart | MissingPart](2 * LANES)
@@ -130,7 +132,7 @@ class Shards:
     def _count_all(self) -> list[int]:
         """How many examples each shard has; several are looked through at once, if they never were."""
         counts, tallies = [0] * len(self._shards), [Tally() for _ in self._shards]
-        stop, stats = Stop(), _Stats(wanted=not self._how.filters)
+        stop, stats = Stop(), _Stats(wanted=not (self._how.filters or self._how.fetch_all))
         with bar_class()(total=len(counts), desc="shards", unit="shard", disable=not show_bars(), leave=False) as bar:
 
             def count(number: int) -> None:
@@ -237,13 +239,3 @@ def _file_name(name: str) -> str:
     """A name for an address on this disk, whatever is in it."""
     last = unquote(urlsplit(name).path).rpartition("/")[2]
     return re.sub(r"[^\w.-]", "_", last, flags=re.ASCII)[-100:].lstrip(".") or "shard.tar"
-
-
-def _labels(names: Sequence[str]) -> list[str]:
-    """The shortest ends of the shards' names that tell them all apart."""
-    whole = [re.sub(r"\.tar$", "", urlsplit(name).path if is_remote(name) else name).split("/") for name in names]
-    for length in range(1, max(map(len, whole), default=1) + 1):
-        labels = ["/".join(parts[-length:]) for parts in whole]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [str(number) for number in range(len(names))]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from flagai_altdiff.errors import DataError, InvalidRequestError
 from flagai_altdiff.training.data.batches import Batches, Share, batches
 from flagai_altdiff.training.data.opening import open_examples
+from flagai_altdiff.training.data.order import Order
 from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.randomness import generator, number
 from tests.data_files import noise_bytes, plain_shard, write_folder
@@ -136,6 +141,26 @@ def test_a_batch_of_broken_ones_is_empty(tmp_path: Path) -> None:
     (folder / "000.png").write_bytes(b"")
     (batch,) = make(folder, steps=1)
     assert batch["image"].shape == (0, 3, 8, 8) and batch["position"].shape == (0,) and batch["size"] == 1
+
+
+def test_a_reader_that_is_killed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Order, "index", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="was killed, most likely for lack of memory: use fewer workers"):
+        contents(make(shards, steps=1, workers=1, context="fork"))
+
+
+def test_what_processes_have_in_common(shards: Path) -> None:
+    all_of_them = open_examples(shards).layout.digest
+    assert all_of_them == open_examples(str(shards / "*.tar")).layout.digest
+    assert all_of_them != open_examples(shards / "{00000,00001}.tar").layout.digest
+
+
+def test_reading_needs_no_trainer(shards: Path, script_environment: dict[str, str]) -> None:
+    script = (
+        "import sys; from flagai_altdiff.training.data import batches, opening; opening.open_examples(sys.argv[1])[0];"
+        "assert not {'pytorch_lightning', 'pyarrow', 'webdataset', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(shards)], check=True, env=script_environment, timeout=120)
 
 
 def test_too_many_broken_ones_end_the_run(tmp_path: Path) -> None:
