@@ -106,10 +106,10 @@ def batches(
 ) -> Batches:
     """A DataLoader of the pieces of one process.
 
-    Each batch is a dict: ``image`` (B, 3, side, side) float32 in [-1, 1]; ``caption`` and ``language``, of one caption
-    by chance; ``captions``, pairs of text and language of all; ``key``;
-    ``position`` (B,) int64, in the epoch; ``epoch``, ``step``, ``size`` and ``last`` as in :class:`Piece`; ``broken``,
-    pairs of key and reason. Broken examples are in none of the others, so B may be 0.
+    Each batch is a dict: ``image`` (B, 3, side, side), float32 in [-1, 1]; ``caption`` and ``language``, of one caption
+    by chance; ``captions``, pairs of text and language of all; ``key``; ``position`` (B,), int64, in the epoch;
+    ``epoch``, ``step``, ``size`` and ``last`` as in :class:`Piece`; ``broken``, pairs of key and reason. Broken examples
+    are in none of the others, so B may be 0.
 
     Args:
         examples: The data.

@@ -107,6 +107,14 @@ def test_it_begins_at_any_step(shards: Path, start: int) -> None:
     assert contents(make(shards, start=start, steps=7 - start)) == contents(make(shards, steps=7))[start:]
 
 
+def test_choices_are_new_in_each_epoch(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", 1)
+    (folder / "000.txt").write_text("\n".join(map(str, range(100))))
+    (folder / "000.png").write_bytes(noise_bytes((40, 8)))
+    found = contents(make(folder, steps=8))
+    assert len({batch["caption"][0] for batch in found}) > 5 and len({str(batch["image"]) for batch in found}) > 5
+
+
 def test_it_has_no_end_unless_asked(shards: Path) -> None:
     endless = make(shards)
     epochs = [batch["epoch"] for batch, _ in zip(endless, range(7), strict=False)]

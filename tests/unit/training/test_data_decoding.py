@@ -130,7 +130,7 @@ def test_anything_is_an_image_or_a_reason(what: Any) -> None:
             good[what[1].draw(st.integers(0, len(good) - 1))] = what[1].draw(st.integers(0, 255))
         data = bytes(good)
     with in_proportion(len(data)), suppress(BrokenExampleError):
-        assert decoded(data).mode == "RGB"
+        assert decoded(data, max_pixels=10_000).mode == "RGB"  # what a header promises may cost that much
 
 
 def test_a_large_jpeg_may_be_decoded_smaller() -> None:

@@ -319,7 +319,7 @@ def test_addresses_keep_their_secrets(server: HubServer) -> None:
     assert "secret" not in str(caught.value) and "hidden" not in str(caught.value)
 
 
-def test_stats_save_a_download(server: HubServer) -> None:
+def test_stats_save_a_download(server: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     server.files |= {f"/{i:05}_stats.json": json.dumps({"successes": n}).encode() for i, n in enumerate((2, 3, 1))}
     pattern = f"{server.url}/{{00000..00002}}.tar"
     examples = open_examples(pattern)
@@ -334,8 +334,10 @@ def test_stats_save_a_download(server: HubServer) -> None:
         "not in its shard, which has fewer than its stats say",
         "number 4",
     ]
+    assert "00002.tar has 1 more examples than its stats say" in caplog.text
+    asked = len(server.requests)
+    assert open_examples(pattern).layout == examples.layout and len(server.requests) == asked
     assert len(open_examples(f"{server.url}/{{00001..00002}}.tar", Reading(fetch_all=True))) == 4
-    server.files["/00001_stats.json"] = b'{"successes": "many"}'
     assert len(open_examples(f"{server.url}/{{00001..00001}}.tar", Reading(filters=Filters(min_text=1)))) == 2
 
 
