@@ -64,14 +64,18 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _run(config: TrainConfig, args: argparse.Namespace) -> int:
+    from flagai_altdiff.training.processes import is_first
     from flagai_altdiff.training.session import train
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
-        print(train(config, resume=args.resume))
+        model = train(config, resume=args.resume)
+        if is_first():
+            print(model)
     except TrainingInterrupted as error:
         words = ["altdiff", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
-        print(f"{error} Go on with: {shlex.join(words)}", file=sys.stderr)
+        if is_first():
+            print(f"{error} Go on with: {shlex.join(words)}", file=sys.stderr)
         return 130
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,7 +29,8 @@ class StageTraining(LightningModule):
     Args:
         objective: Has the model, and computes the losses of a batch.
         settings: Of the stage.
-        load: First batch, rank, number of processes -> that process's share of all batches from there on, without end.
+        load: First step, rank, number of processes -> that process's share of all batches from there on, without end;
+            for each step as many as are accumulated.
     """
 
     def __init__(self, objective: Objective, settings: StageSettings, load: Load) -> None:
@@ -43,22 +45,25 @@ class StageTraining(LightningModule):
             raise ValueError(f"no parameter of the model is called {settings.pattern!r}")
         decay = settings.row.ema_decay
         self.average = LitEma(self.model, decay) if decay else None
+        self._step_loss = torch.zeros(())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch; averaged over the processes, its gradients are those of the mean over all samples."""
-        losses = self.objective(batch, self._gather) if len(batch["position"]) else torch.zeros(0, device=self.device)
-        count = self._sum(torch.tensor(float(len(losses)), device=self.device)).clamp(min=1)
-        loss = losses.sum() * (self.trainer.world_size / count)
-        if not len(losses):  # every image of this process was broken; the others wait for its gradients
-            loss = loss + sum(parameter.view(-1)[0] for parameter in self.trainable.values()) * 0.0
-        mean = self._sum(loss.detach()) / self.trainer.world_size
-        if not mean.isfinite():
+        """A batch's part of the step's loss, so that its gradients add up to those of the mean over all samples."""
+        losses = self.objective(batch, self._gather)
+        good = self._sum(torch.tensor(float(batch["good"]), device=self.device)).clamp(min=1)
+        part = losses.sum() / good
+        if not len(batch["position"]):  # every image of this process was broken; the others wait for its gradients
+            part = part + sum(parameter.view(-1)[0] for parameter in self.trainable.values()) * 0.0
+        before = self._step_loss if batch["part"] else torch.zeros_like(part)
+        self._step_loss = before.to(part.device) + self._sum(part.detach())
+        if not self._step_loss.isfinite():
             raise NotFiniteError(
-                f"the loss of step {self.global_step + 1} is {float(mean)}. Try a lower learning rate, a longer "
-                "warm-up, or precision: bf16; the last saved state is whole."
+                f"the loss of step {self.global_step + 1} is {float(self._step_loss)}. Try a lower learning rate, a "
+                "longer warm-up, or precision: bf16; the last saved state is whole."
             )
-        self.log("loss", mean, prog_bar=True, batch_size=1)
-        return loss
+        self.log("loss", self._step_loss, prog_bar=True, batch_size=1)
+        # Lightning divides by the accumulated batches, and takes the mean over the processes.
+        return part * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step of the optimizer, which the averaged weights follow."""
@@ -68,8 +73,8 @@ class StageTraining(LightningModule):
 
     def train_dataloader(self) -> Iterable[Batch]:
         """The batches of this process from the step on at which the run stands."""
-        first = self.global_step * self.trainer.accumulate_grad_batches
-        return self._load(first, self.global_rank, self.trainer.world_size)
+        batches = self._load(self.global_step, self.global_rank, self.trainer.world_size)
+        return _in_steps(batches, self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
         """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
@@ -126,11 +131,20 @@ class StageTraining(LightningModule):
         total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]
         return total
 
-    def _gather(self, value: Tensor) -> Tensor:
-        """Rows of all processes, in their order; each may have another number of them."""
+    def _gather(self, value: Tensor) -> tuple[Tensor, int]:
+        """Rows of all processes, in their order, and where this one's begin; each may have another number of them."""
         if self.trainer.world_size == 1:
-            return value
+            return value, 0
         counts = torch.as_tensor(self.all_gather(torch.tensor(len(value), device=value.device))).tolist()
         padded = torch.cat([value, value.new_zeros(max(counts) - len(value), *value.shape[1:])])
-        rows: Tensor = self.all_gather(padded, sync_grads=True)  # type: ignore[assignment]
-        return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+        rows: Tensor = self.all_gather(padded, sync_grads=value.requires_grad)  # type: ignore[assignment]
+        found = torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+        return found, sum(counts[: self.global_rank])
+
+
+def _in_steps(batches: Iterable[Batch], parts: int) -> Iterator[Batch]:
+    """Batches that know which part of their step they are, and how many good samples the whole step has here."""
+    source = iter(batches)
+    while step := list(itertools.islice(source, parts)):
+        good = sum(len(batch["position"]) for batch in step)
+        yield from ({**batch, "part": part, "good": good} for part, batch in enumerate(step))

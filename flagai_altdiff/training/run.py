@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
 from flagai_altdiff.errors import TrainingInterrupted
 from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveStates, StopAsked, latest_state
+from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
 
@@ -48,7 +50,7 @@ def fit(
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.nodes,
-        strategy=machine.strategy,
+        strategy=_strategy(machine),
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[machine.precision],  # type: ignore[arg-type]
         max_steps=settings.row.steps,
         max_epochs=-1,
@@ -71,10 +73,17 @@ def fit(
     state = latest_state(folder / "states")
     if state is not None:
         logger.info("%s goes on from %s", settings.row.name, state)
-    with warnings.catch_warnings():
+    with computed_twice(training.model, machine.checkpoint_activations), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(
             f"{settings.row.name} was stopped after step {trainer.global_step}; its state is saved."
         )
+
+
+def _strategy(machine: MachineConfig) -> str | Strategy:
+    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about."""
+    if machine.strategy in ("auto", "ddp") and machine.devices * machine.nodes > 1:
+        return DDPStrategy(gradient_as_bucket_view=True, broadcast_buffers=False)
+    return machine.strategy
