@@ -107,10 +107,9 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
     load = _load_cached(config, settings, examples, model) if data.cache else _load_images(config, settings, examples)
 
     def sheet(step: int) -> None:
-        with training.averaged():
-            _draw_sheet(model, prompts, folder / "sheets" / f"step-{step:08d}.png", config.sheets, settings.side, steps)
+        _draw_sheet(model, prompts, folder / "sheets" / f"step-{step:08d}.png", config.sheets, settings.side, steps)
 
-    training = _fit(config, settings, objective, load, folder, sheet)
+    _fit(config, settings, objective, load, folder, sheet)
     if is_first():
         with _writing(folder):
             if settings.row.rank:
@@ -169,23 +168,28 @@ def _fit(
     load: Load,
     folder: Path,
     sheet: Callable[[int], None] | None,
-) -> StageTraining:
+) -> None:
     """Train to the end, take the averaged weights, draw the chart."""
     training = StageTraining(objective, settings, load)
+
+    def averaged_sheet(step: int) -> None:
+        assert sheet is not None
+        with training.averaged():
+            sheet(step)
+
     fit(
         training,
         folder,
         save_every=config.save_every,
         machine=config.machine,
         sheet_every=config.sheets.every if sheet else 0,
-        draw_sheet=sheet or (lambda step: None),
+        draw_sheet=averaged_sheet,
     )
     training.take_average()
     training.model.cpu().eval()
     if is_first():
         with _writing(folder):
             _draw_chart(folder)
-    return training
 
 
 @contextmanager
