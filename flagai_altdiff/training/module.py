@@ -14,13 +14,37 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from flagai_altdiff.errors import NotFiniteError
+from flagai_altdiff.errors import ConfigError, NotFiniteError, shown
 from flagai_altdiff.models.ema import LitEma
 from flagai_altdiff.training.config import StageSettings
-from flagai_altdiff.training.objectives import Batch, Objective
+from flagai_altdiff.training.objectives import Batch, Objective, text_learns
 
 FIRST_LEARNING_RATE = 1e-9
 Load = Callable[[int, int, int], Iterable[Batch]]
+
+
+def trainable_names(model: nn.Module, pattern: str) -> set[str]:
+    """The names of parameters that a pattern fits, from their beginning.
+
+    Raises:
+        ConfigError: There are none, or it is no pattern.
+    """
+    try:
+        learns = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"trainable={shown(pattern)} is no pattern: {error}.") from error
+    found = {name for name, _ in model.named_parameters() if learns.match(name)}
+    if not found:
+        raise ConfigError(f"trainable={shown(pattern)}: no parameter of the model has such a name.")
+    return found
+
+
+def choose_trainable(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
+    """Have the parameters of :func:`trainable_names` learn, and no others; errors as there."""
+    names = trainable_names(model, pattern)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
 
 class StageTraining(LightningModule):
@@ -37,15 +61,15 @@ class StageTraining(LightningModule):
         super().__init__()
         self.objective, self.settings, self._load = objective, settings, load
         self.model = objective.model
-        learns = re.compile(settings.pattern)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(learns.match(name) is not None)
-        self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if not self.trainable:
-            raise ValueError(f"no parameter of the model is called {settings.pattern!r}")
+        self.trainable = choose_trainable(self.model, settings.pattern)
         decay = settings.row.ema_decay
         self.average = LitEma(self.model, decay) if decay else None
         self._step_loss = torch.zeros(())
+
+    @property
+    def spares_some(self) -> bool:
+        """Whether the loss may hang on some of what learns only: of a text encoder, each read-out leaves out a part."""
+        return self.settings.row.kind != "diffusion" or text_learns(self.settings)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A batch's part of the step's loss, so that its gradients add up to those of the mean over all samples."""
@@ -53,7 +77,7 @@ class StageTraining(LightningModule):
         good = self._sum(torch.tensor(float(batch["good"]), device=self.device)).clamp(min=1)
         part = losses.sum() / good
         if not len(batch["position"]):  # every image of this process was broken; the others wait for its gradients
-            part = part + sum(parameter.view(-1)[0] for parameter in self.trainable.values()) * 0.0
+            part = part + self._no_gradients()
         before = self._step_loss if batch["part"] else torch.zeros_like(part)
         self._step_loss = before.to(part.device) + self._sum(part.detach())
         if not self._step_loss.isfinite():
@@ -126,6 +150,10 @@ class StageTraining(LightningModule):
         if self.average is not None:
             self.average.swap(self.model)
             self.average = None
+
+    def _no_gradients(self) -> Tensor:
+        zero = torch.zeros((), device=self.device, requires_grad=True)
+        return zero if self.spares_some else sum((p.view(-1)[0] for p in self.trainable.values()), zero) * 0.0
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]

@@ -31,7 +31,7 @@ from flagai_altdiff.training.data.parallel import ENGLISH, WithEnglish, english
 from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.data.prior import WithPrior
 from flagai_altdiff.training.data.source import Reading
-from flagai_altdiff.training.module import Load, StageTraining
+from flagai_altdiff.training.module import Load, StageTraining, trainable_names
 from flagai_altdiff.training.objectives import (
     Batch,
     ContrastiveTuning,
@@ -71,6 +71,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         DiskError: A state cannot be saved.
     """
     output = config.output
+    if output.exists() and not output.is_dir():
+        raise InvalidRequestError("output", str(output), "it is a file; name a folder")
     if not resume and output.is_dir() and any(output.iterdir()) and is_first():
         raise InvalidRequestError("output", str(output), "it holds a run; add --resume, or name another folder")
     kinds = {STAGES[stage.stage].kind == "diffusion" for stage in config.stages}
@@ -93,7 +95,8 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
     model = load_model(start, safety_checker=False)
     spec, tokenizer = model.spec, model.text_tokenizer
     settings = stage.settings(model.config.image_size * model.config.first_stage.downsampling)
-    _check(config, settings, model)
+    for later in config.stages:
+        _check(config, later.settings(model.config.image_size * model.config.first_stage.downsampling), model)
     data = config.data
     if data.prior:
         _draw_prior(model, data)
@@ -127,15 +130,28 @@ def _check(config: TrainConfig, settings: StageSettings, model: LatentDiffusion)
     unit = model.config.first_stage.downsampling * 2 ** (len(model.config.unet.channel_mult) - 1)
     if settings.side % unit:
         raise InvalidRequestError("side", settings.side, f"expected a multiple of {unit} px, for this model")
+    _check_batch(settings)
+    if not settings.row.rank:
+        trainable_names(model, settings.pattern)
     data = config.data
     if data.cache and (data.crop == "random" or data.flip):
         raise ConfigError("data.cache keeps one latent of each image: it needs data.crop: centre and data.flip: false.")
     if data.cache and text_learns(settings):
         raise ConfigError("data.cache keeps the text encoder's states, which change in a stage that trains it.")
+    if data.prior and not data.prior_caption:
+        raise ConfigError("data.prior needs data.prior_caption: the class of the thing, as in 'a cat'.")
+
+
+def _check_batch(settings: StageSettings) -> None:
+    if settings.row.batch_size < settings.accumulate:
+        expected = f"expected at least accumulate, which is {settings.accumulate}"
+        raise InvalidRequestError("batch_size", settings.row.batch_size, expected)
 
 
 def _match_stage(config: TrainConfig, stage: StageConfig, start: str | Path, folder: Path) -> None:
     """A stage of a model that matches."""
+    for later in config.stages:
+        _check_batch(later.settings(1))
     row = STAGES[stage.stage]
     if row.kind == "teacher":
         if config.teacher is None:
@@ -211,8 +227,6 @@ def _examples(data: DataConfig, side: int) -> Examples:
     examples = _opened(data, how)
     if not data.prior:
         return examples
-    if not data.prior_caption:
-        raise ConfigError("data.prior needs data.prior_caption: the class of the thing, as in 'a cat'.")
     return WithPrior(examples, open_examples(data.prior, Reading(at_least=side, caption=data.prior_caption)))
 
 
@@ -258,10 +272,9 @@ def _load_texts(config: TrainConfig, settings: StageSettings) -> Load:
 
 
 def _share(settings: StageSettings, examples: Examples, rank: int, world: int) -> Share:
-    size, parts = settings.row.batch_size, settings.accumulate
-    if size < parts:
-        raise InvalidRequestError("batch_size", size, f"expected at least accumulate, which is {parts}")
-    return Share(count=len(examples), batch_size=size, rank=rank, world=world, parts=parts)
+    return Share(
+        count=len(examples), batch_size=settings.row.batch_size, rank=rank, world=world, parts=settings.accumulate
+    )
 
 
 def _draw_prior(model: LatentDiffusion, data: DataConfig) -> None:

@@ -40,16 +40,16 @@ SMALL: dict[str, Any] = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "learni
 DRAW = {**SMALL, "side": 64}
 
 
-def settings(model: Path | str, data: Path | str, output: Path, *stages: Any, **more: Any) -> dict[str, Any]:
+def settings(model: Path | str, source: Path | str, output: Path, *stages: Any, **more: Any) -> dict[str, Any]:
     """The data of a config."""
     return {
         "model": str(model),
         "output": str(output),
         "stages": list(stages),
         "save_every": 2,
-        "sheets": {"every": 2, "prompts": ["a cat"], "steps": 1},
+        "sheets": {"every": 2, "prompts": ["a cat"], "steps": 1, **more.pop("sheets", {})},
         "machine": {"accelerator": "cpu", **more.pop("machine", {})},
-        "data": {"source": str(data), **more.pop("data", {})},
+        "data": {"source": str(source), **more.pop("data", {})},
         **more,
     }
 
