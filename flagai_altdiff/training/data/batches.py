@@ -35,44 +35,42 @@ class Piece(NamedTuple):
         epoch: From 0.
         step: The global batch, counted from the beginning of the run, from 0.
         size: Positions of the whole global batch.
-        last: Whether the process takes no more of it.
+        part: Which part of it this is, from 0.
         positions: Of this piece, in the epoch.
     """
 
     epoch: int
     step: int
     size: int
-    last: bool
+    part: int
     positions: range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which part of every global batch a process takes: the positions ``rank``, ``rank + world``, ... of it.
+    """What a process takes of every global batch: the positions ``rank``, ``rank + world``, ... of it.
 
     Args:
         count: Examples in an epoch.
         batch_size: Positions in a global batch; the last one of an epoch may have fewer.
         rank: Of the process, from 0.
         world: Number of processes.
-        most: Most examples in one piece of a process's share; all in one unless given. Every process has equally many
-            pieces of a batch, be it that some are empty.
+        parts: In so many parts a global batch is taken, one after the other, each shared by all processes: those whose
+            gradients are accumulated. Some are empty where a batch has fewer positions.
     """
 
     count: int
     batch_size: int
     rank: int = 0
     world: int = 1
-    most: int | None = None
+    parts: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("batch_size", 1), ("world", 1), ("rank", 0)):
+        for name, least in (("count", 1), ("batch_size", 1), ("world", 1), ("rank", 0), ("parts", 1)):
             if getattr(self, name) < least:
                 raise InvalidRequestError(name, getattr(self, name), f"expected {least} or more")
         if self.rank >= self.world:
             raise InvalidRequestError("rank", self.rank, f"expected less than world, which is {self.world}")
-        if self.most is not None and self.most < 1:
-            raise InvalidRequestError("most", self.most, "expected 1 or more")
 
     @property
     def steps(self) -> int:
@@ -87,9 +85,9 @@ class Share:
         """
         epoch, place = divmod(step, self.steps)
         first, last = place * self.batch_size, min((place + 1) * self.batch_size, self.count)
-        own, most = range(first + self.rank, last, self.world), self.most or self.batch_size
-        cuts = range(0, -(-(last - first) // self.world), most)  # of the process that has the most
-        return [Piece(epoch, step, last - first, cut == cuts[-1], own[cut : cut + most]) for cut in cuts]
+        cuts = [first + part * (last - first) // self.parts for part in range(self.parts + 1)]
+        parts = enumerate(range(low + self.rank, high, self.world) for low, high in itertools.pairwise(cuts))
+        return [Piece(epoch, step, last - first, part, positions) for part, positions in parts]
 
 
 def batches(
@@ -108,7 +106,7 @@ def batches(
 
     Each batch is a dict: ``image`` (B, 3, side, side), float32 in [-1, 1]; ``caption`` and ``language``, of one caption
     by chance; ``captions``, pairs of text and language of all; ``key``; ``position`` (B,), int64, in the epoch;
-    ``epoch``, ``step``, ``size`` and ``last`` as in :class:`Piece`; ``broken``, pairs of key and reason. Broken
+    ``epoch``, ``step``, ``size`` and ``part`` as in :class:`Piece`; ``broken``, pairs of key and reason. Broken
     examples are in none of the others, so B may be 0.
 
     Args:
@@ -211,7 +209,7 @@ class _Prepared(Dataset[dict[str, Any]]):
             side = self._prepare.side
             images = [row["image"] for row in rows]
             batch["image"] = normalised(torch.stack(images)) if images else torch.empty(0, 3, side, side)
-        return {**batch, "broken": broken, **{name: getattr(piece, name) for name in ("epoch", "step", "size", "last")}}
+        return {**batch, "broken": broken, **{name: getattr(piece, name) for name in ("epoch", "step", "size", "part")}}
 
     def _row(self, epoch: int, position: int) -> dict[str, Any]:
         """What a batch has of an example."""

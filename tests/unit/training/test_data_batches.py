@@ -29,7 +29,7 @@ shares = st.fixed_dictionaries(
         "count": st.integers(1, 60),
         "batch_size": st.integers(1, 20),
         "world": st.integers(1, 6),
-        "most": st.none() | st.integers(1, 7),
+        "parts": st.integers(1, 7),
     }
 )
 
@@ -45,8 +45,9 @@ def test_all_ranks_together_have_every_position_once(share: dict[str, Any], epoc
         in_step = [p for own in pieces for piece in own for p in piece.positions]
         assert all(piece.size == len(in_step) <= share["batch_size"] for own in pieces for piece in own)
         assert all(piece.epoch == epoch and piece.step == step for own in pieces for piece in own)
-        assert all([piece.last for piece in own] == [False] * (len(own) - 1) + [True] for own in pieces)
-        assert all(len(piece.positions) <= (share["most"] or 20) for own in pieces for piece in own)
+        assert all([piece.part for piece in own] == list(range(share["parts"])) for own in pieces)
+        sizes = [sum(len(own[part].positions) for own in pieces) for part in range(share["parts"])]
+        assert max(sizes) - min(sizes) <= 1
         taken += in_step
     assert sorted(taken) == list(range(share["count"]))
 
@@ -57,7 +58,7 @@ def contents(loader: Batches) -> list[dict[str, Any]]:
 
 def make(source: object, *, batch_size: int = 4, rank: int = 0, world: int = 1, **more: Any) -> Batches:
     examples = open_examples(source)  # type: ignore[arg-type]
-    share = Share(count=len(examples), batch_size=batch_size, rank=rank, world=world, most=more.pop("most", None))
+    share = Share(count=len(examples), batch_size=batch_size, rank=rank, world=world, parts=more.pop("parts", 1))
     return batches(examples, share, Preparation(side=8, flip=True), seed=3, **more)
 
 
@@ -118,7 +119,7 @@ def test_choices_are_new_in_each_epoch(tmp_path: Path) -> None:
 def test_it_has_no_end_unless_asked(shards: Path) -> None:
     endless = make(shards)
     epochs = [batch["epoch"] for batch, _ in zip(endless, range(7), strict=False)]
-    assert epochs == [0, 0, 0, 1, 1, 1, 2] and len(make(shards, steps=7, most=2)) == 14 - 0
+    assert epochs == [0, 0, 0, 1, 1, 1, 2] and len(make(shards, steps=7, parts=2)) == 14
     with pytest.raises(TypeError):
         len(endless)
 
@@ -195,7 +196,7 @@ def test_a_shard_that_changes_ends_the_run(tmp_path: Path, workers: int) -> None
         ({"count": 0}, "count=0"),
         ({"rank": 2, "world": 2}, "rank=2"),
         ({"batch_size": 0}, "batch_size"),
-        ({"most": 0}, "most"),
+        ({"parts": 0}, "parts"),
     ],
 )
 def test_impossible_shares(wrong: dict[str, int], match: str) -> None:
