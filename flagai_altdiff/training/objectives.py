@@ -107,7 +107,7 @@ class TeacherLearning:
         with torch.no_grad():
             wanted = self._teach(list(batch["english"])).to(self.model.device)
         return feature_losses(
-            self.model.text_model.pooled(self.model.tokenize(batch["caption"]))[1], wanted, self._loss
+            self.model.text_model.pooled(self.model.token_ids(batch["caption"]))[1], wanted, self._loss
         )
 
 
@@ -127,7 +127,7 @@ class ContrastiveTuning:
         with torch.no_grad():
             pixels = model.transform.transform.normalised(batch["image"].to(model.device))
             images = F.normalize(model.get_image_features(pixels), dim=-1)
-        texts = F.normalize(model.get_text_features(model.tokenize(batch["caption"])), dim=-1)
+        texts = F.normalize(model.get_text_features(model.token_ids(batch["caption"])), dim=-1)
         texts, images = gather(texts), gather(images)
         logits = model.logit_scale.exp() * texts @ images.T
         partners = torch.arange(len(logits), device=logits.device)
