@@ -33,8 +33,10 @@ from flagai_altdiff.files import new_file
 from flagai_altdiff.model_files import is_weight
 from flagai_altdiff.models import AddedLora, LatentDiffusion, build_model
 
-ATTENTION = r"model\.diffusion_model\..*\.attn[12]\.to_(q|k|v|out\.0)\.weight"
-"""The weights that a LoRA is usually trained on: the UNet's attention."""
+TRANSFORMERS = (
+    r"model\.diffusion_model\..*\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)\.weight"
+)
+"""The weights that kohya's trainer adds to as well: the UNet's transformers, with their projections in and out."""
 _KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 _ENDS = {
     ".lora_down.weight": "down",
@@ -62,7 +64,7 @@ _MAX_ADAPTER_BYTES = 1 << 20
 _MAX_STRENGTH = 10.0
 _HASH_DIGITS = 10
 """Of a file's SHA-256, in records: as many as A1111 and Civitai tell models by."""
-Shape = tuple[int, int]
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class LowRank(nn.Module):
 
 
 def make_trainable(
-    model: LatentDiffusion, *, rank: int, alpha: float, generator: torch.Generator, pattern: str = ATTENTION
+    model: LatentDiffusion, *, rank: int, alpha: float, generator: torch.Generator, pattern: str = TRANSFORMERS
 ) -> list[str]:
     """Put a trainable LoRA onto weights of a model; the names of these weights.
 
@@ -261,14 +263,16 @@ def save_lora(path: Path, additions: Mapping[str, Addition], config: LatentDiffu
         config: Of the model.
         notes: Texts to keep in the file.
     """
-    names = {ours: (part, theirs) for part, ours, theirs in _spellings(_shapes(config), config)}
+    shapes = _shapes(config)
+    names = {ours: (part, theirs) for part, ours, theirs in _spellings(shapes, config)}
     tensors = {}
     for name, addition in additions.items():
         part, theirs = names[name]
         key = _KOHYA[part] + theirs.removesuffix(".weight").replace(".", "_")
-        rank = addition.down.shape[0]
-        tensors[f"{key}.lora_down.weight"] = addition.down.contiguous()
-        tensors[f"{key}.lora_up.weight"] = addition.up.contiguous()
+        rank, (out, *rest) = addition.down.shape[0], shapes[name]
+        # The matrices of a convolution are written as convolutions, as others expect them.
+        tensors[f"{key}.lora_down.weight"] = addition.down.reshape(rank, *rest).contiguous()
+        tensors[f"{key}.lora_up.weight"] = addition.up.reshape(out, rank, *(1 for _ in rest[1:])).contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(addition.scale * rank)
     ranks = {addition.down.shape[0] for addition in additions.values()}
     metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "format": "pt", **notes}
@@ -285,11 +289,10 @@ def _spellings(shapes: Mapping[str, Shape], config: LatentDiffusionConfig) -> li
 
 
 def _shapes(config: LatentDiffusionConfig) -> dict[str, Shape]:
-    """Weights that can be added to, as matrices: (out, in)."""
+    """Weights that can be added to."""
     with torch.device("meta"):
         model = build_model(config)
-    weights = ((name, weight) for name, weight in model.named_parameters() if weight.ndim >= 2)
-    return {name: (weight.shape[0], weight[0].numel()) for name, weight in weights}
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters() if weight.ndim >= 2}
 
 
 @functools.lru_cache(maxsize=4)
@@ -357,10 +360,10 @@ def _addition(
     if found["up"].ndim < 2 or found["down"].ndim < 2 or found.get("alpha", torch.zeros(1)).numel() != 1:
         raise CheckpointError(f"{path} is no LoRA: of {name} its up and down must be matrices, its alpha a number.")
     up, down = found["up"].flatten(1), found["down"].flatten(1)
-    if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != shape:
+    if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != (shape[0], math.prod(shape[1:])):
         has = f"{list(found['up'].shape)} and {list(found['down'].shape)}"
         raise CheckpointError(
-            f"{path} is a LoRA for another model: its {name} is {has}, but the weight is {list(shape)} (out, in)."
+            f"{path} is a LoRA for another model: its {name} is {has}, but the weight is {list(shape)}."
         )
     if "alpha" in found:
         scale = float(found["alpha"]) / down.shape[0]
