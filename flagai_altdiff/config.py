@@ -217,3 +217,21 @@ def _check_groups(name: str, width: int, mults: Iterable[int], groups: int) -> N
             raise ConfigError(
                 f"{name} gives {channels} channels, which {groups} norm groups do not divide; set norm_groups."
             )
+
+
+RELEASED: dict[str, LatentDiffusionConfig | AltCLIPConfig] = {
+    "AltDiffusion": LatentDiffusionConfig(),
+    "AltDiffusion-m9": LatentDiffusionConfig(),
+    "AltDiffusion-m18": LatentDiffusionConfig(
+        unet=UNetConfig(num_heads=None, num_head_channels=64, use_linear_in_transformer=True, context_dim=1024),
+        cond_stage=TextEncoderConfig(project_dim=1024, has_pre_transformation=True, has_pooler=False),
+    ),
+    "AltCLIP-XLMR-L": AltCLIPConfig(),
+    "AltCLIP-XLMR-L-m9": AltCLIPConfig(),
+    "AltCLIP-XLMR-L-m18": AltCLIPConfig(
+        text=TextEncoderConfig(project_dim=1024, has_pre_transformation=True, has_pooler=False),
+        vision=VisionConfig(hidden_size=1280, num_hidden_layers=32, intermediate_size=5120, hidden_act="gelu"),
+        projection_dim=1024,
+    ),
+}
+"""Sizes of the released models by their registered names, for plans that are made without their files."""

@@ -96,7 +96,7 @@ def _report(args: argparse.Namespace) -> int:
 def _print(found: DataReport) -> None:
     looked = "" if found.looked_at == found.examples else f", {found.looked_at:,} of them read"
     print(f"{found.examples:,} examples{looked}: {found.good:,} good, {len(found.broken):,} broken")
-    print(f"{found.images_per_second:,.0f} images a second")
+    print(f"{found.images_per_second:,.0f} of them a second")
     _histogram("captions by language", found.captions)
     _histogram("captions per image", {str(number): count for number, count in found.captions_per_image.items()})
     _histogram("shorter side in px, from", {str(side): count for side, count in found.shorter_sides.items()})
@@ -110,6 +110,8 @@ def _print(found: DataReport) -> None:
 
 
 def _histogram(title: str, counts: Mapping[str, int]) -> None:
+    if not counts:
+        return
     print(f"\n{title}")
     largest = max(counts.values(), default=1)
     for name, count in counts.items():

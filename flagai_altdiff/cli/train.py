@@ -25,6 +25,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add("what", nargs="?", metavar="CONFIG", help=f"a config, or {' or '.join(_SHORT)} with the flags below")
     add("--example", action="store_true", help="print a commented config")
     add("--plan", action="store_true", help="only say what it needs: parameters, memory, work of a step")
+    add(
+        "--tflops", type=float, metavar="X", help="with --plan, to tell times: what a device really reaches, in 10^12/s"
+    )
     add("--resume", action="store_true", help="go on with the run in the output folder")
     few = parser.add_argument_group(f"{' and '.join(_SHORT)}: one thing from a few images")
     few.add_argument("-m", "--model", default="AltDiffusion-mini", metavar="NAME", help="what learns it")
@@ -58,20 +61,24 @@ def _train(args: argparse.Namespace) -> int:
     if args.plan:
         from flagai_altdiff.training.planning import plan
 
-        print(plan(config))
+        print(plan(config, tflops=args.tflops), end="")
         return 0
     return _run(config, args)
 
 
 def _run(config: TrainConfig, args: argparse.Namespace) -> int:
+    from flagai_altdiff.training.processes import is_first
     from flagai_altdiff.training.session import train
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
-        print(train(config, resume=args.resume))
+        model = train(config, resume=args.resume)
+        if is_first():
+            print(model)
     except TrainingInterrupted as error:
         words = ["altdiff", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
-        print(f"{error} Go on with: {shlex.join(words)}", file=sys.stderr)
+        if is_first():
+            print(f"{error} Go on with: {shlex.join(words)}", file=sys.stderr)
         return 130
     return 0
 

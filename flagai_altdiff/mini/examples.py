@@ -14,7 +14,7 @@ from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import training_scenes
 from flagai_altdiff.training.data.example import Caption, Example, Layout, Tally
 from flagai_altdiff.training.data.opening import OPENERS
-from flagai_altdiff.training.data.source import Reading
+from flagai_altdiff.training.data.source import Keys, Reading
 
 
 class DrawnScenes:
@@ -47,7 +47,7 @@ class DrawnScenes:
     @property
     def keys(self) -> Sequence[str]:
         """The words of each scene, and which drawing of it."""
-        return [self._key(index) for index in range(self._count)]
+        return Keys(self._count, self._key)
 
     def __len__(self) -> int:
         return self._count

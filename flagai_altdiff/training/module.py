@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,13 +14,37 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from flagai_altdiff.errors import NotFiniteError
+from flagai_altdiff.errors import ConfigError, NotFiniteError, shown
 from flagai_altdiff.models.ema import LitEma
 from flagai_altdiff.training.config import StageSettings
-from flagai_altdiff.training.objectives import Batch, Objective
+from flagai_altdiff.training.objectives import Batch, Objective, text_learns
 
 FIRST_LEARNING_RATE = 1e-9
 Load = Callable[[int, int, int], Iterable[Batch]]
+
+
+def trainable_names(model: nn.Module, pattern: str) -> set[str]:
+    """The names of parameters that a pattern fits, from their beginning.
+
+    Raises:
+        ConfigError: There are none, or it is no pattern.
+    """
+    try:
+        learns = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"trainable={shown(pattern)} is no pattern: {error}.") from error
+    found = {name for name, _ in model.named_parameters() if learns.match(name)}
+    if not found:
+        raise ConfigError(f"trainable={shown(pattern)}: no parameter of the model has such a name.")
+    return found
+
+
+def choose_trainable(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
+    """Have the parameters of :func:`trainable_names` learn, and no others; errors as there."""
+    names = trainable_names(model, pattern)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
 
 class StageTraining(LightningModule):
@@ -28,37 +53,41 @@ class StageTraining(LightningModule):
     Args:
         objective: Has the model, and computes the losses of a batch.
         settings: Of the stage.
-        load: First batch, rank, number of processes -> that process's share of all batches from there on, without end.
+        load: First step, rank, number of processes -> that process's share of all batches from there on, without end;
+            for each step as many as are accumulated.
     """
 
     def __init__(self, objective: Objective, settings: StageSettings, load: Load) -> None:
         super().__init__()
         self.objective, self.settings, self._load = objective, settings, load
         self.model = objective.model
-        learns = re.compile(settings.pattern)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(learns.match(name) is not None)
-        self.trainable = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if not self.trainable:
-            raise ValueError(f"no parameter of the model is called {settings.pattern!r}")
+        self.trainable = choose_trainable(self.model, settings.pattern)
         decay = settings.row.ema_decay
         self.average = LitEma(self.model, decay) if decay else None
+        self._step_loss = torch.zeros(())
+
+    @property
+    def spares_some(self) -> bool:
+        """Whether the loss may hang on some of what learns only: of a text encoder, each read-out leaves out a part."""
+        return self.settings.row.kind != "diffusion" or text_learns(self.settings)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch; averaged over the processes, its gradients are those of the mean over all samples."""
-        losses = self.objective(batch, self._gather) if len(batch["position"]) else torch.zeros(0, device=self.device)
-        count = self._sum(torch.tensor(float(len(losses)), device=self.device)).clamp(min=1)
-        loss = losses.sum() * (self.trainer.world_size / count)
-        if not len(losses):  # every image of this process was broken; the others wait for its gradients
-            loss = loss + sum(parameter.view(-1)[0] for parameter in self.trainable.values()) * 0.0
-        mean = self._sum(loss.detach()) / self.trainer.world_size
-        if not mean.isfinite():
+        """A batch's part of the step's loss, so that its gradients add up to those of the mean over all samples."""
+        losses = self.objective(batch, self._gather)
+        good = self._sum(torch.tensor(float(batch["good"]), device=self.device)).clamp(min=1)
+        part = losses.sum() / good
+        if not len(batch["position"]):  # every image of this process was broken; the others wait for its gradients
+            part = part + self._no_gradients()
+        before = self._step_loss if batch["part"] else torch.zeros_like(part)
+        self._step_loss = before.to(part.device) + self._sum(part.detach())
+        if not self._step_loss.isfinite():
             raise NotFiniteError(
-                f"the loss of step {self.global_step + 1} is {float(mean)}. Try a lower learning rate, a longer "
-                "warm-up, or precision: bf16; the last saved state is whole."
+                f"the loss of step {self.global_step + 1} is {float(self._step_loss)}. Try a lower learning rate, a "
+                "longer warm-up, or precision: bf16; the last saved state is whole."
             )
-        self.log("loss", mean, prog_bar=True, batch_size=1)
-        return loss
+        self.log("loss", self._step_loss, prog_bar=True, batch_size=1)
+        # Lightning divides by the accumulated batches, and takes the mean over the processes.
+        return part * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """A step of the optimizer, which the averaged weights follow."""
@@ -68,8 +97,8 @@ class StageTraining(LightningModule):
 
     def train_dataloader(self) -> Iterable[Batch]:
         """The batches of this process from the step on at which the run stands."""
-        first = self.global_step * self.trainer.accumulate_grad_batches
-        return self._load(first, self.global_rank, self.trainer.world_size)
+        batches = self._load(self.global_step, self.global_rank, self.trainer.world_size)
+        return _in_steps(batches, self.trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> Any:
         """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
@@ -122,15 +151,28 @@ class StageTraining(LightningModule):
             self.average.swap(self.model)
             self.average = None
 
+    def _no_gradients(self) -> Tensor:
+        zero = torch.zeros((), device=self.device, requires_grad=True)
+        return zero if self.spares_some else sum((p.view(-1)[0] for p in self.trainable.values()), zero) * 0.0
+
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]
         return total
 
-    def _gather(self, value: Tensor) -> Tensor:
-        """Rows of all processes, in their order; each may have another number of them."""
+    def _gather(self, value: Tensor) -> tuple[Tensor, int]:
+        """Rows of all processes, in their order, and where this one's begin; each may have another number of them."""
         if self.trainer.world_size == 1:
-            return value
+            return value, 0
         counts = torch.as_tensor(self.all_gather(torch.tensor(len(value), device=value.device))).tolist()
         padded = torch.cat([value, value.new_zeros(max(counts) - len(value), *value.shape[1:])])
-        rows: Tensor = self.all_gather(padded, sync_grads=True)  # type: ignore[assignment]
-        return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+        rows: Tensor = self.all_gather(padded, sync_grads=value.requires_grad)  # type: ignore[assignment]
+        found = torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+        return found, sum(counts[: self.global_rank])
+
+
+def _in_steps(batches: Iterable[Batch], parts: int) -> Iterator[Batch]:
+    """Batches that know which part of their step they are, and how many good samples the whole step has here."""
+    source = iter(batches)
+    while step := list(itertools.islice(source, parts)):
+        good = sum(len(batch["position"]) for batch in step)
+        yield from ({**batch, "part": part, "good": good} for part, batch in enumerate(step))

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.altclip import AltCLIP
+from flagai_altdiff.models.autoencoder import DiagonalGaussianDistribution
 from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.data.prior import PREFIX
 from flagai_altdiff.training.losses import denoising_losses, feature_losses
 from flagai_altdiff.training.randomness import generator
 
 Batch = Mapping[str, Any]
-"""``image`` (B, 3, H, W) in [-1, 1], ``caption`` and ``key`` (B texts), ``epoch``, ``position`` (B,) int64."""
-Gather = Callable[[Tensor], Tensor]
-"""(B, ...) of this process -> (B of all processes, ...), with gradients."""
+"""``image`` (B, 3, H, W) in [-1, 1], ``caption`` and ``key`` (B texts), ``epoch``, ``position`` (B,) int64; or,
+computed before, ``moments`` (B, 2C, h, w) of latents and ``states`` (B, L, D) of texts."""
+Gather = Callable[[Tensor], tuple[Tensor, int]]
+"""(B, ...) of this process -> (B of all processes, ...), with gradients; and the number of this process's first row."""
 
 
 class Objective(Protocol):
@@ -32,8 +34,13 @@ class Objective(Protocol):
         ...
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
-        """Losses of the samples of a batch, (B,)."""
+        """Losses of the samples of a batch, (B,); it may have none, and has those of other processes for company."""
         ...
+
+
+def text_learns(settings: StageSettings) -> bool:
+    """Whether the text encoder is trained."""
+    return re.match(settings.pattern, "cond_stage_model.") is not None
 
 
 class Denoising:
@@ -48,28 +55,44 @@ class Denoising:
     def __init__(self, model: LatentDiffusion, settings: StageSettings, seed: int) -> None:
         self.model: LatentDiffusion = model
         self._settings, self._seed = settings, seed
-        self._text_learns = re.match(settings.pattern, "cond_stage_model.") is not None
+        self._text_learns = text_learns(settings)
+        self._nothing: Tensor | None = None
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`."""
         model, device = self.model, self.model.device
         places = [(int(batch["epoch"]), int(position)) for position in batch["position"]]
-        latents = self._latents(batch, places)
+        if not places:
+            return torch.zeros(0, device=device)
+        latents, cond = self._latents(batch, places), self._cond(batch, places)
         noise = torch.stack([self._noise(latents.shape[1:], *place) for place in places]).to(device)
         steps = [torch.randint(model.num_timesteps, (), generator=self._generator("timestep", *p)) for p in places]
-        captions = [self._kept(text, *place) for text, place in zip(batch["caption"], places, strict=True)]
-        with torch.set_grad_enabled(self._text_learns):
-            cond = model.get_learned_conditioning(captions)
         gamma = self._settings.min_snr_gamma
         losses = denoising_losses(model, latents, cond, torch.stack(steps).to(device), noise, min_snr_gamma=gamma)
         return losses * torch.tensor([self._weight(key) for key in batch["key"]], device=device)
 
     @torch.no_grad()
     def _latents(self, batch: Batch, places: list[tuple[int, int]]) -> Tensor:
-        posterior = self.model.encode_first_stage(batch["image"].to(self.model.device))
+        device = self.model.device
+        if "moments" in batch:
+            posterior = DiagonalGaussianDistribution(batch["moments"].to(device))
+        else:
+            posterior = self.model.encode_first_stage(batch["image"].to(device))
         draws = [torch.randn(posterior.mean.shape[1:], generator=self._generator("latent", *place)) for place in places]
         draw = torch.stack(draws).to(posterior.mean)
         return self.model.get_first_stage_encoding(posterior.mean + posterior.std * draw).float()
+
+    def _cond(self, batch: Batch, places: list[tuple[int, int]]) -> Tensor:
+        dropped = [self._drops(*place) for place in places]
+        if "states" in batch:
+            if self._nothing is None:
+                with torch.no_grad():
+                    self._nothing = self.model.get_learned_conditioning([""])
+            chosen = torch.tensor(dropped, device=self.model.device)[:, None, None]
+            return torch.where(chosen, self._nothing, batch["states"].to(self.model.device))
+        captions = ["" if drop else text for text, drop in zip(batch["caption"], dropped, strict=True)]
+        with torch.set_grad_enabled(self._text_learns):
+            return self.model.get_learned_conditioning(captions)
 
     def _weight(self, key: str) -> float:
         return self._settings.prior_weight if key.startswith(PREFIX) else 1.0
@@ -81,9 +104,9 @@ class Denoising:
             noise += self._settings.noise_offset * torch.randn(shape[0], 1, 1, generator=numbers)
         return noise
 
-    def _kept(self, text: str, epoch: int, position: int) -> str:
-        dropped = torch.rand((), generator=self._generator("text drop", epoch, position)) < self._settings.row.text_drop
-        return "" if dropped else text
+    def _drops(self, epoch: int, position: int) -> bool:
+        chance = torch.rand((), generator=self._generator("text drop", epoch, position))
+        return float(chance) < self._settings.row.text_drop
 
     def _generator(self, purpose: str, epoch: int, position: int) -> torch.Generator:
         return generator(self._seed, purpose, epoch, position)
@@ -104,11 +127,12 @@ class TeacherLearning:
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`; a batch has the English texts under ``english``."""
+        model, texts = self.model, list(batch["caption"])
+        if not texts:
+            return torch.zeros(0, device=model.device)
         with torch.no_grad():
-            wanted = self._teach(list(batch["english"])).to(self.model.device)
-        return feature_losses(
-            self.model.text_model.pooled(self.model.token_ids(batch["caption"]))[1], wanted, self._loss
-        )
+            wanted = self._teach(list(batch["english"])).to(model.device)
+        return feature_losses(model.text_model.pooled(model.token_ids(texts))[1], wanted, self._loss)
 
 
 class ContrastiveTuning:
@@ -122,14 +146,22 @@ class ContrastiveTuning:
         self.model: AltCLIP = model
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
-        """As :class:`Objective`. Every process computes the loss of all samples, from gathered features."""
-        model = self.model
+        """As :class:`Objective`. Every process compares its own texts and images with those of all."""
+        texts, images = self._features(batch)
+        (all_texts, first), (all_images, _) = gather(texts), gather(images)
+        partners = torch.arange(first, first + len(texts), device=texts.device)
+        scale = self.model.logit_scale.exp()
+        both = ((texts, all_images), (images, all_texts))
+        losses = [F.cross_entropy(scale * own @ other.T, partners, reduction="none") for own, other in both]
+        return torch.stack(losses).mean(dim=0)
+
+    def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised, of texts and images; of none they are empty, but take part in what all processes do."""
+        model, captions = self.model, list(batch["caption"])
+        if not captions:
+            none = torch.zeros(0, model.config.projection_dim, device=model.device)
+            return none.clone().requires_grad_(), none
         with torch.no_grad():
             pixels = model.transform.transform.normalised(batch["image"].to(model.device))
             images = F.normalize(model.get_image_features(pixels), dim=-1)
-        texts = F.normalize(model.get_text_features(model.token_ids(batch["caption"])), dim=-1)
-        texts, images = gather(texts), gather(images)
-        logits = model.logit_scale.exp() * texts @ images.T
-        partners = torch.arange(len(logits), device=logits.device)
-        both = (F.cross_entropy(side, partners, reduction="none") for side in (logits, logits.T))
-        return torch.stack(list(both)).mean(dim=0)
+        return F.normalize(model.get_text_features(model.token_ids(captions)), dim=-1), images

@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pytorch_lightning import Trainer
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from flagai_altdiff.errors import TrainingInterrupted
+from flagai_altdiff.errors import ConfigError, TrainingInterrupted
 from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveStates, StopAsked, latest_state
+from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
 
@@ -44,23 +47,11 @@ def fit(
     settings = training.settings
     folder.mkdir(parents=True, exist_ok=True)
     stop = StopAsked()
-    trainer = Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.nodes,
-        strategy=machine.strategy,
-        precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[machine.precision],  # type: ignore[arg-type]
-        max_steps=settings.row.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip_norm or None,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        callbacks=[
+    trainer = _trainer(
+        training,
+        machine,
+        folder,
+        [
             stop,
             LossLog(folder / "log.csv", settings.row.batch_size),
             Bar(settings.row.name, settings.row.batch_size),
@@ -71,10 +62,42 @@ def fit(
     state = latest_state(folder / "states")
     if state is not None:
         logger.info("%s goes on from %s", settings.row.name, state)
-    with warnings.catch_warnings():
+    with computed_twice(training.model, machine.checkpoint_activations), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(
             f"{settings.row.name} was stopped after step {trainer.global_step}; its state is saved."
         )
+
+
+def _trainer(training: StageTraining, machine: MachineConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+    settings = training.settings
+    try:
+        return Trainer(
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=machine.nodes,
+            strategy=_strategy(machine, spares_some=training.spares_some),
+            precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[machine.precision],  # type: ignore[arg-type]
+            max_steps=settings.row.steps,
+            max_epochs=-1,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip_norm or None,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=folder,
+            callbacks=callbacks,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"machine: {str(error).splitlines()[0]}") from error
+
+
+def _strategy(machine: MachineConfig, *, spares_some: bool) -> str | Strategy:
+    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about."""
+    if machine.strategy in ("auto", "ddp") and machine.devices * machine.nodes > 1:
+        return DDPStrategy(find_unused_parameters=spares_some, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return machine.strategy

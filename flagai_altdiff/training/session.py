@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from flagai_altdiff.charts import Curve, draw_curves
 from flagai_altdiff.checkpoint import altclip_folder, saving
-from flagai_altdiff.errors import ConfigError, InvalidRequestError
+from flagai_altdiff.errors import BrokenExampleError, ConfigError, DiskError, InvalidRequestError
 from flagai_altdiff.files import new_file
 from flagai_altdiff.loading import load_model
 from flagai_altdiff.lora import finished, make_trainable, save_lora
@@ -20,18 +20,27 @@ from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.pipeline import generate
 from flagai_altdiff.request import GenerationRequest
 from flagai_altdiff.sheets import Row, make_sheet
+from flagai_altdiff.training.cache import Cache
 from flagai_altdiff.training.callbacks import read_log
-from flagai_altdiff.training.config import DataConfig, StageConfig, StageSettings, TrainConfig
-from flagai_altdiff.training.data.batches import Share, batches
+from flagai_altdiff.training.config import DataConfig, SheetConfig, StageConfig, StageSettings, TrainConfig
+from flagai_altdiff.training.data.batches import Batches, Share, batches
 from flagai_altdiff.training.data.example import Examples
 from flagai_altdiff.training.data.filters import Filters
 from flagai_altdiff.training.data.opening import open_examples
+from flagai_altdiff.training.data.parallel import ENGLISH, WithEnglish, english
 from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.data.prior import WithPrior
 from flagai_altdiff.training.data.source import Reading
-from flagai_altdiff.training.module import Load, StageTraining
-from flagai_altdiff.training.objectives import Batch, ContrastiveTuning, Denoising, Objective, TeacherLearning
-from flagai_altdiff.training.parallel_texts import ParallelTexts
+from flagai_altdiff.training.module import Load, StageTraining, trainable_names
+from flagai_altdiff.training.objectives import (
+    Batch,
+    ContrastiveTuning,
+    Denoising,
+    Objective,
+    TeacherLearning,
+    text_learns,
+)
+from flagai_altdiff.training.processes import is_first, meet, wait_until
 from flagai_altdiff.training.randomness import generator
 from flagai_altdiff.training.run import fit
 from flagai_altdiff.training.stages import STAGES
@@ -39,7 +48,7 @@ from flagai_altdiff.training.teacher import load_teacher, new_student
 
 logger = logging.getLogger(__name__)
 
-MODEL, LORA, LOG, CHART = "model", "lora.safetensors", "log.csv", "log.png"
+MODEL, LORA, LOG, CHART, CACHE = "model", "lora.safetensors", "log.csv", "log.png", "cache"
 _SHEET_SIDE, _SHEET_PROMPTS = 128, 6
 
 
@@ -62,7 +71,9 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         DiskError: A state cannot be saved.
     """
     output = config.output
-    if not resume and output.is_dir() and any(output.iterdir()) and _rank() == 0:
+    if output.exists() and not output.is_dir():
+        raise InvalidRequestError("output", str(output), "it is a file; name a folder")
+    if not resume and output.is_dir() and any(output.iterdir()) and is_first():
         raise InvalidRequestError("output", str(output), "it holds a run; add --resume, or name another folder")
     kinds = {STAGES[stage.stage].kind == "diffusion" for stage in config.stages}
     if len(kinds) > 1:
@@ -84,8 +95,10 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
     model = load_model(start, safety_checker=False)
     spec, tokenizer = model.spec, model.text_tokenizer
     settings = stage.settings(model.config.image_size * model.config.first_stage.downsampling)
+    for later in config.stages:
+        _check(config, later.settings(model.config.image_size * model.config.first_stage.downsampling), model)
     data = config.data
-    if data.prior and _rank() == 0:
+    if data.prior:
         _draw_prior(model, data)
     if settings.row.rank:
         numbers = generator(config.seed, "lora")
@@ -94,23 +107,51 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
     objective = Denoising(model, settings, config.seed)
     prompts = list(config.sheets.prompts) or _first_captions(examples)
     steps = config.sheets.steps or min(spec.steps, 25)
+    load = _load_cached(config, settings, examples, model) if data.cache else _load_images(config, settings, examples)
 
     def sheet(step: int) -> None:
-        with training.averaged():
-            _draw_sheet(model, prompts, folder / "sheets" / f"step-{step:08d}.png", config.sheets.seed, steps)
+        _draw_sheet(model, prompts, folder / "sheets" / f"step-{step:08d}.png", config.sheets, settings.side, steps)
 
-    training = _fit(config, settings, objective, _load_images(config, settings, examples), folder, sheet)
-    if _rank() != 0:
-        return
-    if settings.row.rank:
-        additions = finished(model, merge=True)
-        save_lora(folder / LORA, additions, model.config, ss_base_model=str(start), ss_steps=str(settings.row.steps))
-    saving.save_folder(folder / MODEL, model.config, model.state_dict(), *(tokenizer.files if tokenizer else ()))
-    _draw_sheet(model, prompts, folder / "sheet.png", config.sheets.seed, steps)
+    _fit(config, settings, objective, load, folder, sheet)
+    if is_first():
+        with _writing(folder):
+            if settings.row.rank:
+                additions, about = finished(model, merge=True), {"ss_base_model": str(start)}
+                save_lora(folder / LORA, additions, model.config, **about, ss_steps=str(settings.row.steps))
+            _draw_sheet(model, prompts, folder / "sheet.png", config.sheets, settings.side, steps)
+            saving.save_folder(
+                folder / MODEL, model.config, model.state_dict(), *(tokenizer.files if tokenizer else ())
+            )
+    meet()
+
+
+def _check(config: TrainConfig, settings: StageSettings, model: LatentDiffusion) -> None:
+    """Refuse what would fail later, or not do what it says."""
+    unit = model.config.first_stage.downsampling * 2 ** (len(model.config.unet.channel_mult) - 1)
+    if settings.side % unit:
+        raise InvalidRequestError("side", settings.side, f"expected a multiple of {unit} px, for this model")
+    _check_batch(settings)
+    if not settings.row.rank:
+        trainable_names(model, settings.pattern)
+    data = config.data
+    if data.cache and (data.crop == "random" or data.flip):
+        raise ConfigError("data.cache keeps one latent of each image: it needs data.crop: centre and data.flip: false.")
+    if data.cache and text_learns(settings):
+        raise ConfigError("data.cache keeps the text encoder's states, which change in a stage that trains it.")
+    if data.prior and not data.prior_caption:
+        raise ConfigError("data.prior needs data.prior_caption: the class of the thing, as in 'a cat'.")
+
+
+def _check_batch(settings: StageSettings) -> None:
+    if settings.row.batch_size < settings.accumulate:
+        expected = f"expected at least accumulate, which is {settings.accumulate}"
+        raise InvalidRequestError("batch_size", settings.row.batch_size, expected)
 
 
 def _match_stage(config: TrainConfig, stage: StageConfig, start: str | Path, folder: Path) -> None:
     """A stage of a model that matches."""
+    for later in config.stages:
+        _check_batch(later.settings(1))
     row = STAGES[stage.stage]
     if row.kind == "teacher":
         if config.teacher is None:
@@ -128,10 +169,12 @@ def _match_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fol
         objective = ContrastiveTuning(model)
         load = _load_images(config, settings, _examples(config.data, settings.side))
     _fit(config, settings, objective, load, folder, None)
-    if _rank() == 0:
+    if is_first():
         assert isinstance(model, AltCLIP)
         assert model.text_tokenizer is not None
-        altclip_folder.write(folder / MODEL, model.config, model.state_dict(), model.text_tokenizer.files)
+        with _writing(folder):
+            altclip_folder.write(folder / MODEL, model.config, model.state_dict(), model.text_tokenizer.files)
+    meet()
 
 
 def _fit(
@@ -141,73 +184,108 @@ def _fit(
     load: Load,
     folder: Path,
     sheet: Callable[[int], None] | None,
-) -> StageTraining:
+) -> None:
     """Train to the end, take the averaged weights, draw the chart."""
     training = StageTraining(objective, settings, load)
+
+    def averaged_sheet(step: int) -> None:
+        assert sheet is not None
+        with training.averaged():
+            sheet(step)
+
     fit(
         training,
         folder,
         save_every=config.save_every,
         machine=config.machine,
         sheet_every=config.sheets.every if sheet else 0,
-        draw_sheet=sheet or (lambda step: None),
+        draw_sheet=averaged_sheet,
     )
     training.take_average()
     training.model.cpu().eval()
-    if _rank() == 0:
-        _draw_chart(folder)
-    return training
+    if is_first():
+        with _writing(folder):
+            _draw_chart(folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Say of a disk that fails what to do; the stage's last state is there."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        text = f"{folder} cannot be written: {reason}. What was learnt is saved; make room and go on with --resume."
+        raise DiskError(text, getattr(error, "errno", None)) from error
 
 
 def _examples(data: DataConfig, side: int) -> Examples:
     filters = Filters(languages=data.languages, min_side=data.min_side, min_score=data.min_aesthetic)
     how = Reading(filters=filters, at_least=side, caption=data.caption)
-    source = data.source if isinstance(data.source, str) else list(data.source)
-    examples = open_examples(source, how)
+    examples = _opened(data, how)
     if not data.prior:
         return examples
-    if not data.prior_caption:
-        raise ConfigError("data.prior needs data.prior_caption: the class of the thing, as in 'a cat'.")
     return WithPrior(examples, open_examples(data.prior, Reading(at_least=side, caption=data.prior_caption)))
+
+
+def _opened(data: DataConfig, how: Reading) -> Examples:
+    return open_examples(data.source if isinstance(data.source, str) else list(data.source), how)
 
 
 def _load_images(config: TrainConfig, settings: StageSettings, examples: Examples) -> Load:
     data = config.data
     prepare = Preparation(side=settings.side, crop=data.crop, flip=data.flip)
 
-    def load(first: int, rank: int, world: int) -> Iterable[Batch]:
-        share = Share(count=len(examples), batch_size=_batch_size(settings), rank=rank, world=world)
+    def load(first: int, rank: int, world: int) -> Batches:
+        share = _share(settings, examples, rank, world)
         return batches(examples, share, prepare, seed=config.seed, start=first, workers=data.workers)
 
     return load
 
 
-def _load_texts(config: TrainConfig, settings: StageSettings) -> Load:
-    source = config.data.source
-    texts = ParallelTexts([Path(source)] if isinstance(source, str) else [Path(name) for name in source])
+def _load_cached(config: TrainConfig, settings: StageSettings, examples: Examples, model: LatentDiffusion) -> Load:
+    data = config.data
+    read = (data.source, data.caption, data.prior, data.prior_caption, data.languages, data.min_side)
+    prepare = Preparation(side=settings.side, crop="centre")
+    cache = Cache(config.output / CACHE, model, examples, prepare, about=repr((*read, data.min_aesthetic)))
 
     def load(first: int, rank: int, world: int) -> Iterable[Batch]:
-        share = Share(count=len(texts), batch_size=_batch_size(settings), rank=rank, world=world)
-        return texts.batches(share, seed=config.seed, start=first, languages=config.data.languages)
+        cache.fill(rank, world, workers=data.workers)
+        return cache.batches(_share(settings, examples, rank, world), seed=config.seed, start=first)
 
     return load
 
 
-def _batch_size(settings: StageSettings) -> int:
-    size, rest = divmod(settings.row.batch_size, settings.accumulate)
-    if rest or not size:
-        expected = f"a multiple of accumulate, which is {settings.accumulate}"
-        raise InvalidRequestError("batch_size", settings.row.batch_size, expected)
-    return size
+def _load_texts(config: TrainConfig, settings: StageSettings) -> Load:
+    data = config.data
+    languages = data.languages and tuple(dict.fromkeys((*data.languages, ENGLISH)))
+    examples = WithEnglish(_opened(data, Reading(filters=Filters(languages=languages))))
+
+    def load(first: int, rank: int, world: int) -> Iterable[Batch]:
+        share = _share(settings, examples, rank, world)
+        for batch in batches(examples, share, None, seed=config.seed, start=first, workers=data.workers):
+            yield {**batch, "english": [english(captions) for captions in batch["captions"]]}
+
+    return load
+
+
+def _share(settings: StageSettings, examples: Examples, rank: int, world: int) -> Share:
+    return Share(
+        count=len(examples), batch_size=settings.row.batch_size, rank=rank, world=world, parts=settings.accumulate
+    )
 
 
 def _draw_prior(model: LatentDiffusion, data: DataConfig) -> None:
     """Draw what the model knows of a class, where the folder lacks some; seeds go on, so none comes twice."""
     assert data.prior is not None
-    folder = Path(data.prior)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(data.prior_count):
-        target = folder / f"{number:05d}.png"
+    targets = [Path(data.prior) / f"{number:05d}.png" for number in range(data.prior_count)]
+    if not is_first():
+        wait_until(lambda: all(target.exists() for target in targets))
+        return
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    for number, target in enumerate(targets):
         if not target.exists():
             image = generate(model, data.prior_caption or "", seed=number).images[0]
             with new_file(target) as unfinished:
@@ -215,12 +293,30 @@ def _draw_prior(model: LatentDiffusion, data: DataConfig) -> None:
 
 
 def _first_captions(examples: Examples) -> list[str]:
-    texts = (examples[i].captions[0].text for i in range(min(len(examples), _SHEET_PROMPTS)))
-    return list(dict.fromkeys(text for text, _ in zip(texts, range(_SHEET_PROMPTS), strict=False)))
+    found = dict[str, None]()
+    for index in range(min(len(examples), 10 * _SHEET_PROMPTS)):
+        try:
+            found[examples[index].captions[0].text] = None
+        except BrokenExampleError:
+            continue
+        if len(found) == _SHEET_PROMPTS:
+            break
+    return list(found)
 
 
-def _draw_sheet(model: LatentDiffusion, prompts: Sequence[str], path: Path, seed: int, steps: int) -> None:
-    request = GenerationRequest(prompts=tuple(prompts), seed=seed, seed_mode="batch", batch_size=1, steps=steps)
+def _draw_sheet(
+    model: LatentDiffusion, prompts: Sequence[str], path: Path, config: SheetConfig, side: int, steps: int
+) -> None:
+    """What the model draws, at the size at which it learns."""
+    request = GenerationRequest(
+        prompts=tuple(prompts),
+        seed=config.seed,
+        seed_mode="batch",
+        batch_size=1,
+        steps=steps,
+        height=side,
+        width=side,
+    )
     images = generate(model, request).images
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path, replace=True) as unfinished:
@@ -237,8 +333,3 @@ def _draw_chart(folder: Path) -> None:
     ]
     with new_file(folder / CHART, replace=True) as unfinished:
         draw_curves(curves).save(unfinished, "PNG")
-
-
-def _rank() -> int:
-    """Of this process among those that torchrun or SLURM started."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))

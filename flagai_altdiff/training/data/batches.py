@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flagai_altdiff.errors import BrokenExampleError, DataError, InvalidRequestError, printable
-from flagai_altdiff.training.data.example import Caption, Examples, Tally
+from flagai_altdiff.training.data.example import Examples, Tally
 from flagai_altdiff.training.data.order import Order
-from flagai_altdiff.training.data.preparation import Preparation
+from flagai_altdiff.training.data.preparation import Preparation, normalised
 from flagai_altdiff.training.randomness import generator
 
 if TYPE_CHECKING:
@@ -36,44 +35,42 @@ class Piece(NamedTuple):
         epoch: From 0.
         step: The global batch, counted from the beginning of the run, from 0.
         size: Positions of the whole global batch.
-        last: Whether the process takes no more of it.
+        part: Which part of it this is, from 0.
         positions: Of this piece, in the epoch.
     """
 
     epoch: int
     step: int
     size: int
-    last: bool
+    part: int
     positions: range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which part of every global batch a process takes: the positions ``rank``, ``rank + world``, ... of it.
+    """What a process takes of every global batch: the positions ``rank``, ``rank + world``, ... of it.
 
     Args:
         count: Examples in an epoch.
         batch_size: Positions in a global batch; the last one of an epoch may have fewer.
         rank: Of the process, from 0.
         world: Number of processes.
-        most: Most examples in one piece of a process's share; all in one unless given. Every process has equally many
-            pieces of a batch, be it that some are empty.
+        parts: In so many parts a global batch is taken, one after the other, each shared by all processes: those whose
+            gradients are accumulated. Some are empty where a batch has fewer positions.
     """
 
     count: int
     batch_size: int
     rank: int = 0
     world: int = 1
-    most: int | None = None
+    parts: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("batch_size", 1), ("world", 1), ("rank", 0)):
+        for name, least in (("count", 1), ("batch_size", 1), ("world", 1), ("rank", 0), ("parts", 1)):
             if getattr(self, name) < least:
                 raise InvalidRequestError(name, getattr(self, name), f"expected {least} or more")
         if self.rank >= self.world:
             raise InvalidRequestError("rank", self.rank, f"expected less than world, which is {self.world}")
-        if self.most is not None and self.most < 1:
-            raise InvalidRequestError("most", self.most, "expected 1 or more")
 
     @property
     def steps(self) -> int:
@@ -88,15 +85,15 @@ class Share:
         """
         epoch, place = divmod(step, self.steps)
         first, last = place * self.batch_size, min((place + 1) * self.batch_size, self.count)
-        own, most = range(first + self.rank, last, self.world), self.most or self.batch_size
-        cuts = range(0, -(-(last - first) // self.world), most)  # of the process that has the most
-        return [Piece(epoch, step, last - first, cut == cuts[-1], own[cut : cut + most]) for cut in cuts]
+        cuts = [first + part * (last - first) // self.parts for part in range(self.parts + 1)]
+        parts = enumerate(range(low + self.rank, high, self.world) for low, high in itertools.pairwise(cuts))
+        return [Piece(epoch, step, last - first, part, positions) for part, positions in parts]
 
 
 def batches(
     examples: Examples,
     share: Share,
-    prepare: Preparation,
+    prepare: Preparation | None,
     *,
     seed: int,
     start: int = 0,
@@ -107,14 +104,15 @@ def batches(
 ) -> Batches:
     """A DataLoader of the pieces of one process.
 
-    Each batch is a dict: ``image`` (B, 3, side, side) float32 in [-1, 1]; ``caption``, ``language``, ``key``, lists;
-    ``position`` (B,) int64, in the epoch; ``epoch``, ``step``, ``size`` and ``last`` as in :class:`Piece`; ``broken``,
-    pairs of key and reason. Broken examples are in none of the others, so B may be 0.
+    Each batch is a dict: ``image`` (B, 3, side, side), float32 in [-1, 1]; ``caption`` and ``language``, of one caption
+    by chance; ``captions``, pairs of text and language of all; ``key``; ``position`` (B,), int64, in the epoch;
+    ``epoch``, ``step``, ``size`` and ``part`` as in :class:`Piece`; ``broken``, pairs of key and reason. Broken
+    examples are in none of the others, so B may be 0.
 
     Args:
         examples: The data.
         share: Which positions.
-        prepare: What becomes of an image.
+        prepare: What becomes of an image; ``None`` to leave images out, and ``image``.
         seed: The run's: of the order, and of the choices for each example.
         start: Step to begin with.
         steps: How many steps; without end unless given.
@@ -148,7 +146,7 @@ class Batches(_Base):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         self.broken = Tally()
         named, seen, bad = set[str](), 0, 0
-        for batch in super().__iter__():
+        for batch in self._read():
             if failure := batch.pop("failure", None):
                 raise DataError(failure)
             broken = batch["broken"]
@@ -161,6 +159,17 @@ class Batches(_Base):
             if seen >= ENOUGH_TO_JUDGE and bad > seen / 2:
                 raise DataError(f"{bad} of {seen} examples are broken: {'; '.join(self.broken.lines())}.")
             yield batch
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                "a process that reads data was killed, most likely for lack of memory: use fewer workers, or free some"
+                " (in a container also in /dev/shm)."
+            ) from error
 
 
 class _Pieces(Sampler[Piece]):
@@ -180,39 +189,45 @@ class _Pieces(Sampler[Piece]):
 class _Prepared(Dataset[dict[str, Any]]):
     """Pieces, read and prepared. What is made of a position depends on the seed, the epoch and the position only."""
 
-    def __init__(self, examples: Examples, prepare: Preparation, seed: int) -> None:
+    def __init__(self, examples: Examples, prepare: Preparation | None, seed: int) -> None:
         self._examples, self._prepare, self._seed = examples, prepare, seed
         self._order = Order(examples.layout, seed)
 
     def __getitems__(self, piece: Piece) -> dict[str, Any]:
-        good, broken = list[tuple[int, str, Caption, Tensor]](), list[tuple[str, str]]()
+        rows, broken = list[dict[str, Any]](), list[tuple[str, str]]()
         for position in piece.positions:
             try:
-                good.append((position, *self._prepared(piece.epoch, position)))
+                rows.append(self._row(piece.epoch, position))
             except BrokenExampleError as error:
                 broken.append((error.key, error.reason))
-            except (
-                DataError
-            ) as error:  # raised by the process that trains, which shows it without the reader's traceback
+            except DataError as error:  # the process that trains raises it, without the reader's traceback
                 return {"failure": str(error)}
-        side = self._prepare.side
-        return {
-            "image": torch.stack([pixels for *_, pixels in good]) if good else torch.empty(0, 3, side, side),
-            "caption": [caption.text for _, _, caption, _ in good],
-            "language": [caption.language for _, _, caption, _ in good],
-            "key": [key for _, key, _, _ in good],
-            "position": torch.tensor([position for position, *_ in good], dtype=torch.int64),
-            "broken": broken,
-            **{name: value for name, value in piece._asdict().items() if name != "positions"},
-        }
+        names = ("caption", "language", "captions", "key")
+        batch: dict[str, Any] = {name: [row[name] for row in rows] for name in names}
+        batch["position"] = torch.tensor([row["position"] for row in rows], dtype=torch.int64)
+        if self._prepare is not None:
+            side = self._prepare.side
+            images = [row["image"] for row in rows]
+            batch["image"] = normalised(torch.stack(images)) if images else torch.empty(0, 3, side, side)
+        return {**batch, "broken": broken, **{name: getattr(piece, name) for name in ("epoch", "step", "size", "part")}}
 
-    def _prepared(self, epoch: int, position: int) -> tuple[str, Caption, Tensor]:
+    def _row(self, epoch: int, position: int) -> dict[str, Any]:
+        """What a batch has of an example."""
         example = self._examples[self._order.index(epoch, position)]
-        if example.image is None:
-            raise BrokenExampleError(example.key, "no image")
         chance = generator(self._seed, "example", epoch, position)
-        choice = int(torch.randint(len(example.captions), (), generator=chance))
-        return example.key, example.captions[choice], self._prepare(example.image, chance)
+        chosen = example.captions[int(torch.randint(len(example.captions), (), generator=chance))]
+        row = {
+            "caption": chosen.text,
+            "language": chosen.language,
+            "captions": [(caption.text, caption.language) for caption in example.captions],
+            "key": example.key,
+            "position": position,
+        }
+        if self._prepare is None:
+            return row
+        if example.image is None:
+            raise DataError(f"{printable(example.key, 300)} is text without an image; this needs images.")
+        return {**row, "image": self._prepare.cut(example.image, chance)}
 
 
 def _as_it_is(batch: Any) -> Any:

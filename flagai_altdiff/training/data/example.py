@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -53,6 +54,11 @@ class Layout:
 
     parts: tuple[int, ...]
     lanes: int = 1
+
+    @property
+    def digest(self) -> str:
+        """What processes of one run, and a run that goes on, must have in common: positions mean the same examples."""
+        return hashlib.blake2b(repr((self.parts, self.lanes)).encode(), digest_size=12).hexdigest()
 
 
 class Examples(Protocol):

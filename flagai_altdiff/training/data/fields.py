@@ -88,20 +88,23 @@ def language_code(value: object) -> str | None:
 
 
 def _captions(found: object, language: object) -> Iterator[Caption]:
-    if isinstance(found, str):
-        if text := " ".join(found.split()):
-            yield Caption(text, language_code(language))
-    elif isinstance(found, Mapping):
-        if isinstance(found.get("text"), str):
-            yield from _captions(found["text"], found.get("language", language))
-        else:
-            for code, text in found.items():
-                yield from _captions(text, code)
+    if isinstance(found, Mapping) and not isinstance(found.get("text"), str):
+        for code, text in found.items():
+            yield from _one_language(text, code)
     elif isinstance(found, list | tuple):
         several = language if isinstance(language, list | tuple) and len(language) == len(found) else None
         for i, entry in enumerate(found):
-            if not isinstance(entry, list | tuple):
-                yield from _captions(entry, several[i] if several else language)
+            yield from _one_language([entry], several[i] if several else language)
+    else:
+        yield from _one_language([found], language)
+
+
+def _one_language(found: object, language: object) -> Iterator[Caption]:
+    """Texts, or records of text and language."""
+    for entry in found if isinstance(found, list | tuple) else [found]:
+        text, code = (entry.get("text"), entry.get("language")) if isinstance(entry, Mapping) else (entry, None)
+        if isinstance(text, str) and (line := " ".join(text.split())):
+            yield Caption(line, language_code(code) or language_code(language))
 
 
 def _first(fields: Mapping[str, object], names: tuple[str, ...]) -> object:

@@ -39,6 +39,7 @@ class WholeSource:
     """A source of one part, which is in memory."""
 
     lanes = 1
+    has_images = True
 
     def __init__(self, left_out: Tally) -> None:
         self.left_out = left_out

@@ -13,6 +13,7 @@ from flagai_altdiff.training.data.parquet import ParquetFiles
 from flagai_altdiff.training.data.shard_names import expand, is_remote
 from flagai_altdiff.training.data.shards import Shards
 from flagai_altdiff.training.data.source import Reading, Selection, Source
+from flagai_altdiff.training.data.texts import ENDINGS, TextLines
 
 Opener = Callable[[str, Reading], Examples]
 """Opens what follows the colon of a name."""
@@ -27,7 +28,7 @@ def open_examples(source: str | Path | Sequence[str | Path], how: Reading | None
     Args:
         source: A folder; shards or parquet files, as paths, addresses or patterns, one or several; or a name of
             ``OPENERS`` with a colon. In a folder, shards come before metadata, these before parquet files, these before
-            text files.
+            text files. A ``.jsonl`` or ``.tsv`` of another name has texts without images.
         how: How they are read.
 
     Raises:
@@ -65,12 +66,14 @@ def _source(sources: Sequence[str | Path], how: Reading) -> Source:
         return Shards(names, how)
     if len(names) == 1 and Path(names[0]).name in METADATA:
         return _of_metadata(Path(names[0]), how)
+    if len(names) == 1 and _ending(names[0]) in ENDINGS and not is_remote(names[0]):
+        return TextLines(Path(names[0]))
     if missing := next((name for name in names if not is_remote(name) and not os.path.exists(name)), None):
         raise DataError(f"{printable(missing, 300)} does not exist.")
     odd = next(name for name in names if _ending(name) != ".tar")
     raise DataError(
         f"{printable(odd, 300)}: expected a folder, .tar shards (unpack compressed ones with gunzip first),"
-        f" .parquet files on this disk, or {' or '.join(METADATA)}."
+        f" .parquet files on this disk, {' or '.join(METADATA)}, or texts as .jsonl or .tsv."
     )
 
 

@@ -14,6 +14,7 @@ from flagai_altdiff.training.data.decoding import UNREADABLE
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import FIELDS, Facts, read_fields
 from flagai_altdiff.training.data.folder import FILE_FIELDS, NO_FILE, OUTSIDE, is_inside
+from flagai_altdiff.training.data.shard_names import endings_apart
 from flagai_altdiff.training.data.source import Choose, Recent, Rows
 
 NOT_PARQUET, EMPTY = "parquet file cannot be read", "parquet file without rows"
@@ -29,12 +30,14 @@ class ParquetFiles:
         files: In order.
     """
 
+    has_images = True
+
     def __init__(self, files: Sequence[Path]) -> None:
         _pyarrow()
         self.left_out = Tally()
-        self._groups: list[tuple[Path, int]] = []
+        self._groups: list[tuple[Path, int, str]] = []
         sizes, weights = list[int](), list[int]()
-        for file in files:
+        for file, label in zip(files, endings_apart(list(map(str, files))), strict=True):
             try:
                 table = _opened(file)
                 _image_column(table.schema_arrow, file)
@@ -46,7 +49,7 @@ class ParquetFiles:
                 continue
             if not sum(group.num_rows for group in groups):
                 self.left_out.add(EMPTY, str(file))
-            self._groups += [(file, i) for i in range(len(groups))]
+            self._groups += [(file, i, label) for i in range(len(groups))]
             sizes += [group.num_rows for group in groups]
             weights += [group.total_byte_size for group in groups]
         self.sizes = tuple(sizes)
@@ -68,18 +71,19 @@ class RowGroup:
     Args:
         file: The file.
         number: Its number there.
+        label: What the names of its rows begin with.
         size: Its rows.
     """
 
-    def __init__(self, file: Path, number: int, size: int) -> None:
-        self._file, self._number, self._size = file, number, size
+    def __init__(self, file: Path, number: int, label: str, size: int) -> None:
+        self._file, self._number, self._label, self._size = file, number, label, size
 
     def __len__(self) -> int:
         return self._size
 
     def key(self, row: int) -> str:
-        """The file's name, the group and the row."""
-        return f"{self._file.name}/{self._number}/{row}"
+        """The file's label, the group and the row."""
+        return f"{self._label}/{self._number}/{row}"
 
     def facts(self, row: int) -> Facts:
         """What its columns of texts and numbers say."""

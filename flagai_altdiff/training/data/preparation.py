@@ -34,7 +34,11 @@ class Preparation:
             raise InvalidRequestError("crop", self.crop, "expected 'random' or 'centre'")
 
     def __call__(self, image: Image.Image, chance: torch.Generator) -> Tensor:
-        """An RGB image -> (3, side, side), float32 in [-1, 1].
+        """An RGB image -> (3, side, side), float32 in [-1, 1]; arguments as of :meth:`cut`."""
+        return normalised(self.cut(image, chance))
+
+    def cut(self, image: Image.Image, chance: torch.Generator) -> Tensor:
+        """An RGB image -> (3, side, side), bytes.
 
         Args:
             image: Of any size.
@@ -49,5 +53,9 @@ class Preparation:
         small = image.resize((self.side, self.side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
         if self.flip and mirror < 0.5:
             small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = np.asarray(small, dtype=np.float32).transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(pixels)).div_(127.5).sub_(1.0)
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Bytes -> float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1.0)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from flagai_altdiff.errors import BrokenExampleError, DataError
+from flagai_altdiff.errors import BrokenExampleError, DataError, InvalidRequestError
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.training.data.example import Caption, Examples, Tally
 from flagai_altdiff.training.data.filters import UNKNOWN
@@ -94,6 +94,9 @@ def report(examples: Examples, *, most: int | None = None, tiles: int = 0, worke
     Raises:
         DataError: The disk or the server does not answer.
     """
+    for name, value, least in (("most", most, 1), ("tiles", tiles, 0), ("workers", workers, 0)):
+        if value is not None and value < least:
+            raise InvalidRequestError(name, value, f"expected {least} or more")
     numbers: Sequence[int] = range(len(examples))
     if most is not None and most < len(examples):
         order = Order(examples.layout, _SEED)
@@ -115,7 +118,7 @@ class _Look:
     """What one example is; a reason or a failure if it is none."""
 
     key: str = ""
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None
     captions: tuple[Caption, ...] = ()
     tile: Image.Image | None = None
     reason: str = ""
@@ -167,9 +170,10 @@ class _Found:
         self._languages.update(caption.language or UNKNOWN for caption in look.captions)
         self._numbers[len(look.captions)] += 1
         self._lengths.update(_bar(LENGTHS, len(caption.text)) for caption in look.captions)
-        self._sides[_bar(SIDES, min(look.size))] += 1
-        self._smallest = min(self._smallest or look.size, look.size, key=min)
-        self._largest = max(self._largest or look.size, look.size, key=math.prod)
+        if look.size is not None:
+            self._sides[_bar(SIDES, min(look.size))] += 1
+            self._smallest = min(self._smallest or look.size, look.size, key=min)
+            self._largest = max(self._largest or look.size, look.size, key=math.prod)
         if look.tile is not None:
             self._tiles.append(
                 Tile(key=look.key, caption=look.captions[len(self._tiles) % len(look.captions)], image=look.tile)

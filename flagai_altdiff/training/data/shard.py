@@ -73,6 +73,11 @@ class ShardPart:
             os.close(self._handle)
 
     @property
+    def surplus(self) -> int:
+        """How many it has that were not counted."""
+        return max(len(self._index.names) - self._counted, 0)
+
+    @property
     def left_out(self) -> Tally:
         """What in the shard was no example."""
         return Tally.from_json(self._index.about["left_out"])

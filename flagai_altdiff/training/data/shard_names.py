@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flagai_altdiff.errors import DataError
 
@@ -33,6 +34,17 @@ def expand(sources: Iterable[str | Path]) -> list[str]:
 def is_remote(name: str) -> bool:
     """Whether it is an address of a server."""
     return name.lower().startswith(WEB)
+
+
+def endings_apart(names: Sequence[str]) -> list[str]:
+    """The shortest ends of paths and addresses, without their last ending, that tell them all apart."""
+    paths = [urlsplit(name).path if is_remote(name) else name.replace(os.sep, "/") for name in names]
+    parts = [os.path.splitext(path)[0].split("/") for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        labels = ["/".join(some[-length:]) for some in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(number) for number in range(len(names))]
 
 
 def _expanded(source: str) -> Iterator[str]:

@@ -6,8 +6,10 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from filelock import FileLock
 
-from flagai_altdiff.errors import BrokenExampleError, DataError, HubError, OfflineError, printable
+from flagai_altdiff.errors import BrokenExampleError, DataError, HubError, ModelNotFoundError, OfflineError, printable
+from flagai_altdiff.files import new_file
 from flagai_altdiff.hub.addresses import redact_url
 from flagai_altdiff.hub.client import ask
 from flagai_altdiff.hub.environment import offline_switch
@@ -27,12 +30,13 @@ from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import Facts
 from flagai_altdiff.training.data.notes import Note, Stamp, default_cache, read_note, write_note
 from flagai_altdiff.training.data.shard import ShardPart, changed, look_through
-from flagai_altdiff.training.data.shard_names import is_remote
+from flagai_altdiff.training.data.shard_names import endings_apart, is_remote
 from flagai_altdiff.training.data.source import Choose, Reading, Recent, Rows
 
 logger = logging.getLogger(__name__)
 
 NO_SHARD = "shard that cannot be had"
+_STATS = "stats.json"
 LANES = 64
 """Shards that are read side by side. It divides usual numbers of processes, so that each reads shards of its own."""
 
@@ -95,9 +99,11 @@ class Shards:
         DataError: A shard cannot be had, and may not be skipped.
     """
 
+    has_images = True
+
     def __init__(self, names: Sequence[str], how: Reading) -> None:
         self._how, self._cache = how, how.cache or default_cache()
-        labels = _labels(names)
+        labels = endings_apart(names)
         self._shards = [Shard(name=n, path=self._place(n), label=label) for n, label in zip(names, labels, strict=True)]
         self._stamps: dict[int, Stamp] = {}
         self._at_hand = Recent[ShardPart | MissingPart](2 * LANES)
@@ -130,22 +136,22 @@ class Shards:
     def _count_all(self) -> list[int]:
         """How many examples each shard has; several are looked through at once, if they never were."""
         counts, tallies = [0] * len(self._shards), [Tally() for _ in self._shards]
-        stop, stats = Stop(), _Stats(wanted=not self._how.filters)
+        stop = Stop()
         with bar_class()(total=len(counts), desc="shards", unit="shard", disable=not show_bars(), leave=False) as bar:
 
             def count(number: int) -> None:
-                counts[number] = self._count(number, tallies[number], stats, stop)
+                counts[number] = self._count(number, tallies[number], stop)
                 bar.update()
 
             run_all([functools.partial(count, number) for number in range(len(counts))], stop)
         self.left_out.update(tallies)
         return counts
 
-    def _count(self, number: int, tally: Tally, stats: _Stats, stop: Stop) -> int:
-        shard = self._shards[number]
+    def _count(self, number: int, tally: Tally, stop: Stop) -> int:
+        shard, must_have = self._shards[number], bool(self._how.filters) or self._how.fetch_all
         try:
-            if shard.remote and not shard.path.exists() and (known := stats.count(shard)) is not None:
-                return known
+            if shard.remote and not must_have and (told := _told_count(shard)) is not None:
+                return told
             part = self._open(shard, stop)
         except DataError as error:
             if not self._how.skip_shards:
@@ -167,6 +173,8 @@ class Shards:
             return MissingPart(shard.label, count, printable(str(error), 300))
         if part.stamp != self._stamps.setdefault(number, part.stamp):
             raise changed(shard.path)  # examples would have other numbers
+        if part.surplus:
+            logger.warning("%s has %d more examples than its stats say; they are not used", shard.shown, part.surplus)
         return part
 
     def _open(self, shard: Shard, stop: Stop, counted: int | None = None) -> ShardPart:
@@ -181,28 +189,39 @@ class Shards:
             raise DataError(f"shard {shard.shown} cannot be read: {error.strerror or error}.") from error
 
 
-class _Stats:
-    """Counts that img2dataset left beside shards, so that a shard need not be fetched to know how many are in it.
+def _told_count(shard: Shard) -> int | None:
+    """How many examples a server's shard has by the ``_stats.json`` that img2dataset left beside it, if it did.
 
-    Args:
-        wanted: Whether the count is all that is needed.
+    The answer is kept: examples must have the same numbers at each start, be the shard here by then or not.
     """
+    kept = shard.path.with_name(_STATS)
+    try:
+        return _successes(kept.read_bytes())
+    except OSError:
+        pass
+    if offline_switch():
+        return None
+    address = urlsplit(shard.name)
+    try:
+        text = ask("GET", address._replace(path=f"{os.path.splitext(address.path)[0]}_stats.json").geturl()).text
+    except ModelNotFoundError:
+        text = ""
+    except HubError as error:
+        logger.info("%s", error)  # if the server is gone, so is the shard
+        return None
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(kept, replace=True) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    return _successes(text.encode())
 
-    def __init__(self, *, wanted: bool) -> None:
-        self._wanted = wanted
 
-    def count(self, shard: Shard) -> int | None:
-        """How many examples a shard has; ``None`` if nobody says."""
-        if not self._wanted or offline_switch():
-            return None
-        address = urlsplit(shard.name)
-        place = address._replace(path=re.sub(r"\.tar$", "_stats.json", address.path)).geturl()
-        try:
-            count = json.loads(ask("GET", place).text)["successes"]
-        except (HubError, ValueError, KeyError, TypeError, RecursionError):
-            self._wanted = False  # others have none either
-            return None
-        return count if isinstance(count, int) and 0 <= count < 1 << 31 else None
+def _successes(stats: bytes) -> int | None:
+    try:
+        count = json.loads(stats)["successes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return count if isinstance(count, int) and 0 <= count < 1 << 31 else None
 
 
 def _fetch(shard: Shard, stop: Stop) -> None:
@@ -237,13 +256,3 @@ def _file_name(name: str) -> str:
     """A name for an address on this disk, whatever is in it."""
     last = unquote(urlsplit(name).path).rpartition("/")[2]
     return re.sub(r"[^\w.-]", "_", last, flags=re.ASCII)[-100:].lstrip(".") or "shard.tar"
-
-
-def _labels(names: Sequence[str]) -> list[str]:
-    """The shortest ends of the shards' names that tell them all apart."""
-    whole = [re.sub(r"\.tar$", "", urlsplit(name).path if is_remote(name) else name).split("/") for name in names]
-    for length in range(1, max(map(len, whole), default=1) + 1):
-        labels = ["/".join(parts[-length:]) for parts in whole]
-        if len(set(labels)) == len(labels):
-            return labels
-    return [str(number) for number in range(len(names))]

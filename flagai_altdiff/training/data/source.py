@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Protocol, TypeVar, overload
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagai_altdiff.errors import BrokenExampleError, InvalidRequestError
+from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.training.data.decoding import MAX_PIXELS, PILLOWS_MAX_PIXELS, read_image, read_size, reading
 from flagai_altdiff.training.data.example import Caption, Example, Layout, Tally
 from flagai_altdiff.training.data.fields import NO_CAPTION, Facts
@@ -35,6 +36,8 @@ class Reading:
         at_least: Side that training needs, in px: a large JPEG may be decoded smaller, which is quicker.
         caption: For images that have none; they are left out unless it is given. It may be empty.
         skip_shards: Leave out shards that cannot be had; an error unless set.
+        fetch_all: Fetch all shards when the data are opened. Unless set, those whose ``_stats.json`` says how many
+            examples they have are fetched when the first of these is needed.
         cache: Folder for shards from servers, and for what is noted of shards whose own folder is not writable.
     """
 
@@ -43,6 +46,7 @@ class Reading:
     at_least: int | None = None
     caption: str | None = None
     skip_shards: bool = False
+    fetch_all: bool = False
     cache: Path | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +86,10 @@ class Source(Protocol):
         """How many parts are well read side by side."""
 
     @property
+    def has_images(self) -> bool:
+        """Whether there are more than texts."""
+
+    @property
     def left_out(self) -> Tally:
         """What was no example at first sight."""
 
@@ -115,6 +123,29 @@ class Recent(Generic[T]):
         return {"_limit": self._limit, "_kept": OrderedDict()}
 
 
+class Keys(Sequence[str]):
+    """Names that are looked up when they are asked for.
+
+    Args:
+        count: How many there are.
+        key: Gives one of them.
+    """
+
+    def __init__(self, count: int, key: Callable[[int], str]) -> None:
+        self._count, self._key = count, key
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        numbers = range(self._count)[index]
+        return self._key(numbers) if isinstance(numbers, int) else [self._key(number) for number in numbers]
+
+
 class Selection:
     """The wanted examples of a source.
 
@@ -130,7 +161,8 @@ class Selection:
         self._chosen = Recent[tuple[Rows, Tally]](max(source.lanes * 2, 4))
         sizes = list(source.sizes)
         if how.filters:
-            for number in range(len(sizes)):
+            parts = range(len(sizes))
+            for number in bar_class()(parts, desc="filter", unit="part", disable=not show_bars(), leave=False):
                 rows, tally = self._choice(number)
                 sizes[number] = len(rows)
                 self._left_out.update([tally])
@@ -145,7 +177,7 @@ class Selection:
     @property
     def keys(self) -> Sequence[str]:
         """The name of each, looked up when it is asked for."""
-        return _Keys(self)
+        return Keys(len(self), self._key)
 
     @property
     def left_out(self) -> Tally:
@@ -162,12 +194,13 @@ class Selection:
         captions, reason = how.filters.captions(self._facts(part, row).captions)
         if reason:
             raise BrokenExampleError(key, reason)
-        with reading(key), part.open(row) as file:
-            image = read_image(file, key, max_pixels=how.max_pixels, at_least=how.at_least)
+        image = None
+        if self._source.has_images:
+            with reading(key), part.open(row) as file:
+                image = read_image(file, key, max_pixels=how.max_pixels, at_least=how.at_least)
         return Example(key=key, image=image, captions=captions)
 
-    def key(self, index: int) -> str:
-        """The name of an example."""
+    def _key(self, index: int) -> str:
         part, row = self._find(index)
         return part.key(row)
 
@@ -207,7 +240,7 @@ class Selection:
 
     def _against(self, part: Part, row: int) -> str | None:
         facts, filters = self._facts(part, row), self._how.filters
-        if (reason := filters.against(facts)) or filters.min_side is None:
+        if (reason := filters.against(facts)) or filters.min_side is None or not self._source.has_images:
             return reason
         width, height = facts.width, facts.height
         if width is None or height is None:
@@ -215,23 +248,3 @@ class Selection:
             with reading(key), part.open(row) as file:
                 width, height = read_size(file, key, max_pixels=self._how.max_pixels)
         return filters.against_size(width, height)
-
-
-class _Keys(Sequence[str]):
-    def __init__(self, selection: Selection) -> None:
-        self._selection = selection
-
-    def __len__(self) -> int:
-        return len(self._selection)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._selection.key(i) for i in range(*index.indices(len(self)))]
-        return self._selection.key(index)
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._selection.key(i) for i in range(len(self)))

@@ -77,7 +77,8 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
             longer |= _records(file.read(length)) if kind == b"x" else {"path": _text(file.read(length))}
         elif kind not in b"gK":
             name = longer.get("path") or _name(header)
-            if kind in _FILES and not name.endswith("/") and not any(key.startswith("GNU.sparse") for key in longer):
+            is_folder = kind == b"\0" and name.endswith("/")
+            if kind in _FILES and not is_folder and not any(key.startswith("GNU.sparse") for key in longer):
                 yield Member(name, at, length)
             last, longer = name, {}
         at += stored

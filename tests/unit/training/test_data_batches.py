@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from hypothesis import strategies as st
 from flagai_altdiff.errors import DataError, InvalidRequestError
 from flagai_altdiff.training.data.batches import Batches, Share, batches
 from flagai_altdiff.training.data.opening import open_examples
+from flagai_altdiff.training.data.order import Order
 from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.randomness import generator, number
 from tests.data_files import noise_bytes, plain_shard, write_folder
@@ -24,7 +29,7 @@ shares = st.fixed_dictionaries(
         "count": st.integers(1, 60),
         "batch_size": st.integers(1, 20),
         "world": st.integers(1, 6),
-        "most": st.none() | st.integers(1, 7),
+        "parts": st.integers(1, 7),
     }
 )
 
@@ -40,8 +45,9 @@ def test_all_ranks_together_have_every_position_once(share: dict[str, Any], epoc
         in_step = [p for own in pieces for piece in own for p in piece.positions]
         assert all(piece.size == len(in_step) <= share["batch_size"] for own in pieces for piece in own)
         assert all(piece.epoch == epoch and piece.step == step for own in pieces for piece in own)
-        assert all([piece.last for piece in own] == [False] * (len(own) - 1) + [True] for own in pieces)
-        assert all(len(piece.positions) <= (share["most"] or 20) for own in pieces for piece in own)
+        assert all([piece.part for piece in own] == list(range(share["parts"])) for own in pieces)
+        sizes = [sum(len(own[part].positions) for own in pieces) for part in range(share["parts"])]
+        assert max(sizes) - min(sizes) <= 1
         taken += in_step
     assert sorted(taken) == list(range(share["count"]))
 
@@ -52,7 +58,7 @@ def contents(loader: Batches) -> list[dict[str, Any]]:
 
 def make(source: object, *, batch_size: int = 4, rank: int = 0, world: int = 1, **more: Any) -> Batches:
     examples = open_examples(source)  # type: ignore[arg-type]
-    share = Share(count=len(examples), batch_size=batch_size, rank=rank, world=world, most=more.pop("most", None))
+    share = Share(count=len(examples), batch_size=batch_size, rank=rank, world=world, parts=more.pop("parts", 1))
     return batches(examples, share, Preparation(side=8, flip=True), seed=3, **more)
 
 
@@ -102,10 +108,18 @@ def test_it_begins_at_any_step(shards: Path, start: int) -> None:
     assert contents(make(shards, start=start, steps=7 - start)) == contents(make(shards, steps=7))[start:]
 
 
+def test_choices_are_new_in_each_epoch(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", 1)
+    (folder / "000.txt").write_text("\n".join(map(str, range(100))))
+    (folder / "000.png").write_bytes(noise_bytes((40, 8)))
+    found = contents(make(folder, steps=8))
+    assert len({batch["caption"][0] for batch in found}) > 5 and len({str(batch["image"]) for batch in found}) > 5
+
+
 def test_it_has_no_end_unless_asked(shards: Path) -> None:
     endless = make(shards)
     epochs = [batch["epoch"] for batch, _ in zip(endless, range(7), strict=False)]
-    assert epochs == [0, 0, 0, 1, 1, 1, 2] and len(make(shards, steps=7, most=2)) == 14 - 0
+    assert epochs == [0, 0, 0, 1, 1, 1, 2] and len(make(shards, steps=7, parts=2)) == 14
     with pytest.raises(TypeError):
         len(endless)
 
@@ -138,6 +152,26 @@ def test_a_batch_of_broken_ones_is_empty(tmp_path: Path) -> None:
     assert batch["image"].shape == (0, 3, 8, 8) and batch["position"].shape == (0,) and batch["size"] == 1
 
 
+def test_a_reader_that_is_killed(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Order, "index", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="was killed, most likely for lack of memory: use fewer workers"):
+        contents(make(shards, steps=1, workers=1, context="fork"))
+
+
+def test_what_processes_have_in_common(shards: Path) -> None:
+    all_of_them = open_examples(shards).layout.digest
+    assert all_of_them == open_examples(str(shards / "*.tar")).layout.digest
+    assert all_of_them != open_examples(shards / "{00000,00001}.tar").layout.digest
+
+
+def test_reading_needs_no_trainer(shards: Path, script_environment: dict[str, str]) -> None:
+    script = (
+        "import sys; from flagai_altdiff.training.data import batches, opening; opening.open_examples(sys.argv[1])[0];"
+        "assert not {'pytorch_lightning', 'pyarrow', 'webdataset', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(shards)], check=True, env=script_environment, timeout=120)
+
+
 def test_too_many_broken_ones_end_the_run(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", 6)
     for i in range(4):
@@ -162,7 +196,7 @@ def test_a_shard_that_changes_ends_the_run(tmp_path: Path, workers: int) -> None
         ({"count": 0}, "count=0"),
         ({"rank": 2, "world": 2}, "rank=2"),
         ({"batch_size": 0}, "batch_size"),
-        ({"most": 0}, "most"),
+        ({"parts": 0}, "parts"),
     ],
 )
 def test_impossible_shares(wrong: dict[str, int], match: str) -> None:

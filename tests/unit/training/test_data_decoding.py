@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -128,11 +129,8 @@ def test_anything_is_an_image_or_a_reason(what: Any) -> None:
         for _ in range(what[1].draw(st.integers(1, 4))):
             good[what[1].draw(st.integers(0, len(good) - 1))] = what[1].draw(st.integers(0, 255))
         data = bytes(good)
-    with in_proportion(len(data)):
-        try:
-            assert decoded(data).mode == "RGB"
-        except BrokenExampleError:
-            pass
+    with in_proportion(len(data)), suppress(BrokenExampleError):
+        assert decoded(data, max_pixels=10_000).mode == "RGB"  # what a header promises may cost that much
 
 
 def test_a_large_jpeg_may_be_decoded_smaller() -> None:

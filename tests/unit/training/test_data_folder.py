@@ -193,6 +193,13 @@ def test_metadata_of_spreadsheets(tmp_path: Path) -> None:
     assert all_of(open_examples(tmp_path)) == {"a.png": (Caption("é"),)}
 
 
+def deep(levels: int) -> object:
+    found: object = "a"
+    for _ in range(levels):
+        found = {"de": found}
+    return found
+
+
 @pytest.mark.parametrize(
     ("record", "facts"),
     [
@@ -202,6 +209,10 @@ def test_metadata_of_spreadsheets(tmp_path: Path) -> None:
         ),
         ({"aesthetic": float("nan"), "width": [1], "height": -1, "caption": 5}, Facts(height=-1)),
         ({"aesthetic": 10**400, "language": 7, "text": {"x y": "A"}}, Facts((Caption("A"),))),
+        ({"captions": {"de": ["a", "b"], "?": ["c"]}}, Facts((Caption("a", "de"), Caption("b", "de"), Caption("c")))),
+        ({"caption": {"text": "a b", "language": "de"}, "lang": "fr"}, Facts((Caption("a b", "de"),), language="fr")),
+        ({"caption": [{"text": "a"}, [["b"]], {"de": "c"}, None]}, Facts((Caption("a"),))),
+        ({"caption": deep(5000)}, Facts()),
         ({}, Facts()),
     ],
 )
@@ -210,7 +221,7 @@ def test_fields_by_any_name(record: dict[str, object], facts: Facts) -> None:
 
 
 def test_filters(tmp_path: Path) -> None:
-    records = [
+    records: list[dict[str, object]] = [
         {"text": "good", "language": "de-at", "aesthetic": 6},
         {"text": "bad", "language": "fr", "aesthetic": 6},
         {"text": "ugly", "language": "de", "aesthetic": 4.9},

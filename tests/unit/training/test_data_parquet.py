@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from flagai_altdiff.errors import BrokenExampleError, DataError, MissingDependencyError
+from flagai_altdiff.training.data.batches import Share, batches
 from flagai_altdiff.training.data.example import Caption
 from flagai_altdiff.training.data.filters import Filters
 from flagai_altdiff.training.data.opening import open_examples
+from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.data.source import Reading
 from tests.data_files import image_bytes
 
@@ -60,9 +62,20 @@ def test_images_in_rows_and_beside(kind: str, tmp_path: Path) -> None:
     languages = ("de", None, "en", "de", "de")
     assert colours(file) == [(i, (Caption(f"t{i}", code),)) for i, code in enumerate(languages)]
     examples = open_examples(file)
-    assert examples.layout.parts == (2, 2, 1) and list(examples.keys)[2:4] == ["a.parquet/1/0", "a.parquet/1/1"]
+    assert examples.layout.parts == (2, 2, 1) and list(examples.keys)[2:4] == ["a/1/0", "a/1/1"]
     german = Reading(filters=Filters(languages=("de",)))
     assert [number for number, _ in colours(file, german)] == [0, 3, 4]
+
+
+def test_the_same_with_workers(tmp_path: Path) -> None:
+    images = [image_bytes((i, 0, 0)) for i in range(9)]
+    examples = open_examples(write(tmp_path / "a.parquet", {"image": images, "text": [f"t{i}" for i in range(9)]}))
+    found = []
+    for workers in (0, 2):
+        share = Share(count=9, batch_size=4)
+        loader = batches(examples, share, Preparation(side=4), seed=1, steps=6, workers=workers)
+        found.append([(batch["key"], batch["image"].tolist()) for batch in loader])
+    assert found[0] == found[1] and len({key for keys, _ in found[0][:3] for key in keys}) == 9
 
 
 def test_several_captions(tmp_path: Path) -> None:
@@ -71,7 +84,7 @@ def test_several_captions(tmp_path: Path) -> None:
     examples = open_examples(file)
     assert examples[0].captions == (Caption("a"), Caption("b"))
     for i in (1, 2):
-        with pytest.raises(BrokenExampleError, match=f"a.parquet/{i // 2}/{i % 2}: no caption"):
+        with pytest.raises(BrokenExampleError, match=f"a/{i // 2}/{i % 2}: no caption"):
             examples[i]
     assert colours(file, Reading(caption="any"))[2] == (255, (Caption("any"),))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AltCLIPModel, CLIPConfig, CLIPModel, CLIPTokenizer, XLMRobertaConfig, XLMRobertaModel
+from transformers import AltCLIPModel
 
 from flagai_altdiff.checkpoint import altclip_folder
 from flagai_altdiff.errors import CheckpointError
@@ -22,40 +21,6 @@ from flagai_altdiff.training.teacher import Teacher, load_teacher, new_student
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-LETTERS = "abcdefghijklmnopqrstuvwxyz,."
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLIP as transformers saves it; its tokenizer knows letters."""
-    folder = tmp_path_factory.mktemp("clip")
-    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
-    text = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "projection_dim": 24,
-    }
-    text |= {"vocab_size": len(words), "eos_token_id": len(words) - 1, "bos_token_id": len(words) - 2}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=tiny.CHECKER_SIZES, projection_dim=24)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def xlmr_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("xlmr")
-    sizes = {name: tiny.ALTCLIP_TEXT[name] for name in tiny.ALTCLIP_TEXT if name != "project_dim"}
-    torch.manual_seed(1)
-    XLMRobertaModel(
-        XLMRobertaConfig(**sizes, vocab_size=tiny.vocabulary_size(), type_vocab_size=1, pad_token_id=1)
-    ).save_pretrained(folder)
-    tiny.write_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,29 @@
+"""The processes of a run, before and beside what Lightning knows of them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+_PAUSE_S = 0.2
+
+
+def is_first() -> bool:
+    """Whether this process is the first of all that torchrun, SLURM or Lightning started."""
+    named = next((names for names in (("RANK",), ("NODE_RANK", "LOCAL_RANK")) if names[-1] in os.environ), None)
+    return all(int(os.environ.get(name, 0)) == 0 for name in named or ("SLURM_PROCID",))
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    """Wait for what other processes are making; longer than a barrier would, whose time is limited."""
+    while not ready():
+        time.sleep(_PAUSE_S)
+
+
+def meet() -> None:
+    """Wait until all processes are here."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
