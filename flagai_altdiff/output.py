@@ -62,7 +62,7 @@ def draw_to_folder(
     if best_of is not None:
         check_choice(best_of.best, resolved)
     model = unwrapped(model)
-    filing = _Filing(output, resolved, model.spec.name, best_of)
+    filing = _Filing(output, resolved, model, best_of)
     events: Iterator[Step | Sample] = _with_bars(draw(model, resolved, filing.skip), resolved, model, len(filing.skip))
     for event in events if best_of is None else best_of.choose(events, resolved):
         if isinstance(event, Sample):
@@ -101,7 +101,7 @@ class _Filing:
     Args:
         output: Where they go.
         request: What is drawn.
-        name: Of the model.
+        model: What draws.
         best_of: How the images to keep are chosen, if not all are kept.
 
     Attributes:
@@ -109,9 +109,12 @@ class _Filing:
         skip: Indices of the images that need not be drawn.
     """
 
-    def __init__(self, output: Output, request: ResolvedRequest, name: str, best_of: BestOf | None) -> None:
-        self._output, self._request, self._name = output, request, name
-        choice = best_of.key if best_of else ""
+    def __init__(
+        self, output: Output, request: ResolvedRequest, model: LatentDiffusion, best_of: BestOf | None
+    ) -> None:
+        name = model.spec.name
+        self._output, self._request, self._name, self._loras = output, request, name, model.loras
+        choice = ", ".join([*map(str, model.loras), *([best_of.key] if best_of else [])])
         self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:
             logger.warning("no image of this very request lies in %s: everything is drawn", output.folder)
@@ -147,7 +150,8 @@ class _Filing:
             return
         folder = self._output.folder / "samples"
         with _saving(folder):
-            file = self._numbered.save(sample.image, png_texts(sample, self._request, self._name, self.run.id))
+            texts = png_texts(sample, self._request, self._name, self.run.id, self._loras)
+            file = self._numbered.save(sample.image, texts)
         sample.saved(folder / file.name, file)
 
     def save_grid(self, result: GenerationResult) -> None:
@@ -160,7 +164,7 @@ class _Filing:
             result.notes.append(say(Note("grid", f"no grid was made: {reason}. All {count} images are there.")))
             return
         with _saving(self._output.folder):
-            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id)
+            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id, self._loras)
             result.grid_path = self._output.folder / self._grids.save(grid, texts).name
 
 

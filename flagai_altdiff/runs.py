@@ -36,7 +36,7 @@ def new_run(request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
     Args:
         request: As it will be carried out.
         model_name: Name of the model.
-        choice: How the images to keep are chosen, if not all are kept.
+        choice: What else tells runs apart: what was added to the model, how the images to keep are chosen.
     """
     return Run(id=f"{_digest(request, model_name, choice)}-{secrets.token_hex(4)}")
 

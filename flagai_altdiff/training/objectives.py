@@ -132,7 +132,7 @@ class TeacherLearning:
             return torch.zeros(0, device=model.device)
         with torch.no_grad():
             wanted = self._teach(list(batch["english"])).to(model.device)
-        return feature_losses(model.text_model.pooled(model.tokenize(texts))[1], wanted, self._loss)
+        return feature_losses(model.text_model.pooled(model.token_ids(texts))[1], wanted, self._loss)
 
 
 class ContrastiveTuning:
@@ -164,4 +164,4 @@ class ContrastiveTuning:
         with torch.no_grad():
             pixels = model.transform.transform.normalised(batch["image"].to(model.device))
             images = F.normalize(model.get_image_features(pixels), dim=-1)
-        return F.normalize(model.get_text_features(model.tokenize(captions)), dim=-1), images
+        return F.normalize(model.get_text_features(model.token_ids(captions)), dim=-1), images
