@@ -27,8 +27,8 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 def in_proportion(size_bytes: int, *, seconds: float = SECONDS_PER_MB, megabytes: float = MB_PER_MB) -> Iterator[None]:
     """Fail if the block costs more than its input may; an error that the block raises is passed on after that.
 
-    Processor time of this thread and the growth of the process's memory are counted; waiting, other threads and Python's
-    collector of garbage, which looks through whatever the tests before have left, are not.
+    Processor time of this thread and the growth of the process's memory are counted; waiting, other threads and
+    Python's collector of garbage, which looks through whatever the tests before have left, are not.
 
     Args:
         size_bytes: Of the input; less than a megabyte counts as one.
