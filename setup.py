@@ -32,6 +32,7 @@ setup(
         "transformers>=5.0",
         "pytorch-lightning>=2.5",
         "pydantic>=2.10",
+        "omegaconf>=2.3",  # what scripts of LDM's kind read configs with, and hand over
         "einops>=0.8",
         "pillow>=11",
         "tqdm>=4.66",
@@ -51,7 +52,6 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "diffusers>=0.42",
-            "omegaconf>=2.3",
             "ruff",
             "mypy",
             "types-requests",

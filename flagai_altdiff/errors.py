@@ -230,7 +230,8 @@ def last_net(where: object, kind: type[FlagAIAltDiffError] = CheckpointError) ->
     except FlagAIAltDiffError:
         raise
     except OSError as error:
-        raise kind(f"{where} cannot be used: {error.strerror or shown(str(error))}.") from error
+        place = printable(str(error.filename or where), 400)
+        raise kind(f"{place} cannot be used: {error.strerror or shown(str(error))}.") from error
     except Exception as error:
         if is_out_of_memory(error):
             raise InsufficientMemoryError(f"{where} needs more memory than there is.") from error

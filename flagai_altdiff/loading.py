@@ -97,10 +97,7 @@ def load_path(
     _check_safety_argument(safety_checker)
     path = Path(path)
     with last_net(path):
-        try:
-            return _load(path, spec, safety_checker, mapped)
-        except OSError as error:
-            raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
+        return _load(path, spec, safety_checker, mapped)
 
 
 def fetch_model(
