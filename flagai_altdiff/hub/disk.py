@@ -140,10 +140,15 @@ def check_folder(place: Path) -> None:
         raise HubError(f"{place} is no folder, but one is needed there. Move it away and try again.")
 
 
+def free_bytes(folder: Path) -> int:
+    """What the disk of ``folder``, or of its nearest existing parent, has free."""
+    existing = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path.cwd())
+    return shutil.disk_usage(existing).free
+
+
 def check_space(folder: Path, needed_bytes: int) -> None:
     """DiskError if the disk of ``folder`` (or of its nearest existing parent) has less free."""
-    existing = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path.cwd())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         text = f"{folder}: needs {needed_bytes:,} bytes, {free:,} are free. Make room and try again."
         raise DiskError(text, errno.ENOSPC)

@@ -106,6 +106,11 @@ class Plan:
         """The version that its files are of, as records name it."""
         return manifest.version(self.source.label, self.revision)
 
+    @property
+    def most_bytes(self) -> int | None:
+        """What all files, and so each, are believed to have at most, if the registry tells."""
+        return self.wanted.spec.size_bytes * MAX_TIMES_USUAL or None
+
     def is_left_out(self, name: str) -> bool:
         """Whether nothing is done about a file, because only the config is wanted."""
         return self.wanted.config_only and is_weight(name)
@@ -279,8 +284,9 @@ def _check_sizes(plan: Plan) -> None:
         if (file.size_bytes or 0) > most_bytes(file.name):
             text = f"{plan.source.label} announces {file.size_bytes:,} bytes for {file.name}"
             raise HubError(f"{text}, which has at most {most_bytes(file.name):,}; not believed.")
-    total, usual = sum(file.size_bytes or 0 for file in plan.files), plan.wanted.spec.size_bytes
-    if usual and total > usual * MAX_TIMES_USUAL:
+    total = sum(file.size_bytes or 0 for file in plan.files)
+    if plan.most_bytes and total > plan.most_bytes:
+        usual = plan.wanted.spec.size_bytes
         raise HubError(f"{plan.source.label} announces {total:,} bytes; the model has about {usual:,}. Not believed.")
 
 

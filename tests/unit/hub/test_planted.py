@@ -540,6 +540,19 @@ def test_many_large_files_are_beyond_belief_together(baai: HubServer, folder: Pa
     assert has(folder, FLAGAI)
 
 
+@pytest.mark.fault(128)
+@pytest.mark.parametrize("length", ["127000000000", "33000000000", "900000000000000000"])
+def test_a_size_that_only_the_transfer_tells_sends_us_on(
+    baai: HubServer, huggingface: HubServer, folder: Path, length: str
+) -> None:
+    """The hub announces no size, and the file then has one that the disk, or any model, has not."""
+    answer = json.dumps({"code": "20000", "url": f"{baai.url}/x", "size": 0}).encode()
+    baai.always["/api/downloadCode"] = Fault(body=answer)
+    baai.always["/x"] = Fault(body=b"x", headers={"Content-Length": length})
+    fetch(SPEC, folder)
+    assert has(folder, DIFFUSERS)
+
+
 ALIEN = [
     ".git/hooks/post-checkout",
     ".git/hooks/post-checkout.json",
