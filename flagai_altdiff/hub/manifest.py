@@ -191,8 +191,14 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
             check = _check(folder / name, name, size, sha256, "registry" if fact and fact.sha256 else "record")
             mixed = main and record and record.source != LOCAL and record.version != main
             if check.state == "ok" and record and mixed and not (fact and fact.sha256):
-                check = FileCheck(name, "mixed", f"of {record.version}, but the largest files are of {main}")
+                text = f"of {_shown(record.version)}, but the largest files are of {_shown(main or '')}"
+                check = FileCheck(name, "mixed", text)
             yield check
+
+
+def _shown(version: str) -> str:
+    """A version as messages name it; whoever wrote the manifest may have written anything."""
+    return printable(version, 120).replace("\n", "\\n")
 
 
 def _main_version(records: list[FileRecord]) -> str | None:

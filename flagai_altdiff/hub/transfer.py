@@ -363,8 +363,8 @@ def _beyond_the_disk(job: _Job, partial: _Partial, total: int | None) -> HubErro
     came = partial.size_bytes
     partial.discard()
     return HubError(
-        f"{redact_url(job.url)} sends a file {size}, which nobody had announced; after {came:,} bytes, {free:,} are free "
-        "here. It was removed."
+        f"{redact_url(job.url)} sends a file {size}, which nobody had announced; after {came:,} bytes, {free:,} are "
+        "free here. It was removed."
     )
 
 

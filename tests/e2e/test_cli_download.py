@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from flagai_altdiff.cli import main
+from flagai_altdiff.cli.common import say
 from flagai_altdiff.hub import client
+from flagai_altdiff.hub.names import MANIFEST_NAME
 from tests.processes import take_ctrl_c
 from tests.servers import Fault, HubServer, serve
 
@@ -125,6 +127,42 @@ def test_verify_records_what_nobody_knows(m18_folder: Path, tmp_path: Path, caps
     run("verify", str(folder))
     assert "not recorded" not in capsys.readouterr().out
     run("verify", str(folder / "model.ckpt"), status=2)
+
+
+@pytest.mark.fault(137)
+@pytest.mark.parametrize("field", ["source", "revision"])
+def test_what_a_record_says_is_shown_escaped_and_short(
+    server: HubServer, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    run("download", NAME, "--no-safety-checker")
+    path = Path("checkpoints") / NAME / MANIFEST_NAME
+    book = json.loads(path.read_text())
+    hostile = "\x1b[2J\x1b]0;owned\x07\u202e\nok            model.ckpt" + "A" * 1_000_000
+    for entry in book["files"]:
+        if entry["name"] != "model.ckpt":
+            entry[field] = hostile
+    path.write_text(json.dumps(book))
+    capsys.readouterr()
+    run("verify", NAME, status=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "mixed         config.yaml",
+        "ok            model.ckpt",
+        "mixed         sentencepiece.bpe.model",
+    ]
+    assert all(line.isprintable() and len(line) < 400 for line in lines) and "\\x1b[2J" in lines[0]
+
+
+@pytest.mark.fault(137)
+def test_a_line_is_printed_as_one_line_that_no_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    say("\x1b[31m\rno\n蓝色" + "A" * 1_000_000)
+    out = capsys.readouterr().out
+    assert out.startswith("\\x1b[31m\\rno\\n蓝色A") and out.count("\n") == 1 and len(out) < 9_000
+
+
+def test_verify_says_that_there_is_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("verify", str(tmp_path), status=1)
+    assert "nothing to check" in capsys.readouterr().err
 
 
 def test_the_embedded_model_is_the_recorded_one(capsys: pytest.CaptureFixture[str]) -> None:
