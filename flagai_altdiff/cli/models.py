@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from flagai_altdiff.cli.common import add_model_dir, fail, say
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import DiskError, InvalidRequestError
 from flagai_altdiff.progress import show_bars
 from flagai_altdiff.registry import MODELS, ModelSpec, get_model_spec, locate
 
@@ -50,8 +51,11 @@ def _models(args: argparse.Namespace) -> int:
 def _describe(spec: ModelSpec, folder: Path) -> dict[str, object]:
     from flagai_altdiff import hub
 
-    missing = hub.missing_files(spec, folder)
-    return {**asdict(spec), "sources": dict(spec.sources), "folder": str(folder), "missing": missing}
+    known = {**asdict(spec), "sources": dict(spec.sources), "folder": str(folder)}
+    try:
+        return known | {"missing": hub.missing_files(spec, folder)}
+    except DiskError as error:  # the others can be told about all the same
+        return known | {"missing": None, "error": str(error)}
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +124,7 @@ def _verify(args: argparse.Namespace) -> int:
     from flagai_altdiff import hub
 
     spec, folder = locate(args.model, args.model_dir)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise InvalidRequestError("model", args.model, "expected the name of a model or the path of its folder")
     if args.record:
         for name in hub.record_missing(folder):
