@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ MAX_FILES = 2_000
 """Most files that a source may list, and most of them that can be a model's."""
 MAX_TIMES_USUAL = 4
 """How much larger than the registry says a model may be."""
+MOST_MOVED = 4
+"""Most files of the user's that are moved one by one."""
 
 
 FileState = Literal["present", "yours", "arrived", "cached", "absent"]
@@ -294,14 +297,22 @@ def in_the_way(plan: Plan, names: list[str]) -> FilesInTheWayError:
     """The error for files of the user's that stand where a source's would go, or would be mixed with them."""
     folder, spec = plan.wanted.folder, plan.wanted.spec
     shown = ", ".join(printable(name, 120) for name in names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
-    aside = f"{folder}.mine"
-    moved = " ".join(shlex.quote(str(folder / name)) for name in names[:8])
     return FilesInTheWayError(
         f"{folder} has files of yours, or of another version, that are not those of {plan.source.label}: {shown}. "
         f"They stay, and nothing of another version is put beside them. To have {spec.name} fetched whole, "
-        f"move them away (mkdir {shlex.quote(aside)} && mv {moved} {shlex.quote(aside)}), or fetch into another folder "
+        f"move them away ({_way_out(folder, names)}), or fetch into another folder "
         f"(altdiff download {spec.name} --model-dir OTHER)."
     )
+
+
+def _way_out(folder: Path, names: list[str]) -> str:
+    """The command that moves files out of a folder, under a name that is free: a few, or the folder as it is."""
+    place = os.path.abspath(folder)
+    numbered = (f"{place}.mine{number}" for number in ("", *range(2, MAX_FILES)))
+    aside = shlex.quote(next(path for path in numbered if not os.path.lexists(path)))
+    if len(names) > MOST_MOVED or any("/" in name for name in names):  # one name may be in several subfolders
+        return f"mv {shlex.quote(place)} {aside}"
+    return f"mkdir {aside} && mv {' '.join(shlex.quote(os.path.join(place, name)) for name in names)} {aside}"
 
 
 def _asked_for(wanted: Wanted, listed: list[RemoteFile]) -> Iterator[RemoteFile]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -113,6 +115,31 @@ def test_half_a_model_of_the_users_stops_before_anything_comes(
     assert downloads(baai) == [] and [path for path in downloads(huggingface) if "model_index" not in path] == []
     with pytest.raises(FilesInTheWayError):
         plan(SPEC, folder)
+
+
+@pytest.mark.fault(122)
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"config.yaml": b"mine"},
+        {"unet/config.json": b"mine", "vae/config.json": b"mine too", "unet/diffusion_pytorch_model.bin": b"mine"},
+        {f"unet/diffusion_pytorch_model-{n:05}-of-00012.safetensors": b"%d" % n for n in range(12)},
+    ],
+    ids=["one", "equal names in subfolders", "many"],
+)
+def test_the_command_that_is_advised_moves_all_and_loses_nothing(
+    huggingface: HubServer, folder: Path, mine: dict[str, bytes]
+) -> None:
+    for aside in (".mine", ".mine2"):  # the second time, the first name is taken
+        write(folder, mine)
+        with pytest.raises(FilesInTheWayError) as caught:
+            fetch(SPEC, folder, source="huggingface")
+        command = str(caught.value).split("move them away (")[1].split("), or fetch")[0]
+        subprocess.run(command, shell=True, check=True)
+        assert contents(folder.with_name(folder.name + aside)) == mine
+        fetch(SPEC, folder, source="huggingface")
+        assert contents(folder) == DIFFUSERS
+        shutil.rmtree(folder)
 
 
 @pytest.mark.fault(122)
