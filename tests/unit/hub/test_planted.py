@@ -19,6 +19,7 @@ from flagai_altdiff.errors import FilesInTheWayError, HubError, HubUnavailableEr
 from flagai_altdiff.files import open_regular
 from flagai_altdiff.hub import disk, fetch, fetching, manifest, missing_files, plan, planning, record_missing, verify
 from flagai_altdiff.hub.disk import Digests
+from flagai_altdiff.hub import journal
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.names import JOURNAL_NAME, LOCK_NAME, MANIFEST_NAME
@@ -355,6 +356,35 @@ def test_a_journal_that_a_crash_cut_off_goes_on(tmp_path: Path, tail: bytes) -> 
     assert [arrival and arrival.sha256 for arrival in found] == ["0" * 64, "1" * 64]
     (tmp_path / "a.json").write_bytes(b"other")
     assert again.get("a.json") is None
+
+
+@pytest.mark.fault(126)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\n",
+        b"x\n",
+        b"{}\n",
+        b"{\n",
+        b'{"stamp":[]}\n',
+        b'{"name":"a","sha256":"b","stamp":[1,2,3]}\n',
+        b'{"name":"' + b"a/" * 4000 + b'","sha256":"b","stamp":[1,2,3]}\n',
+        b"[" * 1000,
+        b'{"a":' * 1000 + b"\n",
+        b"\r\x0b",
+    ],
+    ids=lambda piece: str(piece[:12]),
+)
+@pytest.mark.parametrize("size", [1 << 20, journal.MAX_BYTES, 9 << 20])
+def test_a_hostile_journal_is_read_at_its_price(tmp_path: Path, piece: bytes, size: int) -> None:
+    (tmp_path / "a.json").write_bytes(b"{}")
+    Journal(tmp_path, Digests()).add("a.json", "0" * 64, None)
+    line = (tmp_path / JOURNAL_NAME).read_bytes()
+    count = (size - len(line)) // len(piece)
+    (tmp_path / JOURNAL_NAME).write_bytes(piece * count + line)
+    with in_proportion(1 << 20):
+        found = Journal(tmp_path, Digests()).get("a.json")
+    assert (found is not None) == (size <= journal.MAX_BYTES)
 
 
 def record(**fields: object) -> dict[str, object]:
