@@ -79,6 +79,15 @@ def digest(path: Path) -> tuple[int, str]:
         return file.tell(), sha256
 
 
+def git_oid(path: Path) -> str:
+    """What git calls the content of a file; DiskError if it cannot be read."""
+    with on_disk(path), open_regular(path) as file:
+        oid = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while piece := file.read(1 << 20):
+            oid.update(piece)
+        return oid.hexdigest()
+
+
 class Digests:
     """SHA-256 of files; a file is read once as long as it stays what it is."""
 

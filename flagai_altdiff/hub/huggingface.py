@@ -99,8 +99,10 @@ def _parse_tree(answer: Answer, repository: str, commit: str) -> list[RemoteFile
         sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
         if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(SHA256, sha256)):
             raise HubError(f"{where} lists {shown(path)} with a hash that is not SHA-256.")
+        blob = entry.get("oid") if lfs is None else None  # of a large file, git has a pointer only
+        oid = blob if isinstance(blob, str) and re.fullmatch(COMMIT, blob) else None
         locate = partial(_locate, repository, commit, path)
-        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, revision=commit))
+        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, git_oid=oid, revision=commit))
     return files
 
 

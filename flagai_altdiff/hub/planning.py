@@ -12,7 +12,7 @@ from typing import Literal
 
 from flagai_altdiff.errors import FilesInTheWayError, HubError, ModelNotFoundError, printable
 from flagai_altdiff.hub import manifest
-from flagai_altdiff.hub.disk import Stamp, check_folder, present_files, size_of, stamp_of
+from flagai_altdiff.hub.disk import Stamp, check_folder, git_oid, present_files, size_of, stamp_of
 from flagai_altdiff.hub.inventory import Inventory
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.names import PART_SUFFIX, STAGING_PREFIX, safe_names
@@ -201,6 +201,8 @@ def _plan_file(plan: Plan, stock: Inventory, journal: Journal, file: RemoteFile,
     standing = stock.standing(file.name, planned.size_bytes, planned.sha256)
     if standing == "same" and record and not planned.is_certain and not _is_current(planned, record.etag):
         standing = "ours"
+    if standing == "alike" and file.git_oid and git_oid(stock.folder / file.name) != file.git_oid:
+        standing = "other"
     if standing in ("same", "alike"):
         return replace(planned, state="present")
     if standing == "other":

@@ -161,6 +161,16 @@ def test_a_part_of_another_hash_is_the_users(huggingface: HubServer, folder: Pat
 
 
 @pytest.mark.fault(122)
+def test_a_small_part_of_the_same_size_is_the_users(huggingface: HubServer, folder: Path) -> None:
+    """Its list has no SHA-256 of small files, but what git calls them."""
+    write(folder, {"unet/config.json": b"{}"})
+    assert {file.name: file.state for file in plan(SPEC, folder).files}["unet/config.json"] == "present"
+    write(folder, {"unet/config.json": b"[]"})
+    with pytest.raises(FilesInTheWayError, match=r"unet/config\.json"):
+        fetch(SPEC, folder)
+
+
+@pytest.mark.fault(122)
 def test_what_does_not_matter_stays_and_stops_nothing(baai: HubServer, folder: Path) -> None:
     mine = {"preprocessor_config.json": b"the user's own", "notes.txt": b"mine", "README.md": b"mine", "lora.pt": b"x"}
     write(folder, mine)
