@@ -17,9 +17,19 @@ import pytest
 
 from flagai_altdiff.errors import FilesInTheWayError, HubError, HubUnavailableError, ModelNotFoundError
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.hub import disk, fetch, fetching, manifest, missing_files, plan, planning, record_missing, verify
+from flagai_altdiff.hub import (
+    disk,
+    fetch,
+    fetching,
+    journal,
+    manifest,
+    missing_files,
+    plan,
+    planning,
+    record_missing,
+    verify,
+)
 from flagai_altdiff.hub.disk import Digests
-from flagai_altdiff.hub import journal
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.names import JOURNAL_NAME, LOCK_NAME, MANIFEST_NAME
@@ -581,6 +591,23 @@ def test_a_size_that_only_the_transfer_tells_sends_us_on(
     baai.always["/x"] = Fault(body=b"x", headers={"Content-Length": length})
     fetch(SPEC, folder)
     assert has(folder, DIFFUSERS)
+
+
+@pytest.mark.fault(129)
+def test_what_other_programs_obey_is_not_taken(baai: HubServer, folder: Path) -> None:
+    obeyed = (
+        "package.json",
+        "docker-compose.yaml",
+        "requirements.txt",
+        "CMakeLists.txt",
+        "conftest.json",
+        ".index.json",
+    )
+    baai.models[SPEC.name] |= dict.fromkeys(obeyed, b"{}")
+    baai.models[SPEC.name] |= {"vocab.json": b"{}", "model.safetensors.index.json": b"{}"}
+    fetch(SPEC, folder)
+    assert not any((folder / name).exists() for name in obeyed)
+    assert (folder / "vocab.json").exists() and (folder / "model.safetensors.index.json").exists()
 
 
 ALIEN = [
