@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import partial
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError, shown
 from flagai_altdiff.hub import hf_cache
@@ -77,7 +77,10 @@ def _next_page(answer: Answer) -> str | None:
         return None
     try:
         url = urljoin(answer.url, answer.next_url)
-        same = urlsplit(url)[:2] == urlsplit(answer.url)[:2]
+        asked, named = urlsplit(answer.url), urlsplit(url)
+        user, at, server = asked.netloc.rpartition("@")
+        same = (named.scheme, named.netloc.rpartition("@")[2]) == (asked.scheme, server)
+        url = urlunsplit(named._replace(netloc=f"{user}{at}{server}")) if same else url
     except ValueError:
         url, same = answer.next_url, False
     if not same:
