@@ -99,6 +99,7 @@ def fetch(
         FilesInTheWayError: Files of the user's would become part of another version; nothing came.
         DiskError: The local disk failed.
     """
+    folder = Path(folder)
     wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
     with last_net(folder, HubError):
         if wanted.missing():
@@ -113,7 +114,7 @@ def plan(
     spec: ModelSpec, folder: Path, *, config_only: bool = False, source: str | None = None, revision: str | None = None
 ) -> Plan:
     """What :func:`fetch` would do now with the first source that answers; arguments and errors as there."""
-    wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
+    wanted = Wanted(spec=spec, folder=Path(folder), config_only=config_only)
     with last_net(folder, HubError):
         return _try_each(wanted, find_sources(wanted, source, revision), lambda made: made)
 

@@ -147,6 +147,7 @@ def record_missing(folder: Path) -> list[str]:
     Raises:
         HubError: The manifest cannot be understood, or so many files are there that they are no model.
     """
+    folder = Path(folder)
     with last_net(folder, HubError):
         records = read(folder)
         new = [name for name in model_files(folder) if name not in records]
@@ -177,6 +178,7 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
     Raises:
         HubError: The manifest cannot be understood.
     """
+    folder = Path(folder)
     with last_net(folder, HubError):
         records, present = read(folder), set(model_files(folder))
         known = {file.name: file for file in spec.files} if spec else {}
