@@ -235,6 +235,8 @@ def last_net(where: object, kind: type[FlagAIAltDiffError] = CheckpointError) ->
     except Exception as error:
         if is_out_of_memory(error):
             raise InsufficientMemoryError(f"{where} needs more memory than there is.") from error
+        if "\0" in str(where):
+            raise kind(f"{where} has a zero byte in it; no file or folder can have that name.") from error
         reason = printable(str(error), 120).split("\n")[0]
         raise kind(
             f"{where} is damaged, or made to look like what it is not ({type(error).__name__}: {reason})."

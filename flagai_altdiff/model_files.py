@@ -21,6 +21,22 @@ CHECKER_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """What belongs to a tokenizer file beside it."""
+TOP_FILES = (
+    *TOKENIZER_FILES,
+    *TOKENIZER_COMPANIONS,
+    FLAGAI_CONFIG,
+    DIFFUSERS_INDEX,
+    "config.json",
+    "configuration.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "scheduler_config.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""What a model has in its folder itself, beside weights: another .json or .yaml there may be obeyed by other programs."""
 MAX_WEIGHT_BYTES, MAX_OTHER_BYTES = 1 << 37, 1 << 28
 """The largest file of weights, and the largest of any other kind, that a model is believed to have."""
 EQUIVALENTS = {
@@ -54,7 +70,10 @@ def is_part(name: str) -> bool:
 
 def is_fetched(name: str) -> bool:
     """Whether a file of that name is taken from a hub: a model's, in a place where models have files."""
-    return is_part(name) and name.rpartition("/")[0] in ("", *DIFFUSERS_PARTS)
+    folder, _, file = name.rpartition("/")
+    if folder:
+        return is_part(name) and folder in DIFFUSERS_PARTS
+    return is_weight(file) or file in TOP_FILES or (file.endswith(".index.json") and not is_hidden(file))
 
 
 def is_tokenizer(name: str) -> bool:

@@ -79,6 +79,15 @@ def digest(path: Path) -> tuple[int, str]:
         return file.tell(), sha256
 
 
+def git_oid(path: Path) -> str:
+    """What git calls the content of a file; DiskError if it cannot be read."""
+    with on_disk(path), open_regular(path) as file:
+        oid = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while piece := file.read(1 << 20):
+            oid.update(piece)
+        return oid.hexdigest()
+
+
 class Digests:
     """SHA-256 of files; a file is read once as long as it stays what it is."""
 
@@ -134,16 +143,21 @@ def make_folder(root: Path, inner: PurePath | str = "") -> Path:
 
 def check_folder(place: Path) -> None:
     """HubError if something else than a folder is at ``place``, a link to one included."""
-    if place.is_symlink():
+    if os.path.islink(place):
         raise HubError(f"{place} is a symbolic link; refused. Remove it.")
-    if os.path.lexists(place) and not place.is_dir():
+    if os.path.lexists(place) and not os.path.isdir(place):
         raise HubError(f"{place} is no folder, but one is needed there. Move it away and try again.")
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of ``folder``, or of its nearest existing parent, has free."""
+    existing = next((place for place in (folder, *folder.absolute().parents) if os.path.isdir(place)), Path.cwd())
+    return shutil.disk_usage(existing).free
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
     """DiskError if the disk of ``folder`` (or of its nearest existing parent) has less free."""
-    existing = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path.cwd())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         text = f"{folder}: needs {needed_bytes:,} bytes, {free:,} are free. Make room and try again."
         raise DiskError(text, errno.ENOSPC)
@@ -184,6 +198,8 @@ def on_disk(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
             needed = "unknown" if needed_bytes is None else f"{needed_bytes:,}"
             text += f" Bytes needed: {needed}, free: {shutil.disk_usage(path.parent).free:,}."
             text += " What has arrived is kept: make room and try again."
+        elif code == errno.EACCES:
+            text += " Ask its owner for the right to use it, or choose a folder that can be read and written to."
         else:
             text += " Choose a folder that can be written to."
         raise DiskError(text, code) from error

@@ -99,6 +99,7 @@ def fetch(
         FilesInTheWayError: Files of the user's would become part of another version; nothing came.
         DiskError: The local disk failed.
     """
+    folder = Path(folder)
     wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
     with last_net(folder, HubError):
         if wanted.missing():
@@ -113,7 +114,7 @@ def plan(
     spec: ModelSpec, folder: Path, *, config_only: bool = False, source: str | None = None, revision: str | None = None
 ) -> Plan:
     """What :func:`fetch` would do now with the first source that answers; arguments and errors as there."""
-    wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
+    wanted = Wanted(spec=spec, folder=Path(folder), config_only=config_only)
     with last_net(folder, HubError):
         return _try_each(wanted, find_sources(wanted, source, revision), lambda made: made)
 
@@ -163,7 +164,7 @@ def _gather(plan: Plan, journal: Journal) -> None:
         path = _in_folder(plan.wanted.folder, plan.staging.name, file.name)
         try:
             with progress.file(file.name, file.size_bytes) as report:
-                received = _bring(file, path, report, stop)
+                received = _bring(file, path, plan.most_bytes, report, stop)
         except ModelNotFoundError as error:
             with guard:
                 plan.do_without(file.name, error)
@@ -199,14 +200,16 @@ def _explained(error: IntegrityError, plan: Plan, file: PlannedFile) -> Integrit
     )
 
 
-def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Received:
+def _bring(file: PlannedFile, target: Path, most: int | None, report: Report, stop: Stop) -> Received:
     """One file into the staging folder: copied where this disk has it, else downloaded."""
     size, sha256 = file.size_bytes, file.sha256
 
     def get(location: Location) -> Received:
         location.check_way(sha256)
-        headers = location.headers
-        return download(location.url, target, size_bytes=size, sha256=sha256, headers=headers, report=report, stop=stop)
+        return download(
+            location.url, target, size_bytes=size, sha256=sha256, most=most,
+            headers=location.headers, report=report, stop=stop,
+        )  # fmt: skip
 
     if file.remote.copy is not None:
         try:

@@ -14,7 +14,10 @@ from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub.disk import Digests, Stamp, on_disk, open_no_link, read_small, stamp_of
 from flagai_altdiff.hub.names import JOURNAL_NAME
 
-MAX_BYTES = 8 << 20
+MAX_BYTES = 4 << 20
+MAX_LINES = 20_000
+"""Only so many are read, the last ones. Each file has two, one of them empty; some came more than once."""
+MAX_LINE_BYTES = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +76,12 @@ class Journal:
 
 def _read(path: Path) -> list[Arrival]:
     try:
-        lines = read_small(path, MAX_BYTES).splitlines()
+        lines = read_small(path, MAX_BYTES).rsplit(b"\n", MAX_LINES)
     except OSError:  # none is there, or it cannot be used: HubError is an OSError
         return []
-    return [arrival for line in lines if (arrival := _parse(line))]
+    entries = [line for line in lines if line.startswith(b"{") and len(line) <= MAX_LINE_BYTES]
+    arrivals = {arrival.name: arrival for line in entries if (arrival := _parse(line))}
+    return list(arrivals.values())  # of a file that came more than once, the last time
 
 
 def _parse(line: bytes) -> Arrival | None:

@@ -147,6 +147,7 @@ def record_missing(folder: Path) -> list[str]:
     Raises:
         HubError: The manifest cannot be understood, or so many files are there that they are no model.
     """
+    folder = Path(folder)
     with last_net(folder, HubError):
         records = read(folder)
         new = [name for name in model_files(folder) if name not in records]
@@ -177,6 +178,7 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
     Raises:
         HubError: The manifest cannot be understood.
     """
+    folder = Path(folder)
     with last_net(folder, HubError):
         records, present = read(folder), set(model_files(folder))
         known = {file.name: file for file in spec.files} if spec else {}
@@ -191,8 +193,14 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
             check = _check(folder / name, name, size, sha256, "registry" if fact and fact.sha256 else "record")
             mixed = main and record and record.source != LOCAL and record.version != main
             if check.state == "ok" and record and mixed and not (fact and fact.sha256):
-                check = FileCheck(name, "mixed", f"of {record.version}, but the largest files are of {main}")
+                text = f"of {_shown(record.version)}, but the largest files are of {_shown(main or '')}"
+                check = FileCheck(name, "mixed", text)
             yield check
+
+
+def _shown(version: str) -> str:
+    """A version as messages name it; whoever wrote the manifest may have written anything."""
+    return printable(version, 120).replace("\n", "\\n")
 
 
 def _main_version(records: list[FileRecord]) -> str | None:

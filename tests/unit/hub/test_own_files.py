@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -116,6 +118,31 @@ def test_half_a_model_of_the_users_stops_before_anything_comes(
 
 
 @pytest.mark.fault(122)
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"config.yaml": b"mine"},
+        {"unet/config.json": b"mine", "vae/config.json": b"mine too", "unet/diffusion_pytorch_model.bin": b"mine"},
+        {f"unet/diffusion_pytorch_model-{n:05}-of-00012.safetensors": b"%d" % n for n in range(12)},
+    ],
+    ids=["one", "equal names in subfolders", "many"],
+)
+def test_the_command_that_is_advised_moves_all_and_loses_nothing(
+    huggingface: HubServer, folder: Path, mine: dict[str, bytes]
+) -> None:
+    for aside in (".mine", ".mine2"):  # the second time, the first name is taken
+        write(folder, mine)
+        with pytest.raises(FilesInTheWayError) as caught:
+            fetch(SPEC, folder, source="huggingface")
+        command = str(caught.value).split("move them away (")[1].split("), or fetch")[0]
+        subprocess.run(command, shell=True, check=True)
+        assert contents(folder.with_name(folder.name + aside)) == mine
+        fetch(SPEC, folder, source="huggingface")
+        assert contents(folder) == DIFFUSERS
+        shutil.rmtree(folder)
+
+
+@pytest.mark.fault(122)
 def test_an_empty_file_is_the_users_too(baai: HubServer, folder: Path) -> None:
     write(folder, {"model.ckpt": b""})
     with pytest.raises(FilesInTheWayError, match=r"model\.ckpt"):
@@ -131,6 +158,16 @@ def test_a_part_of_another_hash_is_the_users(huggingface: HubServer, folder: Pat
     with pytest.raises(FilesInTheWayError, match="unet/diffusion_pytorch_model"):
         fetch(SPEC, folder)
     assert contents(folder) == mine
+
+
+@pytest.mark.fault(122)
+def test_a_small_part_of_the_same_size_is_the_users(huggingface: HubServer, folder: Path) -> None:
+    """Its list has no SHA-256 of small files, but what git calls them."""
+    write(folder, {"unet/config.json": b"{}"})
+    assert {file.name: file.state for file in plan(SPEC, folder).files}["unet/config.json"] == "present"
+    write(folder, {"unet/config.json": b"[]"})
+    with pytest.raises(FilesInTheWayError, match=r"unet/config\.json"):
+        fetch(SPEC, folder)
 
 
 @pytest.mark.fault(122)

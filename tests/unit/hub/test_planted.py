@@ -17,7 +17,18 @@ import pytest
 
 from flagai_altdiff.errors import FilesInTheWayError, HubError, HubUnavailableError, ModelNotFoundError
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.hub import disk, fetch, fetching, manifest, missing_files, plan, planning, record_missing, verify
+from flagai_altdiff.hub import (
+    disk,
+    fetch,
+    fetching,
+    journal,
+    manifest,
+    missing_files,
+    plan,
+    planning,
+    record_missing,
+    verify,
+)
 from flagai_altdiff.hub.disk import Digests
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
@@ -357,6 +368,35 @@ def test_a_journal_that_a_crash_cut_off_goes_on(tmp_path: Path, tail: bytes) -> 
     assert again.get("a.json") is None
 
 
+@pytest.mark.fault(126)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\n",
+        b"x\n",
+        b"{}\n",
+        b"{\n",
+        b'{"stamp":[]}\n',
+        b'{"name":"a","sha256":"b","stamp":[1,2,3]}\n',
+        b'{"name":"' + b"a/" * 4000 + b'","sha256":"b","stamp":[1,2,3]}\n',
+        b"[" * 1000,
+        b'{"a":' * 1000 + b"\n",
+        b"\r\x0b",
+    ],
+    ids=lambda piece: str(piece[:12]),
+)
+@pytest.mark.parametrize("size", [1 << 20, journal.MAX_BYTES, 9 << 20])
+def test_a_hostile_journal_is_read_at_its_price(tmp_path: Path, piece: bytes, size: int) -> None:
+    (tmp_path / "a.json").write_bytes(b"{}")
+    Journal(tmp_path, Digests()).add("a.json", "0" * 64, None)
+    line = (tmp_path / JOURNAL_NAME).read_bytes()
+    count = (size - len(line)) // len(piece)
+    (tmp_path / JOURNAL_NAME).write_bytes(piece * count + line)
+    with in_proportion(1 << 20):
+        found = Journal(tmp_path, Digests()).get("a.json")
+    assert (found is not None) == (size <= journal.MAX_BYTES)
+
+
 def record(**fields: object) -> dict[str, object]:
     return {"name": "model.ckpt", "size_bytes": 1, "sha256": "0" * 64, "source": "baai"} | fields
 
@@ -538,6 +578,36 @@ def test_many_large_files_are_beyond_belief_together(baai: HubServer, folder: Pa
         finally:
             del os.environ["FLAGAI_ALTDIFF_MIRROR"]
     assert has(folder, FLAGAI)
+
+
+@pytest.mark.fault(128)
+@pytest.mark.parametrize("length", ["127000000000", "33000000000", "900000000000000000"])
+def test_a_size_that_only_the_transfer_tells_sends_us_on(
+    baai: HubServer, huggingface: HubServer, folder: Path, length: str
+) -> None:
+    """The hub announces no size, and the file then has one that the disk, or any model, has not."""
+    answer = json.dumps({"code": "20000", "url": f"{baai.url}/x", "size": 0}).encode()
+    baai.always["/api/downloadCode"] = Fault(body=answer)
+    baai.always["/x"] = Fault(body=b"x", headers={"Content-Length": length})
+    fetch(SPEC, folder)
+    assert has(folder, DIFFUSERS)
+
+
+@pytest.mark.fault(129)
+def test_what_other_programs_obey_is_not_taken(baai: HubServer, folder: Path) -> None:
+    obeyed = (
+        "package.json",
+        "docker-compose.yaml",
+        "requirements.txt",
+        "CMakeLists.txt",
+        "conftest.json",
+        ".index.json",
+    )
+    baai.models[SPEC.name] |= dict.fromkeys(obeyed, b"{}")
+    baai.models[SPEC.name] |= {"vocab.json": b"{}", "model.safetensors.index.json": b"{}"}
+    fetch(SPEC, folder)
+    assert not any((folder / name).exists() for name in obeyed)
+    assert (folder / "vocab.json").exists() and (folder / "model.safetensors.index.json").exists()
 
 
 ALIEN = [

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flagai_altdiff.errors import HubError, HubUnavailableError, IntegrityError, ModelNotFoundError, OfflineError
 from flagai_altdiff.hub import environment, fetch, manifest, plan
+from flagai_altdiff.hub.sources import Wanted, find_sources
 from flagai_altdiff.registry import MODELS, SAFETY_CHECKER
 from tests.servers import COMMIT, Fault, HubServer, serve
 
@@ -238,3 +240,41 @@ def test_an_address_that_ran_out_is_asked_for_again(folder: Path, monkeypatch: p
         fetch(SPEC, folder)
         assert server.ranges(path) == [None, "bytes=20000-", "bytes=20000-"]
     assert has(folder, FLAGAI)
+
+
+@pytest.mark.fault(137)
+def test_the_label_of_a_mirror_tells_no_password(tmp_path: Path) -> None:
+    """Nor is the mirror another one when its password changes, or a slash comes behind it."""
+    wanted = Wanted(spec=SPEC, folder=tmp_path)
+    spellings = (
+        "http://h.example/m",
+        "http://h.example/m/",
+        "http://me:one@h.example/m",
+        "http://me:two@h.example/m/?a",
+    )
+    assert len({find_sources(wanted, address, None)[0].label for address in spellings}) == 1
+    assert (
+        find_sources(wanted, "http://h.example/n", None)[0].label != find_sources(wanted, spellings[0], None)[0].label
+    )
+
+
+@pytest.mark.fault(127)
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"source": 5}, "source is 5: expected a text"),
+        ({"revision": ["a"]}, r"revision is \['a'\]: expected a text"),
+        ({"spec": SAFETY_CHECKER, "source": "huggingface"}, "SafetyChecker is not at huggingface. .*: baai"),
+        ({"spec": SAFETY_CHECKER, "revision": "main"}, "SafetyChecker is not at a hub with revision 'main'. .*: baai"),
+        ({"folder": Path("a\0b")}, r"a\\x00b has a zero byte in it"),
+        ({"folder": "a\0b"}, r"a\\x00b has a zero byte in it"),
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_are_named(tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
+    given: dict[str, Any] = {"spec": SPEC, "folder": tmp_path, **arguments}
+    with pytest.raises(HubError, match=told):
+        fetch(**given)
+    if "folder" not in arguments:
+        with pytest.raises(HubError, match=told):
+            plan(**given)
