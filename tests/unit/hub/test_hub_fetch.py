@@ -260,10 +260,10 @@ def test_config_only_from_hugging_face_can_be_completed(huggingface: HubServer, 
 def test_a_lesser_file_that_the_hub_lost_is_done_without(
     baai: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    baai.faults["/api/searchModelFileByName"] = [Fault(body=str([*FLAGAI, "readme.txt"]).encode())]
+    baai.faults["/api/searchModelFileByName"] = [Fault(body=str([*FLAGAI, "vocab.txt"]).encode())]
     fetch(SPEC, folder)
     assert contents(folder) == FLAGAI
-    assert "goes on without readme.txt" in caplog.text
+    assert "goes on without vocab.txt" in caplog.text
 
 
 @pytest.mark.fault(24)
