@@ -36,7 +36,7 @@ TOP_FILES = (
     "vocab.json",
     "vocab.txt",
 )
-"""What a model has in its folder itself, beside weights: another .json or .yaml there may be obeyed by other programs."""
+"""What a model has in its folder itself, beside weights: other programs may obey another .json or .yaml there."""
 MAX_WEIGHT_BYTES, MAX_OTHER_BYTES = 1 << 37, 1 << 28
 """The largest file of weights, and the largest of any other kind, that a model is believed to have."""
 EQUIVALENTS = {
