@@ -30,10 +30,10 @@ from flagai_altdiff.hub import manifest
 from flagai_altdiff.hub.addresses import redact_url
 from flagai_altdiff.hub.disk import (
     Digests,
+    Kept,
     Stamp,
     check_folder,
     check_space,
-    make_folder,
     on_disk,
     present_files,
     size_of,
@@ -140,30 +140,32 @@ def _carry_out(plan: Plan, locked: bool) -> None:
         raise DiskError(f"{folder / MANIFEST_NAME} is a folder; the record of the files goes there. Move it away.")
     check_space(folder, plan.to_come_bytes)
     logger.info("%s: %d files to fetch from %s", folder, len(plan.to_come), plan.source.label)
-    make_folder(folder, plan.staging.name)
-    journal = Journal(plan.staging, plan.wanted.digests)
-    _gather(plan, journal)
+    kept = Kept(folder)
+    staging = kept.inner(plan.staging.name)
+    journal = Journal(plan.staging, plan.wanted.digests, staging)
+    _gather(plan, journal, staging)
     arrived = [file for file in plan.files if not file.is_there and size_of(plan.staging / file.name)]
     gives_way = plan.leftovers.keys() | {file.name for file in plan.files if file.replaces}
     if gone := plan.wanted.lacking((present_files(folder) - gives_way) | {file.name for file in arrived}):
         raise HubError(f"{plan.source.label} sent {', '.join(gone)} empty.")
     if time.monotonic() - began > RECHECK_S:
         _check_unchanged(arrived, journal)
-    _put_in_place(plan, arrived, journal)
+    _put_in_place(plan, arrived, journal, staging)
+    kept.check()
     for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
         if _STAGING.fullmatch(leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)  # never follows a link
 
 
-def _gather(plan: Plan, journal: Journal) -> None:
+def _gather(plan: Plan, journal: Journal, staging: Kept) -> None:
     """Bring what is to come into the staging folder, several files side by side."""
     stop, guard = Stop(), threading.Lock()
 
     def bring(file: PlannedFile) -> None:
-        path = _in_folder(plan.wanted.folder, plan.staging.name, file.name)
+        kept = staging.inner(safe_name(file.name).parent)
         try:
             with progress.file(file.name, file.size_bytes) as report:
-                received = _bring(file, path, report, stop)
+                received = _bring(file, kept, report, stop)
         except ModelNotFoundError as error:
             with guard:
                 plan.do_without(file.name, error)
@@ -199,18 +201,21 @@ def _explained(error: IntegrityError, plan: Plan, file: PlannedFile) -> Integrit
     )
 
 
-def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Received:
-    """One file into the staging folder: copied where this disk has it, else downloaded."""
-    size, sha256 = file.size_bytes, file.sha256
+def _bring(file: PlannedFile, kept: Kept, report: Report, stop: Stop) -> Received:
+    """One file into its place in the staging folder: copied where this disk has it, else downloaded."""
+    size, sha256, target = file.size_bytes, file.sha256, kept.path / PurePath(file.name).name
 
     def get(location: Location) -> Received:
         location.check_way(sha256)
         headers = location.headers
-        return download(location.url, target, size_bytes=size, sha256=sha256, headers=headers, report=report, stop=stop)
+        return download(
+            location.url, target, size_bytes=size, sha256=sha256, headers=headers, report=report, stop=stop, kept=kept
+        )
 
     if file.remote.copy is not None:
         try:
-            return copy(file.remote.copy, target, size_bytes=size, sha256=sha256, report=report, stop=stop)
+            source = file.remote.copy
+            return copy(source, target, size_bytes=size, sha256=sha256, report=report, stop=stop, kept=kept)
         except DiskError:
             raise
         except HubError as error:
@@ -228,7 +233,7 @@ def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Recei
         return get(renewed)  # an address that was valid for a while only
 
 
-def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal) -> None:
+def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal, staging: Kept) -> None:
     """Give what has arrived its place; before that, what we brought from another version leaves it.
 
     Interrupted in between, the model lacks files, and the next attempt goes on.
@@ -246,13 +251,17 @@ def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal) -> N
         elif file.state == "present" and record and record.version != plan.version and stock.is_ours(file.name):
             records[file.name] = replace(_record(plan, file, None), sha256=record.sha256)
     for name, stamp in aside.items():
-        if not _set_aside(folder / name, stamp, plan.staging):
+        if not _set_aside(folder / name, stamp, staging):
             raise in_the_way(plan, [name])
         if name not in coming:
             del records[name]
+    staging.check()
     manifest.write(folder, records)
+    kept = Kept(folder)
     for name in sorted(coming, key=lambda name: name in MARKERS):
-        if not _place(plan.staging / name, _in_folder(folder, name), digests):
+        place = kept.inner(safe_name(name).parent)
+        staging.inner(safe_name(name).parent)
+        if not _place(plan.staging / name, place.path / PurePath(name).name, digests):
             raise in_the_way(plan, [name])
 
 
@@ -272,9 +281,10 @@ def _record(plan: Plan, file: PlannedFile, journal: Journal | None) -> FileRecor
     )
 
 
-def _set_aside(path: Path, stamp: Stamp, staging: Path) -> bool:
+def _set_aside(path: Path, stamp: Stamp, staging: Kept) -> bool:
     """Move a file of ours out of its place; whether it was that file, and not one that came there meanwhile."""
-    hidden = staging / f".{secrets.token_hex(8)}"
+    hidden = staging.path / f".{secrets.token_hex(8)}"
+    staging.check()
     check_folder(path.parent)
     with on_disk(path):
         if not os.path.lexists(path):
@@ -297,12 +307,6 @@ def _place(staged: Path, target: Path, digests: Digests) -> bool:
         except FileExistsError:
             return digests.of(target) == digests.of(staged)
         return True
-
-
-def _in_folder(folder: Path, *inner: str) -> Path:
-    """A file's path below a folder, with the folders between made; no link among them is followed."""
-    path = safe_name(inner[-1])
-    return make_folder(folder, PurePath(*inner[:-1], path.parent)) / path.name
 
 
 def _arrived_bytes(folder: Path) -> int:

@@ -20,7 +20,7 @@ from flagai_altdiff.errors import DiskError, HubError, IntegrityError, printable
 from flagai_altdiff.files import new_file, open_regular
 from flagai_altdiff.hub.addresses import check_url, first_line, redact_url, without_secrets
 from flagai_altdiff.hub.client import PIECE_BYTES, TRIES, Reply, refusal, retry, send
-from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link
+from flagai_altdiff.hub.disk import Kept, check_space, on_disk, open_no_link
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
@@ -81,9 +81,11 @@ class _Partial:
     Args:
         path: The file to be.
         identity: What was asked for.
+        kept: The folder of both.
     """
 
-    def __init__(self, path: Path, identity: _Identity) -> None:
+    def __init__(self, path: Path, identity: _Identity, kept: Kept) -> None:
+        self._kept = kept
         self.path = path.with_name(path.name + PART_SUFFIX)
         self._state = path.with_name(path.name + STATE_SUFFIX)
         self.identity, self.size_bytes, self.digest = identity, 0, hashlib.sha256()
@@ -102,6 +104,7 @@ class _Partial:
             return
         if recorded.validator != _usable(recorded.validator) or not (recorded.validator or recorded.sha256):
             return
+        self._kept.check()
         there = _size_of_own(self.path) or 0
         if recorded.size_bytes is not None and there > recorded.size_bytes:
             return
@@ -128,6 +131,7 @@ class _Partial:
                 "another version next, so that what had come could not be used. Try another source."
             )
         self.identity = replace(self.identity, validator=validator)
+        self._kept.check()
         with on_disk(self.path):
             with new_file(self._state, replace=True) as new:
                 new.write_text(json.dumps(asdict(self.identity)), encoding="utf-8")
@@ -136,6 +140,7 @@ class _Partial:
 
     def extend(self, pieces: Iterator[bytes], total: int | None) -> None:
         """Write what comes to its end, up to where it breaks off."""
+        self._kept.check()
         with on_disk(self.path, total), open(self.path, "ab", opener=open_no_link) as file:
             if os.fstat(file.fileno()).st_size != self.size_bytes:
                 raise self.start_over("another process writes the same file")
@@ -154,6 +159,7 @@ class _Partial:
     def discard(self) -> None:
         """Remove it with its record."""
         self.size_bytes, self.digest = 0, hashlib.sha256()
+        self._kept.check()
         for path in (self.path, self._state):
             with on_disk(path):
                 _size_of_own(path)
@@ -161,6 +167,7 @@ class _Partial:
 
     def become(self, path: Path) -> None:
         """Take the final name."""
+        self._kept.check()
         with on_disk(path):
             os.replace(self.path, path)
             self._state.unlink(missing_ok=True)
@@ -196,6 +203,7 @@ def download(
     headers: Mapping[str, str] | None = None,
     report: Report = lambda done, total: None,
     stop: Stop | None = None,
+    kept: Kept | None = None,
 ) -> Received:
     """Fetch ``url`` into ``path``, going on from what an earlier call left in ``<path>.part``.
 
@@ -207,6 +215,7 @@ def download(
         headers: Further headers; credentials in them do not follow a redirect to another host.
         report: Called as the file grows.
         stop: Ends the transfer from another thread; what has arrived is kept.
+        kept: The folder of ``path``, if it was looked at before.
 
     Returns:
         Size and hash of the file, computed as it arrived; a part from an earlier call is read again for it.
@@ -225,9 +234,8 @@ def download(
         url=url, path=path, size_bytes=size_bytes, sha256=sha256,
         headers=headers or {}, report=report, stop=stop or Stop(),
     )  # fmt: skip
-    partial = _Partial(path, _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256))
-    with on_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    identity = _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256)
+    partial = _Partial(path, identity, kept or Kept(path.parent))
     partial.recall()
     received = retry(lambda: _attempt(job, partial), url, progress=lambda: partial.resumable_bytes, stop=job.stop)
     job.stop.check()
@@ -253,9 +261,11 @@ def copy(
     sha256: str | None = None,
     report: Report = lambda done, total: None,
     stop: Stop | None = None,
+    kept: Kept | None = None,
 ) -> Received:
     """Copy a file of this disk into ``path`` as :func:`download` fetches one; arguments, result and errors as there."""
-    stop, digest, got = stop or Stop(), hashlib.sha256(), 0
+    stop, digest, got, kept = stop or Stop(), hashlib.sha256(), 0, kept or Kept(path.parent)
+    kept.check()
     with on_disk(path, size_bytes), new_file(path, replace=True) as unfinished, open(unfinished, "wb") as file:
         for piece in _pieces_of(source):
             stop.check()
@@ -265,6 +275,7 @@ def copy(
         if size_bytes not in (None, got) or sha256 not in (None, digest.hexdigest()):
             found = f"{got} bytes with SHA-256 {digest.hexdigest()}"
             raise IntegrityError(f"{source} is a truncated or corrupt file: {found}. Remove it.")
+        kept.check()
     return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
