@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -61,8 +60,6 @@ MARKERS = (DIFFUSERS_INDEX, FLAGAI_CONFIG)
 """Files that say which layout a folder has; moved into place last."""
 MAX_TEXT = 1000
 """Longest address or ETag that is recorded."""
-RECHECK_S = 60.0
-"""After so long, a source without hashes is asked again whether it still has what it sent first."""
 _STAGING = re.compile(
     rf"{re.escape(STAGING_PREFIX)}({'|'.join(HUBS)}|{CACHE}|mirror-[0-9a-f]{{12}})(-[0-9a-f]{{12,16}})*"
 )
@@ -135,7 +132,7 @@ def _try_each(wanted: Wanted, sources: list[Source], act: Callable[[Plan], T]) -
 def _carry_out(plan: Plan, locked: bool) -> None:
     """Bring all files of a plan into its staging folder, then into place; without a lock, in a folder of its own."""
     plan = plan if locked else _apart(plan)
-    folder, began = plan.wanted.folder, time.monotonic()
+    folder = plan.wanted.folder
     if (folder / MANIFEST_NAME).is_dir():
         raise DiskError(f"{folder / MANIFEST_NAME} is a folder; the record of the files goes there. Move it away.")
     check_space(folder, plan.to_come_bytes)
@@ -148,8 +145,7 @@ def _carry_out(plan: Plan, locked: bool) -> None:
     gives_way = plan.leftovers.keys() | {file.name for file in plan.files if file.replaces}
     if gone := plan.wanted.lacking((present_files(folder) - gives_way) | {file.name for file in arrived}):
         raise HubError(f"{plan.source.label} sent {', '.join(gone)} empty.")
-    if time.monotonic() - began > RECHECK_S:
-        _check_unchanged(arrived, journal)
+    _check_unchanged(plan, arrived, journal)
     _put_in_place(plan, arrived, journal, staging)
     kept.check()
     for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
@@ -184,11 +180,21 @@ def _apart(plan: Plan) -> Plan:
     return replace(plan, staging=Path(f"{plan.staging}-{secrets.token_hex(8)}"), files=tuple(files))
 
 
-def _check_unchanged(arrived: list[PlannedFile], journal: Journal) -> None:
-    """HubError if what came first may be of another version than what came last, where no hash tells them apart."""
-    for file in arrived:
-        arrival = journal.get(file.name)
-        if arrival and not file.is_certain and file.unchanged(arrival.validator) is False:
+def _check_unchanged(plan: Plan, arrived: list[PlannedFile], journal: Journal) -> None:
+    """HubError if what came first may be of another version than what came last, where no hash tells them apart.
+
+    A source may have changed in the very second, so all are asked for again when the last has come; one alone needs no
+    question, for there is nothing that it could be mixed with.
+    """
+    records = plan.wanted.inventory().records
+    known = {file.name: (file, arrival.validator) for file in arrived if (arrival := journal.get(file.name))}
+    for file in plan.files:
+        record = records.get(file.name)
+        if file.state == "present" and record and record.version == plan.version:
+            known[file.name] = file, record.etag
+    uncertain = [(file, validator) for file, validator in known.values() if not file.is_certain]
+    for file, validator in uncertain if len(uncertain) > 1 else ():
+        if file.unchanged(validator) is False:
             raise HubError(f"{file.name} has changed at its source while the others came. Try again.")
 
 

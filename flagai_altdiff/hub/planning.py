@@ -71,12 +71,15 @@ class PlannedFile:
         """Whether the source still has the content that it gave this validator; ``None`` if that cannot be told."""
         if validator is None:
             return None
-        try:
-            self.location.check_way(self.sha256)
-            now = validator_of(self.location.url, self.location.headers)
-        except HubError:
-            return None
-        return None if now is None else now == validator
+        for locate in (lambda: self.location, self.remote.locate):  # an address may be valid for a while only
+            try:
+                location = locate()
+                location.check_way(self.sha256)
+                now = validator_of(location.url, location.headers)
+            except HubError:
+                continue
+            return None if now is None else now == validator
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,18 @@ import pytest
 
 from flagai_altdiff.errors import FilesInTheWayError, HubError, HubUnavailableError, ModelNotFoundError
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.hub import disk, fetch, fetching, manifest, missing_files, plan, planning, record_missing, verify
+from flagai_altdiff.hub import (
+    disk,
+    fetch,
+    fetching,
+    manifest,
+    missing_files,
+    plan,
+    planning,
+    record_missing,
+    threads,
+    verify,
+)
 from flagai_altdiff.hub.disk import Digests
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
@@ -152,8 +163,9 @@ def while_asked(server: HubServer, name: str, act: Callable[[], object]) -> None
 @pytest.mark.parametrize("asked", ["config.yaml", "model.ckpt"])
 @pytest.mark.parametrize("how", ["link", "folder", "gone"])
 def test_a_staging_folder_that_is_exchanged_while_the_server_thinks_is_not_written_through(
-    baai: HubServer, folder: Path, outside: Path, asked: str, how: str
+    baai: HubServer, folder: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, asked: str, how: str
 ) -> None:
+    monkeypatch.setattr(threads.run_all, "__defaults__", (1,))
     mine = dict.fromkeys(("config.yaml", "model.ckpt.part", JOURNAL_NAME), b"mine")
     for name, data in mine.items():
         (outside / name).write_bytes(data)
