@@ -71,9 +71,9 @@ class PlannedFile:
         """Whether the source still has the content that it gave this validator; ``None`` if that cannot be told."""
         if validator is None:
             return None
-        for locate in (lambda: self.location, self.remote.locate):  # an address may be valid for a while only
+        for is_renewed in (False, True):  # an address may be valid for a while only
             try:
-                location = locate()
+                location = self.remote.locate() if is_renewed else self.location
                 location.check_way(self.sha256)
                 now = validator_of(location.url, location.headers)
             except HubError:

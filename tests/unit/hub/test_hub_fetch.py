@@ -42,6 +42,9 @@ FLAGAI = {
 }
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
     "tokenizer/sentencepiece.bpe.model": b"pieces",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/config.json": b"{}",

@@ -22,6 +22,11 @@ SPEC = MODELS["AltDiffusion"]
 FILES = {"config.yaml": b"model: {}", "model.ckpt": bytes(100_000), "sentencepiece.bpe.model": b"pieces"}
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "unet/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
+    "tokenizer/sentencepiece.bpe.model": b"{}",
     "text_encoder/model.safetensors": b"text",
     "unet/diffusion_pytorch_model.safetensors": b"unet",
     "vae/diffusion_pytorch_model.safetensors": b"vae",

@@ -41,6 +41,10 @@ SPEC = MODELS["AltDiffusion-m9"]
 FLAGAI = {"config.yaml": b"model: {}", "model.ckpt": bytes(50_000), "sentencepiece.bpe.model": b"pieces"}
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "unet/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
     "tokenizer/sentencepiece.bpe.model": b"pieces",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/diffusion_pytorch_model.bin": b"unet",

@@ -22,6 +22,9 @@ SPEC = MODELS["AltDiffusion-m9"]
 NAMES = ("config.yaml", "model.ckpt", "preprocessor_config.json", "sentencepiece.bpe.model")
 PARTS = (
     "model_index.json",
+    "text_encoder/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
     "tokenizer/sentencepiece.bpe.model",
     "text_encoder/pytorch_model.bin",
     "unet/config.json",
