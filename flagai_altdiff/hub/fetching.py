@@ -49,7 +49,7 @@ from flagai_altdiff.hub.remote import Location
 from flagai_altdiff.hub.sources import CACHE, HUBS, Source, Wanted, find_sources
 from flagai_altdiff.hub.threads import Stop, run_all
 from flagai_altdiff.hub.transfer import Received, copy, download
-from flagai_altdiff.model_files import DIFFUSERS_INDEX, FLAGAI_CONFIG
+from flagai_altdiff.model_files import DIFFUSERS_INDEX, FLAGAI_CONFIG, FLAGAI_WEIGHTS, is_weight
 from flagai_altdiff.registry import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MARKERS = (DIFFUSERS_INDEX, FLAGAI_CONFIG)
-"""Files that say which layout a folder has; moved into place last."""
+"""Files that say which layout a folder has; moved into place last, behind the weights."""
 MAX_TEXT = 1000
 """Longest address or ETag that is recorded."""
 _STAGING = re.compile(
@@ -147,10 +147,22 @@ def _carry_out(plan: Plan, locked: bool) -> None:
         raise HubError(f"{plan.source.label} sent {', '.join(gone)} empty.")
     _check_unchanged(plan, arrived, journal)
     _put_in_place(plan, arrived, journal, staging)
+    _warn_of_others(plan)
     kept.check()
     for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
         if _STAGING.fullmatch(leftover.name):
             shutil.rmtree(leftover, ignore_errors=True)  # never follows a link
+
+
+def _warn_of_others(plan: Plan) -> None:
+    """Say it if weights that appeared meanwhile are loaded instead of those that came."""
+    known = {file.name for file in plan.files}
+    first = next((name for name in FLAGAI_WEIGHTS if size_of(plan.wanted.folder / name)), None)
+    if first not in known and (came := sorted(known & set(FLAGAI_WEIGHTS))):
+        logger.warning(
+            "%s: %s has appeared meanwhile, and is loaded instead of %s. Move away the one that is not meant.",
+            plan.wanted.folder, first, came[0],
+        )  # fmt: skip
 
 
 def _gather(plan: Plan, journal: Journal, staging: Kept) -> None:
@@ -250,7 +262,8 @@ def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal, stag
     for file in plan.files:
         record = records.get(file.name)
         is_new = file.name in coming and digests.of(folder / file.name) != digests.of(plan.staging / file.name)
-        if file.replaces and record and (is_new or (file.name not in coming and record.version != plan.version)):
+        is_old = record and file.name not in coming and record.version != plan.version
+        if file.replaces and (is_new or is_old):
             aside[file.name] = file.replaces
         if file.name in coming:
             records[file.name] = _record(plan, file, journal)
@@ -264,7 +277,7 @@ def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal, stag
     staging.check()
     manifest.write(folder, records)
     kept = Kept(folder)
-    for name in sorted(coming, key=lambda name: name in MARKERS):
+    for name in sorted(coming, key=lambda name: (name in MARKERS, is_weight(name))):
         place = kept.inner(safe_name(name).parent)
         staging.inner(safe_name(name).parent)
         if not _place(plan.staging / name, place.path / PurePath(name).name, digests):

@@ -182,7 +182,7 @@ def _listed(source: Source) -> list[RemoteFile]:
 def _plan_file(plan: Plan, stock: Inventory, journal: Journal, file: RemoteFile, location: Location) -> PlannedFile:
     known = next((known for known in plan.wanted.spec.files if known.name == file.name), None)
     record = stock.records.get(file.name)
-    bound = record.sha256 if record and record.version == plan.version else None
+    bound = record.sha256 if record and record.version == plan.version and stock.binds(plan.version) else None
     announced = (known.sha256 if known else None) or file.sha256
     planned = PlannedFile(
         name=file.name,

@@ -90,6 +90,7 @@ class _Partial:
         self._state = path.with_name(path.name + STATE_SUFFIX)
         self.identity, self.size_bytes, self.digest = identity, 0, hashlib.sha256()
         self._begun = 0
+        self._inode: int | None = None
 
     @property
     def resumable_bytes(self) -> int:
@@ -115,6 +116,7 @@ class _Partial:
                 with open(self.path, "r+b", opener=open_no_link) as file:
                     file.truncate(there)
                     self.digest = hashlib.file_digest(file, "sha256")
+                    self._inode = os.fstat(file.fileno()).st_ino
             self.identity, self.size_bytes = recorded, there
 
     def begin(self, validator: str | None) -> None:
@@ -150,6 +152,7 @@ class _Partial:
                 self.size_bytes += len(piece)
             file.flush()
             os.fsync(file.fileno())
+            self._inode = os.fstat(file.fileno()).st_ino
 
     def start_over(self, reason: str) -> TransientError:
         """Remove it; the error to raise."""
@@ -166,8 +169,12 @@ class _Partial:
                 path.unlink(missing_ok=True)
 
     def become(self, path: Path) -> None:
-        """Take the final name."""
+        """Take the final name, if it still is what was written: no other file, and no byte more or less."""
         self._kept.check()
+        with on_disk(self.path):
+            found = os.lstat(self.path)
+            if (found.st_ino, found.st_size) != (self._inode, self.size_bytes):
+                raise self.start_over("another process has changed the same file")
         with on_disk(path):
             os.replace(self.path, path)
             self._state.unlink(missing_ok=True)
@@ -238,8 +245,6 @@ def download(
     partial = _Partial(path, identity, kept or Kept(path.parent))
     partial.recall()
     received = retry(lambda: _attempt(job, partial), url, progress=lambda: partial.resumable_bytes, stop=job.stop)
-    job.stop.check()
-    partial.become(path)
     logger.info("%s: downloaded %d bytes from %s", printable(path.name, 120), received.size_bytes, redact_url(url))
     return received
 
@@ -389,6 +394,8 @@ def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | Non
 def _verified(job: _Job, partial: _Partial, *, resumed: bool) -> Received:
     want, got, validator = job.sha256, partial.digest.hexdigest(), partial.identity.validator
     if want in (None, got):
+        job.stop.check()
+        partial.become(job.path)
         return Received(size_bytes=partial.size_bytes, sha256=got, validator=validator)
     again = partial.start_over("what was resumed does not have the announced SHA-256")
     if resumed:

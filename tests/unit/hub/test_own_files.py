@@ -118,12 +118,46 @@ def test_half_a_model_of_the_users_stops_before_anything_comes(
         plan(SPEC, folder)
 
 
+@pytest.mark.fault(18, 19)
+@pytest.mark.parametrize("name", ["model.ckpt", "config.yaml", "sentencepiece.bpe.model", "preprocessor_config.json"])
+def test_an_empty_file_gives_way(baai: HubServer, folder: Path, name: str) -> None:
+    """Where there are no hard links, a process that is killed leaves such a name, reserved and never filled."""
+    write(folder, {name: b""})
+    fetch(SPEC, folder, source="baai")
+    assert contents(folder) == FLAGAI
+
+
 @pytest.mark.fault(122)
-def test_an_empty_file_is_the_users_too(baai: HubServer, folder: Path) -> None:
+def test_an_empty_file_that_is_filled_meanwhile_stays(
+    baai: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(folder, {"model.ckpt": b""})
-    with pytest.raises(FilesInTheWayError, match=r"model\.ckpt"):
+    original = fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        write(folder, {"model.ckpt": b"mine"})
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    with pytest.raises(HubError, match=r"model\.ckpt"):
         fetch(SPEC, folder, source="baai")
-    assert contents(folder) == {"model.ckpt": b""}
+    assert contents(folder)["model.ckpt"] == b"mine"
+
+
+@pytest.mark.fault(122)
+def test_weights_of_the_users_that_appear_and_go_first_are_named(
+    baai: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        write(folder, {"model.safetensors": b"mine"})
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    fetch(SPEC, folder, source="baai")
+    assert "model.safetensors has appeared meanwhile, and is loaded instead of model.ckpt" in caplog.text
+    assert contents(folder) == FLAGAI | {"model.safetensors": b"mine"}
 
 
 @pytest.mark.fault(122)

@@ -278,6 +278,33 @@ def test_an_interruption_between_two_moves_leaves_no_mixed_model(
 
 
 @pytest.mark.fault(123)
+@pytest.mark.parametrize("steps", range(2))
+@pytest.mark.parametrize("validators", [False, True])
+def test_a_record_of_files_that_never_arrived_binds_nothing(
+    mirror: HubServer, folder: Path, steps: int, validators: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the record and the last move; the source has a new version afterwards."""
+    if not validators:
+        without_validators(mirror)
+    left, original = [steps], fetching._place
+
+    def place(*arguments: object) -> bool:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_place", place)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(SPEC, folder, source=mirror.url)
+    monkeypatch.undo()
+    mirror.files = serve_as_mirror(version(2), with_list=False)
+    fetch(SPEC, folder, source=mirror.url)
+    assert versions_in(folder) == {"2"}
+    assert {check.state for check in verify(folder, SPEC)} == {"ok"}
+
+
+@pytest.mark.fault(123)
 def test_verify_notices_a_mixed_folder(mirror: HubServer, folder: Path) -> None:
     fetch(SPEC, folder, source=mirror.url)
     book = json.loads((folder / MANIFEST_NAME).read_text())
