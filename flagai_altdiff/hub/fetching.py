@@ -7,9 +7,9 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -23,6 +23,7 @@ from flagai_altdiff.errors import (
     ModelNotFoundError,
     OfflineError,
     last_net,
+    printable,
 )
 from flagai_altdiff.files import claim
 from flagai_altdiff.hub import manifest
@@ -42,7 +43,7 @@ from flagai_altdiff.hub.environment import BAAI_VARIABLE, HF_VARIABLE, MIRROR_VA
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.manifest import FileRecord
-from flagai_altdiff.hub.names import MANIFEST_NAME, STAGING_PREFIX, safe_name
+from flagai_altdiff.hub.names import JOURNAL_NAME, MANIFEST_NAME, PART_SUFFIX, STAGING_PREFIX, STATE_SUFFIX, safe_name
 from flagai_altdiff.hub.planning import Plan, PlannedFile, in_the_way, make_plan
 from flagai_altdiff.hub.progress import Progress, Report, human
 from flagai_altdiff.hub.remote import Location
@@ -60,6 +61,11 @@ MARKERS = (DIFFUSERS_INDEX, FLAGAI_CONFIG)
 """Files that say which layout a folder has; moved into place last, behind the weights."""
 MAX_TEXT = 1000
 """Longest address or ETag that is recorded."""
+_OWN = re.compile(
+    rf"{re.escape(JOURNAL_NAME)}|.+({re.escape(PART_SUFFIX)}|{re.escape(STATE_SUFFIX)})"
+    r"|\.[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp"
+)
+"""Names of the files that downloads keep in a staging folder besides what has arrived."""
 _STAGING = re.compile(
     rf"{re.escape(STAGING_PREFIX)}({'|'.join(HUBS)}|{CACHE}|mirror-[0-9a-f]{{12}})(-[0-9a-f]{{12,16}})*"
 )
@@ -151,7 +157,7 @@ def _carry_out(plan: Plan, locked: bool) -> None:
     kept.check()
     for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
         if _STAGING.fullmatch(leftover.name):
-            shutil.rmtree(leftover, ignore_errors=True)  # never follows a link
+            _tidy(leftover, {file.name for file in plan.files} if leftover == plan.staging else set())
 
 
 def _warn_of_others(plan: Plan) -> None:
@@ -184,6 +190,36 @@ def _gather(plan: Plan, journal: Journal, staging: Kept) -> None:
 
     with Progress(plan.wanted.spec.name, sum(file.size_bytes or 0 for file in plan.to_come)) as progress:
         run_all([functools.partial(bring, file) for file in plan.to_come], stop)
+
+
+def _tidy(staging: Path, ours: set[str]) -> None:
+    """Remove a staging folder, but for files that no download has put there; no link is followed.
+
+    Args:
+        staging: The folder.
+        ours: Names that were fetched into it, besides those in its journal.
+    """
+    if staging.is_symlink():
+        return
+    journal, strange = Journal(staging, Digests()), list[str]()
+    for place, folders, files in os.walk(staging, topdown=False):
+        for path in (Path(place, name) for name in (*files, *folders)):
+            name = path.relative_to(staging).as_posix()
+            is_ours = name in ours or journal.get(name) or _OWN.fullmatch(path.name) or not size_of(path)
+            with suppress(OSError):  # a folder that is not empty
+                if path.is_symlink():
+                    path.unlink()
+                elif path.is_dir():
+                    path.rmdir()
+                elif is_ours:
+                    path.unlink()
+                else:
+                    strange.append(name)
+    with suppress(OSError):
+        staging.rmdir()
+    if strange:
+        names = ", ".join(printable(name, 120) for name in strange[:8])
+        logger.warning("%s stays: no download has put %s there. Move away what you need.", staging, names)
 
 
 def _apart(plan: Plan) -> Plan:

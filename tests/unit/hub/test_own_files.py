@@ -268,6 +268,39 @@ def test_a_folder_of_the_users_with_a_name_like_ours_stays(baai: HubServer, fold
 
 
 @pytest.mark.fault(122)
+@pytest.mark.parametrize("source", ["baai", "huggingface", f"mirror-{'0' * 12}"])
+@pytest.mark.parametrize("name", ["my-finetune.ckpt", "unet/mine.bin"])
+def test_a_file_of_the_users_in_a_staging_folder_stays(
+    baai: HubServer, folder: Path, caplog: pytest.LogCaptureFixture, source: str, name: str
+) -> None:
+    staging = folder / f".incoming-{source}"
+    write(staging, {name: b"mine", "model.ckpt.part": b"ours", "vae/.x.0123456789abcdef.tmp": b"ours"})
+    fetch(SPEC, folder)
+    assert contents(staging) == {name: b"mine"} and not (staging / "vae").exists()
+    assert caplog.text.count("no download has put") == 1 and name in caplog.text
+
+
+@pytest.mark.fault(122)
+def test_what_another_source_has_left_is_tidied_up(
+    baai: HubServer, huggingface: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    baai.always["/files/100000/model.ckpt"] = Fault(status=403)
+    fetch(SPEC, folder)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".incoming")] == []
+    assert "no download" not in caplog.text
+
+
+@pytest.mark.fault(122)
+@pytest.mark.parametrize("mine", [b"my own notes", b'{"version": 2, "files": []}', b"\xff"])
+def test_a_manifest_that_is_not_ours_is_set_aside(baai: HubServer, folder: Path, mine: bytes) -> None:
+    write(folder, {MANIFEST_NAME: mine, f"{MANIFEST_NAME}.old": b"older"})
+    fetch(SPEC, folder)
+    assert (folder / f"{MANIFEST_NAME}.old").read_bytes() == b"older"
+    assert (folder / f"{MANIFEST_NAME}.old1").read_bytes() == mine
+    assert set(manifest.read(folder)) == set(FLAGAI)
+
+
+@pytest.mark.fault(122)
 def test_the_checker_of_the_users_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = {"config.json": b"mine"}
     write(tmp_path / "SafetyChecker", mine)
