@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Set
 from pathlib import PurePosixPath
 
@@ -15,6 +16,8 @@ DIFFUSERS_INDEX = "model_index.json"
 DIFFUSERS_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 WEIGHED_PARTS = ("text_encoder", "unet", "vae")
 """Parts of the diffusers layout without whose weights there is no model."""
+DIFFUSERS_CONFIGS = (*(f"{part}/config.json" for part in WEIGHED_PARTS), "scheduler/scheduler_config.json")
+"""Configs without which the loader builds no model of the diffusers layout."""
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 CHECKER_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 """Where a model's image checker may lie, from the model's folder; FlagAI's models share one."""
@@ -51,6 +54,11 @@ FILLERS = {
     "sentencepiece.bpe.model": tuple(f"{place}{file}" for place in ("", "tokenizer/") for file in TOKENIZER_FILES),
 }
 """File of the FlagAI layout -> those that the loader takes for it."""
+
+MAX_SHARDS = 1000
+_SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<of>[0-9]{5})(?P<variant>\.fp16)?(?P<suffix>\.safetensors|\.bin)"
+)
 
 
 def is_hidden(name: str) -> bool:
@@ -124,14 +132,31 @@ def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False
         config_only: Weights are not needed.
 
     Returns:
-        Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, ``<part>/*.safetensors`` for a part
-        without any weights (all else there is the loader's to judge).
+        Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, configs, a tokenizer, shards, and
+        ``<part>/*.safetensors`` for a part without any weights: what the loader asks for, and no more.
     """
     flagai = [name for name in wanted if not (names & fillers(name) or (config_only and is_weight(name)))]
     if not flagai or DIFFUSERS_INDEX not in names:
         return flagai
-    having = {str(PurePosixPath(name).parent) for name in names if is_weight(name)}
-    return [f"{part}/*.safetensors" for part in WEIGHED_PARTS if not (config_only or part in having)]
+    gone = [name for name in DIFFUSERS_CONFIGS if name not in names]
+    if not names & fillers(TOKENIZER_FILES[0]):
+        gone.append(f"tokenizer/{TOKENIZER_FILES[0]}")
+    parts = () if config_only else WEIGHED_PARTS
+    return gone + [name for part in parts for name in _lacking_weights(part, names)]
+
+
+def _lacking_weights(part: str, names: Set[str]) -> list[str]:
+    """What a part in the diffusers layout lacks of its weights: all, or some of its shards and their index."""
+    there = [name for name in names if is_weight(name) and name.rpartition("/")[0] == part]
+    shards = [match for name in there if (match := _SHARD.fullmatch(name))]
+    if not there or len(shards) < len(there):
+        return [] if there else [f"{part}/*.safetensors"]
+    first = min(shards, key=lambda shard: shard.string)
+    stem, variant, of, suffix = first["stem"], first["variant"] or "", first["of"], first["suffix"]
+    most = min(int(of), MAX_SHARDS)
+    wanted = [f"{stem}-{number:05}-of-{of}{variant}{suffix}" for number in range(1, most + 1)]
+    indexes = [f"{stem}{variant}{suffix}.index.json", f"{stem}{suffix}.index{variant}.json"]
+    return [name for name in wanted if name not in names] + ([] if names & set(indexes) else indexes[:1])
 
 
 def _belongs(path: str) -> bool:

@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path, PurePath
 
 from flagai_altdiff.errors import DiskError, HubError
@@ -122,23 +123,60 @@ def read_small(path: Path, most_bytes: int) -> bytes:
     return data
 
 
-def make_folder(root: Path, inner: PurePath | str = "") -> Path:
-    """The folder ``root/inner``, made where it is missing; below ``root`` no link is followed.
+class Kept:
+    """A folder that is written into, made where it is missing, and looked at again before each write.
+
+    Minutes may pass between two writes, in which somebody puts a link to another folder, or that folder, in its place.
+
+    Args:
+        root: May be a link, and be reached through links.
 
     Raises:
-        HubError: A link or a file stands where a folder is needed.
         DiskError: The disk refuses.
     """
-    place = root
-    with on_disk(root):
-        root.mkdir(parents=True, exist_ok=True)
+
+    def __init__(self, root: Path) -> None:
+        self.path = root
+        with on_disk(root):
+            root.mkdir(parents=True, exist_ok=True)
+            self._known = {root: _identity(os.stat(root))}
+
+    def inner(self, inner: PurePath | str) -> Kept:
+        """A folder below it, made where it is missing; no link is followed on the way.
+
+        Raises:
+            HubError: A link or a file stands where a folder is needed, or this one is not what it was.
+            DiskError: The disk refuses.
+        """
+        self.check()
+        made = copy(self)
+        made._known = dict(self._known)
         for part in PurePath(inner).parts:
-            place = place / part
+            made.path = made.path / part
+            with on_disk(made.path):
+                try:
+                    os.mkdir(made.path)
+                except FileExistsError:
+                    check_folder(made.path)
+                made._known[made.path] = _identity(os.lstat(made.path))
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """HubError if it, or a folder on the way to it, is not the one that it was."""
+        for place, identity in self._known.items():
+            look = os.stat if place == next(iter(self._known)) else os.lstat
             try:
-                os.mkdir(place)
-            except FileExistsError:
-                check_folder(place)
-    return place
+                found: object = _identity(look(place))
+            except (OSError, ValueError):
+                found = None
+            if found != identity:
+                what = "is gone" if found is None else "has become a link or another folder"
+                raise HubError(f"{place} {what} meanwhile; nothing is written there. Try again.")
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return (stat.S_IFMT(found.st_mode), found.st_dev, found.st_ino)
 
 
 def check_folder(place: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from flagai_altdiff.errors import HubError, last_net, printable, shown
-from flagai_altdiff.files import new_file
+from flagai_altdiff.files import claim, new_file
 from flagai_altdiff.hub.disk import digest, missing_files, model_files, on_disk, read_small, size_of
 from flagai_altdiff.hub.names import MANIFEST_NAME, safe_names
 from flagai_altdiff.registry import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAX_BYTES = 4 << 20
@@ -136,9 +141,25 @@ def write(folder: Path, records: Mapping[str, FileRecord]) -> None:
     if len(records) > MAX_RECORDS:
         raise HubError(f"{folder} would have {len(records):,} files to record; at most {MAX_RECORDS:,} can be.")
     files = [{k: v for k, v in asdict(records[name]).items() if v is not None} for name in sorted(records)]
+    _keep_other(folder)
     with on_disk(folder / MANIFEST_NAME), new_file(folder / MANIFEST_NAME, replace=True) as new:
         text = json.dumps({"version": VERSION, "files": files}, ensure_ascii=False, indent=2) + "\n"
         new.write_text(text, encoding="utf-8")
+
+
+def _keep_other(folder: Path) -> None:
+    """Set what has the manifest's name, and is none that is understood, aside under another name."""
+    path = folder / MANIFEST_NAME
+    try:
+        read(folder)
+    except HubError:
+        with on_disk(path):
+            for number in itertools.count():
+                aside = path.with_name(f"{MANIFEST_NAME}.old{number or ''}")
+                with suppress(FileExistsError):
+                    claim(path, aside)
+                    logger.warning("%s is not a record of ours; it is %s now.", path, aside.name)
+                    return
 
 
 def record_missing(folder: Path) -> list[str]:

@@ -74,12 +74,15 @@ class PlannedFile:
         """Whether the source still has the content that it gave this validator; ``None`` if that cannot be told."""
         if validator is None:
             return None
-        try:
-            self.location.check_way(self.sha256)
-            now = validator_of(self.location.url, self.location.headers)
-        except HubError:
-            return None
-        return None if now is None else now == validator
+        for is_renewed in (False, True):  # an address may be valid for a while only
+            try:
+                location = self.remote.locate() if is_renewed else self.location
+                location.check_way(self.sha256)
+                now = validator_of(location.url, location.headers)
+            except HubError:
+                continue
+            return None if now is None else now == validator
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +190,7 @@ def _listed(source: Source) -> list[RemoteFile]:
 def _plan_file(plan: Plan, stock: Inventory, journal: Journal, file: RemoteFile, location: Location) -> PlannedFile:
     known = next((known for known in plan.wanted.spec.files if known.name == file.name), None)
     record = stock.records.get(file.name)
-    bound = record.sha256 if record and record.version == plan.version else None
+    bound = record.sha256 if record and record.version == plan.version and stock.binds(plan.version) else None
     announced = (known.sha256 if known else None) or file.sha256
     planned = PlannedFile(
         name=file.name,

@@ -20,7 +20,7 @@ from flagai_altdiff.errors import DiskError, HubError, IntegrityError, printable
 from flagai_altdiff.files import new_file, open_regular
 from flagai_altdiff.hub.addresses import check_url, first_line, redact_url, without_secrets
 from flagai_altdiff.hub.client import PIECE_BYTES, TRIES, Reply, refusal, retry, send
-from flagai_altdiff.hub.disk import FULL, check_space, free_bytes, on_disk, open_no_link
+from flagai_altdiff.hub.disk import FULL, Kept, check_space, free_bytes, on_disk, open_no_link
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
@@ -84,13 +84,16 @@ class _Partial:
     Args:
         path: The file to be.
         identity: What was asked for.
+        kept: The folder of both.
     """
 
-    def __init__(self, path: Path, identity: _Identity) -> None:
+    def __init__(self, path: Path, identity: _Identity, kept: Kept) -> None:
+        self._kept = kept
         self.path = path.with_name(path.name + PART_SUFFIX)
         self._state = path.with_name(path.name + STATE_SUFFIX)
         self.identity, self.size_bytes, self.digest = identity, 0, hashlib.sha256()
         self._begun = 0
+        self._inode: int | None = None
 
     @property
     def resumable_bytes(self) -> int:
@@ -105,6 +108,7 @@ class _Partial:
             return
         if recorded.validator != _usable(recorded.validator) or not (recorded.validator or recorded.sha256):
             return
+        self._kept.check()
         there = _size_of_own(self.path) or 0
         if recorded.size_bytes is not None and there > recorded.size_bytes:
             return
@@ -115,6 +119,7 @@ class _Partial:
                 with open(self.path, "r+b", opener=open_no_link) as file:
                     file.truncate(there)
                     self.digest = hashlib.file_digest(file, "sha256")
+                    self._inode = os.fstat(file.fileno()).st_ino
             self.identity, self.size_bytes = recorded, there
 
     def begin(self, validator: str | None) -> None:
@@ -131,6 +136,7 @@ class _Partial:
                 "another version next, so that what had come could not be used. Try another source."
             )
         self.identity = replace(self.identity, validator=validator)
+        self._kept.check()
         with on_disk(self.path):
             with new_file(self._state, replace=True) as new:
                 new.write_text(json.dumps(asdict(self.identity)), encoding="utf-8")
@@ -139,6 +145,7 @@ class _Partial:
 
     def extend(self, pieces: Iterator[bytes], total: int | None) -> None:
         """Write what comes to its end, up to where it breaks off."""
+        self._kept.check()
         with on_disk(self.path, total), open(self.path, "ab", opener=open_no_link) as file:
             if os.fstat(file.fileno()).st_size != self.size_bytes:
                 raise self.start_over("another process writes the same file")
@@ -148,6 +155,7 @@ class _Partial:
                 self.size_bytes += len(piece)
             file.flush()
             os.fsync(file.fileno())
+            self._inode = os.fstat(file.fileno()).st_ino
 
     def start_over(self, reason: str) -> TransientError:
         """Remove it; the error to raise."""
@@ -157,13 +165,19 @@ class _Partial:
     def discard(self) -> None:
         """Remove it with its record."""
         self.size_bytes, self.digest = 0, hashlib.sha256()
+        self._kept.check()
         for path in (self.path, self._state):
             with on_disk(path):
                 _size_of_own(path)
                 path.unlink(missing_ok=True)
 
     def become(self, path: Path) -> None:
-        """Take the final name."""
+        """Take the final name, if it still is what was written: no other file, and no byte more or less."""
+        self._kept.check()
+        with on_disk(self.path):
+            found = os.lstat(self.path)
+            if (found.st_ino, found.st_size) != (self._inode, self.size_bytes):
+                raise self.start_over("another process has changed the same file")
         with on_disk(path):
             os.replace(self.path, path)
             self._state.unlink(missing_ok=True)
@@ -200,6 +214,7 @@ def download(
     headers: Mapping[str, str] | None = None,
     report: Report = lambda done, total: None,
     stop: Stop | None = None,
+    kept: Kept | None = None,
 ) -> Received:
     """Fetch ``url`` into ``path``, going on from what an earlier call left in ``<path>.part``.
 
@@ -212,6 +227,7 @@ def download(
         headers: Further headers; credentials in them do not follow a redirect to another host.
         report: Called as the file grows.
         stop: Ends the transfer from another thread; what has arrived is kept.
+        kept: The folder of ``path``, if it was looked at before.
 
     Returns:
         Size and hash of the file, computed as it arrived; a part from an earlier call is read again for it.
@@ -232,13 +248,10 @@ def download(
         headers=headers or {}, report=report, stop=stop or Stop(),
     )  # fmt: skip
     _check_most(job, size_bytes)
-    partial = _Partial(path, _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256))
-    with on_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    identity = _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256)
+    partial = _Partial(path, identity, kept or Kept(path.parent))
     partial.recall()
     received = retry(lambda: _attempt(job, partial), url, progress=lambda: partial.resumable_bytes, stop=job.stop)
-    job.stop.check()
-    partial.become(path)
     logger.info("%s: downloaded %d bytes from %s", printable(path.name, 120), received.size_bytes, redact_url(url))
     return received
 
@@ -260,9 +273,11 @@ def copy(
     sha256: str | None = None,
     report: Report = lambda done, total: None,
     stop: Stop | None = None,
+    kept: Kept | None = None,
 ) -> Received:
     """Copy a file of this disk into ``path`` as :func:`download` fetches one; arguments, result and errors as there."""
-    stop, digest, got = stop or Stop(), hashlib.sha256(), 0
+    stop, digest, got, kept = stop or Stop(), hashlib.sha256(), 0, kept or Kept(path.parent)
+    kept.check()
     with on_disk(path, size_bytes), new_file(path, replace=True) as unfinished, open(unfinished, "wb") as file:
         for piece in _pieces_of(source):
             stop.check()
@@ -272,6 +287,7 @@ def copy(
         if size_bytes not in (None, got) or sha256 not in (None, digest.hexdigest()):
             found = f"{got} bytes with SHA-256 {digest.hexdigest()}"
             raise IntegrityError(f"{source} is a truncated or corrupt file: {found}. Remove it.")
+        kept.check()
     return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
@@ -404,6 +420,8 @@ def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | Non
 def _verified(job: _Job, partial: _Partial, *, resumed: bool) -> Received:
     want, got, validator = job.sha256, partial.digest.hexdigest(), partial.identity.validator
     if want in (None, got):
+        job.stop.check()
+        partial.become(job.path)
         return Received(size_bytes=partial.size_bytes, sha256=got, validator=validator)
     again = partial.start_over("what was resumed does not have the announced SHA-256")
     if resumed:

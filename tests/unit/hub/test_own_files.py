@@ -25,6 +25,9 @@ FLAGAI = {
 }
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
     "tokenizer/sentencepiece.bpe.model": b"pieces of HF",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/config.json": b"{}",
@@ -117,6 +120,15 @@ def test_half_a_model_of_the_users_stops_before_anything_comes(
         plan(SPEC, folder)
 
 
+@pytest.mark.fault(18, 19)
+@pytest.mark.parametrize("name", ["model.ckpt", "config.yaml", "sentencepiece.bpe.model", "preprocessor_config.json"])
+def test_an_empty_file_gives_way(baai: HubServer, folder: Path, name: str) -> None:
+    """Where there are no hard links, a process that is killed leaves such a name, reserved and never filled."""
+    write(folder, {name: b""})
+    fetch(SPEC, folder, source="baai")
+    assert contents(folder) == FLAGAI
+
+
 @pytest.mark.fault(122)
 @pytest.mark.parametrize(
     "mine",
@@ -143,11 +155,36 @@ def test_the_command_that_is_advised_moves_all_and_loses_nothing(
 
 
 @pytest.mark.fault(122)
-def test_an_empty_file_is_the_users_too(baai: HubServer, folder: Path) -> None:
+def test_an_empty_file_that_is_filled_meanwhile_stays(
+    baai: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(folder, {"model.ckpt": b""})
-    with pytest.raises(FilesInTheWayError, match=r"model\.ckpt"):
+    original = fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        write(folder, {"model.ckpt": b"mine"})
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    with pytest.raises(HubError, match=r"model\.ckpt"):
         fetch(SPEC, folder, source="baai")
-    assert contents(folder) == {"model.ckpt": b""}
+    assert contents(folder)["model.ckpt"] == b"mine"
+
+
+@pytest.mark.fault(122)
+def test_weights_of_the_users_that_appear_and_go_first_are_named(
+    baai: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        write(folder, {"model.safetensors": b"mine"})
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    fetch(SPEC, folder, source="baai")
+    assert "model.safetensors has appeared meanwhile, and is loaded instead of model.ckpt" in caplog.text
+    assert contents(folder) == FLAGAI | {"model.safetensors": b"mine"}
 
 
 @pytest.mark.fault(122)
@@ -265,6 +302,39 @@ def test_a_folder_of_the_users_with_a_name_like_ours_stays(baai: HubServer, fold
     fetch(SPEC, folder)
     assert (folder / ".incoming-photos" / "a.png").read_bytes() == (folder / ".incoming-old").read_bytes() == b"mine"
     assert not (folder / ".incoming-baai").exists()
+
+
+@pytest.mark.fault(122)
+@pytest.mark.parametrize("source", ["baai", "huggingface", f"mirror-{'0' * 12}"])
+@pytest.mark.parametrize("name", ["my-finetune.ckpt", "unet/mine.bin"])
+def test_a_file_of_the_users_in_a_staging_folder_stays(
+    baai: HubServer, folder: Path, caplog: pytest.LogCaptureFixture, source: str, name: str
+) -> None:
+    staging = folder / f".incoming-{source}"
+    write(staging, {name: b"mine", "model.ckpt.part": b"ours", "vae/.x.0123456789abcdef.tmp": b"ours"})
+    fetch(SPEC, folder)
+    assert contents(staging) == {name: b"mine"} and not (staging / "vae").exists()
+    assert caplog.text.count("no download has put") == 1 and name in caplog.text
+
+
+@pytest.mark.fault(122)
+def test_what_another_source_has_left_is_tidied_up(
+    baai: HubServer, huggingface: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    baai.always["/files/100000/model.ckpt"] = Fault(status=403)
+    fetch(SPEC, folder)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".incoming")] == []
+    assert "no download" not in caplog.text
+
+
+@pytest.mark.fault(122)
+@pytest.mark.parametrize("mine", [b"my own notes", b'{"version": 2, "files": []}', b"\xff"])
+def test_a_manifest_that_is_not_ours_is_set_aside(baai: HubServer, folder: Path, mine: bytes) -> None:
+    write(folder, {MANIFEST_NAME: mine, f"{MANIFEST_NAME}.old": b"older"})
+    fetch(SPEC, folder)
+    assert (folder / f"{MANIFEST_NAME}.old").read_bytes() == b"older"
+    assert (folder / f"{MANIFEST_NAME}.old1").read_bytes() == mine
+    assert set(manifest.read(folder)) == set(FLAGAI)
 
 
 @pytest.mark.fault(122)

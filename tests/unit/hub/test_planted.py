@@ -27,6 +27,7 @@ from flagai_altdiff.hub import (
     plan,
     planning,
     record_missing,
+    threads,
     verify,
 )
 from flagai_altdiff.hub.disk import Digests
@@ -35,12 +36,16 @@ from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.names import JOURNAL_NAME, LOCK_NAME, MANIFEST_NAME
 from flagai_altdiff.registry import MODELS
 from tests.cost import in_proportion
-from tests.servers import COMMIT, Fault, HubServer, serve
+from tests.servers import COMMIT, Fault, HubServer, Request, serve
 
 SPEC = MODELS["AltDiffusion-m9"]
 FLAGAI = {"config.yaml": b"model: {}", "model.ckpt": bytes(50_000), "sentencepiece.bpe.model": b"pieces"}
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "unet/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
     "tokenizer/sentencepiece.bpe.model": b"pieces",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/diffusion_pytorch_model.bin": b"unet",
@@ -144,6 +149,87 @@ def test_a_part_that_becomes_a_link_after_the_plan_is_not_written_into(
     with pytest.raises(HubError, match="symbolic link"):
         fetch(SPEC, folder)
     assert os.listdir(outside) == ["mine"] and not (folder / "model_index.json").exists()
+
+
+def while_asked(server: HubServer, name: str, act: Callable[[], object]) -> None:
+    """Do something once, while the server thinks about a file."""
+    original, done = server.answer, list[bool]()
+
+    def answer(request: Request) -> tuple[int, bytes, dict[str, str]]:
+        if request.path.endswith(name) and request.method == "GET" and not done:
+            done.append(True)
+            act()
+        return original(request)
+
+    server.answer = answer  # type: ignore[method-assign]
+
+
+@pytest.mark.fault(124)
+@pytest.mark.parametrize("asked", ["config.yaml", "model.ckpt"])
+@pytest.mark.parametrize("how", ["link", "folder", "gone"])
+def test_a_staging_folder_that_is_exchanged_while_the_server_thinks_is_not_written_through(
+    baai: HubServer, folder: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, asked: str, how: str
+) -> None:
+    monkeypatch.setattr(threads.run_all, "__defaults__", (1,))
+    mine = dict.fromkeys(("config.yaml", "model.ckpt.part", JOURNAL_NAME), b"mine")
+    for name, data in mine.items():
+        (outside / name).write_bytes(data)
+    staging = folder / ".incoming-baai"
+
+    def exchange() -> None:
+        staging.rename(folder.parent / "moved")
+        if how == "link":
+            staging.symlink_to(outside)
+        elif how == "folder":
+            outside.rename(staging)
+
+    while_asked(baai, f"/{asked}", exchange)
+    with pytest.raises(HubError, match=r"\.incoming-baai (is gone|has become)"):
+        fetch(SPEC, folder)
+    assert os.listdir(folder) == [LOCK_NAME] if how == "gone" else not (folder / "config.yaml").exists()
+    place = staging if how == "folder" else outside
+    assert has(place, mine) and len(os.listdir(place)) == 4
+
+
+@pytest.mark.fault(124)
+@pytest.mark.parametrize("place", ["unet", ".incoming-huggingface*/unet"])
+def test_a_part_that_is_exchanged_while_the_server_thinks_is_not_written_through(
+    huggingface: HubServer, folder: Path, outside: Path, place: str
+) -> None:
+    name = "diffusion_pytorch_model.bin"
+    (outside / name).write_bytes(b"mine")
+
+    def exchange() -> None:
+        part = next(folder.glob(place), folder / "unet")
+        if part.exists():
+            part.rename(folder.parent / "moved")
+        part.symlink_to(outside)
+
+    while_asked(huggingface, f"unet/{name}", exchange)
+    with pytest.raises(HubError, match=r"symbolic link|has become"):
+        fetch(SPEC, folder)
+    assert has(outside, {"mine": b"mine", name: b"mine"}) and len(os.listdir(outside)) == 2
+
+
+@pytest.mark.fault(124)
+@pytest.mark.parametrize("how", ["link", "folder"])
+def test_a_staging_folder_that_is_exchanged_before_the_move_gives_nothing_away(
+    baai: HubServer, folder: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    for name in FLAGAI:
+        (outside / name).write_bytes(b"mine")
+    staging, original = folder / ".incoming-baai", fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        staging.rename(folder.parent / "moved")
+        staging.symlink_to(outside) if how == "link" else outside.rename(staging)
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    with pytest.raises(HubError, match="has become"):
+        fetch(SPEC, folder)
+    place = outside if how == "link" else staging
+    assert has(place, dict.fromkeys(["mine", *FLAGAI], b"mine")) and not (folder / "config.yaml").exists()
 
 
 @pytest.mark.fault(124)

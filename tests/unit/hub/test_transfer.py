@@ -401,6 +401,30 @@ def test_what_lies_where_a_partial_is_kept(
         assert message.startswith(str(place)) and message.endswith("Remove it.") and not target.exists()
 
 
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("how", ["replaced", "longer", "shorter"])
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_partial_that_another_process_changes_is_not_taken(
+    server: HubServer, target: Path, how: str, resumed: bool
+) -> None:
+    if resumed:
+        leave_partial(server, target, at=100_000)
+    changed: list[bool] = []
+
+    def change(done: int, total: int | None) -> None:
+        if done > 200_000 and not changed:
+            changed.append(True)
+            part = part_of(target)
+            if how == "replaced":
+                (target.parent / "other").write_bytes(OTHER)
+                os.replace(target.parent / "other", part)
+            else:
+                os.truncate(part, part.stat().st_size + (5 if how == "longer" else -5))
+
+    download(server.url + PATH, target, size_bytes=len(DATA), report=change)
+    assert target.read_bytes() == DATA and changed
+
+
 @pytest.mark.fault(135)
 @pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json", "sentencepiece.bpe.model", "model.ckpt"])
 @pytest.mark.parametrize("how", ["known", "announced", "chunks", "sent"])
