@@ -48,14 +48,15 @@ def grid_texts(first: Sample, request: ResolvedRequest, model_name: str, run: st
     return {**texts, RECORD_KEY: json.dumps({"grid": True, **record}, ensure_ascii=False)}
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """The JSON record of an image; empty where there is none that can be read.
 
     Args:
         path: Any file. Texts of more than a mebibyte are not looked at.
+        size: Width and height that it must have.
     """
     try:
-        record = json.loads(read_texts(path).get(RECORD_KEY, "{}"))
+        record = json.loads(read_texts(path, size).get(RECORD_KEY, "{}"))
     except (ImageError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}

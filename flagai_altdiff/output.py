@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from flagai_altdiff.errors import OutputError
-from flagai_altdiff.images import NumberedFolder, make_grid
+from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import GenerationResult, Prompts, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.request import GenerationRequest, Note, Output
-from flagai_altdiff.runs import Run, find_run, new_run
+from flagai_altdiff.runs import Run, find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
 
@@ -92,8 +92,10 @@ def draw_to_folder(
             samples[event.index] = event
             image_bar.update()
     result = GenerationResult(request=resolved, samples=[samples[i] for i in sorted(samples)], notes=notes)
-    result.grid_path = run.grid_path
-    if not output.skip_grid and run.grid_path is None:
+    columns = output.columns or resolved.batch_size
+    size = grid_size(sum(batches), columns, (resolved.width, resolved.height))
+    result.grid_path = find_grid(output.folder, run, size) if output.resume else None
+    if not output.skip_grid and result.grid_path is None:
         _save_grid(result, output, grids, run, name)
     result.seconds = time.perf_counter() - began
     return result
