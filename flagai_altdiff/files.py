@@ -119,16 +119,17 @@ def _unfinished_folder(target: Path) -> Iterator[Path]:
         raise _exists(target)
     missing = [folder for folder in target.parents if not folder.exists()]
     unfinished = _unfinished(target)
+    unlocked = unfinished.with_suffix(".new")  # a name that nobody takes for abandoned
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
-        unlocked = unfinished.with_suffix(".new")  # a name that nobody takes for abandoned
         unlocked.mkdir()
         with _locked(unlocked):
             unlocked.rename(unfinished)
             yield unfinished
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in (unfinished, unlocked):
+            shutil.rmtree(folder, ignore_errors=True)
         for folder in missing:
             with suppress(OSError):  # not empty, so the target is there
                 folder.rmdir()

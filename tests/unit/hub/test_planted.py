@@ -600,7 +600,9 @@ def test_a_file_where_a_folder_is_needed_is_named(huggingface: HubServer, folder
 
 @pytest.mark.fault(127)
 @pytest.mark.parametrize(
-    "name", ["x" * 300, "a\0b", "\udcff" * 3, "file/below", "a" * 200 + "/" + "b" * 250], ids=ascii
+    "name",
+    ["x" * 300, "a\0b", "\udcff" * 3, "file/below", "a" * 200 + "/" + "b" * 250],
+    ids=["long", "zero byte", "no text", "below a file", "two long ones"],
 )
 def test_a_folder_that_cannot_be_is_an_error_of_ours(baai: HubServer, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(b"mine")
