@@ -21,6 +21,7 @@ Width = Annotated[int, Field(strict=True, ge=1, le=_MAX_WIDTH)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=100)]
 Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
 Sizes = Annotated[tuple[Size, ...], Field(max_length=16)]
+Beta = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 _STRICT = ConfigDict(extra="forbid")
@@ -173,8 +174,8 @@ class LatentDiffusionConfig:
     first_stage: AutoencoderConfig = Field(default_factory=AutoencoderConfig)
     cond_stage: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
     timesteps: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1000
-    linear_start: Positive = 0.00085
-    linear_end: Positive = 0.012
+    linear_start: Beta = 0.00085
+    linear_end: Beta = 0.012
     cosine_s: Positive = 8e-3
     beta_schedule: Literal["linear", "sqrt_linear", "sqrt", "cosine"] = "linear"
     parameterization: Literal["eps", "v", "x0"] = "eps"

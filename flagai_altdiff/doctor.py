@@ -51,7 +51,8 @@ def examine(model_dir: Path) -> Iterator[Finding]:
     yield from _devices()
     free = free_memory(torch.device("cpu"))
     yield Finding("memory", f"{free / _GIB:.1f} GiB free; a released model takes about 7 GiB to load and draw on a CPU")
-    existing = next(p for p in (model_dir.resolve(), *model_dir.resolve().parents) if p.exists())
+    place = model_dir.absolute()
+    existing = next(path for path in (place, *place.parents) if os.path.exists(path))
     free = shutil.disk_usage(existing).free
     small = free < MODELS["AltDiffusion-m18"].size_bytes
     yield Finding("disk", f"{free / _GIB:.1f} GiB free at {existing}", "a released model needs 9 GiB" if small else "")
@@ -95,7 +96,7 @@ def _shim() -> Finding:
     if found is None or not found.origin:
         return Finding("import flagai", "not there; scripts that say flagai need it", "pip install flagai-altdiff")
     place = Path(found.origin).parent
-    real = (place / "data").exists() or (place / "trainer.py").exists()
+    real = os.path.exists(place / "data") or os.path.exists(place / "trainer.py")
     advice = "pip uninstall flagai flagai-altdiff && pip install flagai-altdiff" if version or real else ""
     return Finding("import flagai", f"{place}" + (f" (FlagAI {version} is installed too)" if version else ""), advice)
 

@@ -15,14 +15,14 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def printable(text: str, length: int = _MAX_MESSAGE) -> str:
-    """``text`` for a message: what is no visible character is escaped but for line ends, and a long one is cut.
+    """``text`` within a message: on one line, what is no visible character escaped, and cut if it is long.
 
     Args:
         text: Anything.
         length: Most characters, before any is escaped.
     """
     text = text if len(text) <= length else f"{text[: max(length - 3, 0)]}..."
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def shown(value: object, length: int = 80) -> str:
@@ -37,14 +37,14 @@ def shown(value: object, length: int = 80) -> str:
     if isinstance(value, int) and value.bit_length() > 4 * length:
         return f"a number of about {round(value.bit_length() * 0.30103):,} digits"
     text = reprlib.repr(value) if isinstance(value, list | tuple | dict | set | frozenset) else repr(value)
-    return printable(text if len(text) <= length else f"{text[: length - 3]}...").replace("\n", "\\n")
+    return printable(text, length)
 
 
 class FlagAIAltDiffError(Exception):
     """Base of every error that this package raises on purpose."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+        super().__init__("\n".join(printable(line) for line in message[:_MAX_MESSAGE].split("\n")))
 
 
 class ConfigError(FlagAIAltDiffError, ValueError):
@@ -257,7 +257,9 @@ def last_net(where: object, kind: type[FlagAIAltDiffError] = CheckpointError) ->
     except Exception as error:
         if is_out_of_memory(error):
             raise InsufficientMemoryError(f"{where} needs more memory than there is.") from error
-        reason = printable(str(error), 120).split("\n")[0]
+        if "\0" in str(where):
+            raise kind(f"{where} has a zero byte in it; no file or folder can have that name.") from error
+        reason = printable(str(error).split("\n")[0], 120)
         raise kind(
             f"{where} is damaged, or made to look like what it is not ({type(error).__name__}: {reason})."
         ) from error

@@ -115,18 +115,21 @@ def new_files(target: Path) -> Iterator[Path]:
 @contextmanager
 def _unfinished_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside ``target``, locked while the block runs; what a killed process left of one is removed."""
-    if os.path.lexists(target):
+    if not is_free(target):
         raise _exists(target)
     missing = [folder for folder in target.parents if not folder.exists()]
     unfinished = _unfinished(target)
+    unlocked = unfinished.with_suffix(".new")  # a name that nobody takes for abandoned
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target)
-        unfinished.mkdir()
-        with _locked(unfinished):
+        unlocked.mkdir()
+        with _locked(unlocked):
+            unlocked.rename(unfinished)
             yield unfinished
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in (unfinished, unlocked):
+            shutil.rmtree(folder, ignore_errors=True)
         for folder in missing:
             with suppress(OSError):  # not empty, so the target is there
                 folder.rmdir()
@@ -150,18 +153,37 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove unfinished folders of ``target`` whose process is gone; they may hold gigabytes."""
+def _remove_abandoned(target: Path) -> int:
+    """Remove unfinished folders of ``target`` whose process is gone, which may hold gigabytes; how many there were."""
+    count = 0
     ours = re.compile(re.escape(_unfinished(target).name[:-20]) + "[0-9a-f]{16}[.]tmp")
     for path in list(target.parent.iterdir()):
         if ours.fullmatch(path.name):
             with suppress(OSError), _locked(path) as free:  # a link is never followed
                 if free:
                     shutil.rmtree(path, ignore_errors=True)
+                    count += 1
+    return count
 
 
 def _exists(target: Path) -> FileExistsError:
     return FileExistsError(errno.EEXIST, "exists already", str(target))
+
+
+def is_free(target: Path) -> bool:
+    """Whether nothing lies at a path, once it is removed what a killed process left of its try to make a folder there.
+
+    Raises:
+        OSError: Nothing can have this name.
+    """
+    try:
+        found = os.lstat(target)
+    except FileNotFoundError:
+        return True
+    if not stat.S_ISDIR(found.st_mode) or os.listdir(target) or not _remove_abandoned(target):
+        return False
+    os.rmdir(target)  # reserved by that process, just before the end
+    return True
 
 
 def claim(unfinished: Path, target: Path) -> None:

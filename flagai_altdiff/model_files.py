@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Set
 from pathlib import PurePosixPath
 
@@ -18,12 +19,30 @@ DIFFUSERS_INDEX = "model_index.json"
 DIFFUSERS_PARTS = ("feature_extractor", "safety_checker", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 WEIGHED_PARTS = ("text_encoder", "unet", "vae")
 """Parts of the diffusers layout without whose weights there is no model."""
+DIFFUSERS_CONFIGS = (*(f"{part}/config.json" for part in WEIGHED_PARTS), "scheduler/scheduler_config.json")
+"""Configs without which the loader builds no model of the diffusers layout."""
 TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 CHECKER_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 """Where a model's image checker may lie, from the model's folder; FlagAI's models share one."""
 CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """What belongs to a tokenizer file beside it."""
+TOP_FILES = (
+    *TOKENIZER_FILES,
+    *TOKENIZER_COMPANIONS,
+    FLAGAI_CONFIG,
+    DIFFUSERS_INDEX,
+    "config.json",
+    "configuration.json",
+    "generation_config.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "scheduler_config.json",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+"""What a model has in its folder itself, beside weights: other programs may obey another .json or .yaml there."""
 MAX_WEIGHT_BYTES, MAX_OTHER_BYTES = 1 << 37, 1 << 28
 """The largest file of weights, and the largest of any other kind, that a model is believed to have."""
 EQUIVALENTS = {
@@ -38,6 +57,11 @@ FILLERS = {
     "sentencepiece.bpe.model": tuple(f"{place}{file}" for place in ("", "tokenizer/") for file in TOKENIZER_FILES),
 }
 """File of the FlagAI layout -> those that the loader takes for it."""
+
+MAX_SHARDS = 1000
+_SHARD = re.compile(
+    r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<of>[0-9]{5})(?P<variant>\.fp16)?(?P<suffix>\.safetensors|\.bin)"
+)
 
 
 def is_hidden(name: str) -> bool:
@@ -57,7 +81,10 @@ def is_part(name: str) -> bool:
 
 def is_fetched(name: str) -> bool:
     """Whether a file of that name is taken from a hub: a model's, in a place where models have files."""
-    return is_part(name) and name.rpartition("/")[0] in ("", *DIFFUSERS_PARTS)
+    folder, _, file = name.rpartition("/")
+    if folder:
+        return is_part(name) and folder in DIFFUSERS_PARTS
+    return is_weight(file) or file in TOP_FILES or (file.endswith(".index.json") and not is_hidden(file))
 
 
 def is_tokenizer(name: str) -> bool:
@@ -125,14 +152,31 @@ def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False
         config_only: Weights are not needed.
 
     Returns:
-        Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, ``<part>/*.safetensors`` for a part
-        without any weights (all else there is the loader's to judge).
+        Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, configs, a tokenizer, shards, and
+        ``<part>/*.safetensors`` for a part without any weights: what the loader asks for, and no more.
     """
     flagai = [name for name in wanted if not (names & fillers(name) or (config_only and is_weight(name)))]
     if not flagai or DIFFUSERS_INDEX not in names:
         return flagai
-    having = {str(PurePosixPath(name).parent) for name in names if is_weight(name)}
-    return [f"{part}/*.safetensors" for part in WEIGHED_PARTS if not (config_only or part in having)]
+    gone = [name for name in DIFFUSERS_CONFIGS if name not in names]
+    if not names & fillers(TOKENIZER_FILES[0]):
+        gone.append(f"tokenizer/{TOKENIZER_FILES[0]}")
+    parts = () if config_only else WEIGHED_PARTS
+    return gone + [name for part in parts for name in _lacking_weights(part, names)]
+
+
+def _lacking_weights(part: str, names: Set[str]) -> list[str]:
+    """What a part in the diffusers layout lacks of its weights: all, or some of its shards and their index."""
+    there = [name for name in names if is_weight(name) and name.rpartition("/")[0] == part]
+    shards = [match for name in there if (match := _SHARD.fullmatch(name))]
+    if not there or len(shards) < len(there):
+        return [] if there else [f"{part}/*.safetensors"]
+    first = min(shards, key=lambda shard: shard.string)
+    stem, variant, of, suffix = first["stem"], first["variant"] or "", first["of"], first["suffix"]
+    most = min(int(of), MAX_SHARDS)
+    wanted = [f"{stem}-{number:05}-of-{of}{variant}{suffix}" for number in range(1, most + 1)]
+    indexes = [f"{stem}{variant}{suffix}.index.json", f"{stem}{suffix}.index{variant}.json"]
+    return [name for name in wanted if name not in names] + ([] if names & set(indexes) else indexes[:1])
 
 
 def _belongs(path: str) -> bool:

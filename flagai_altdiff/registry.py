@@ -6,6 +6,7 @@ Sizes and hashes bind downloads only; one that is not known is ``None`` and reco
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,18 +182,26 @@ def locate(
             if os.path.exists(candidate):  # unlike Path.exists, it takes any text
                 return None, candidate
         raise UnknownModelError(str(name_or_path), MODELS, "There is no file or folder of that name either.")
-    folders = sorted(model_dir.iterdir()) if os.access(model_dir, os.R_OK) and os.path.isdir(model_dir) else []
-    named = [folder for folder in folders if folder.name.lower() == spec.name.lower() and folder.is_dir()]
+    folders = list[Path]()
+    with suppress(OSError, ValueError):  # a folder that cannot be listed has none of the names
+        folders = sorted(model_dir.iterdir())
+    named = [folder for folder in folders if folder.name.lower() == spec.name.lower() and os.path.isdir(folder)]
     home = (embedded_dir() if spec.embedded else model_dir) / spec.name
     whole = [folder for folder in named if _has_weights(folder)]
     return spec, (whole or ([] if spec.embedded else named) or [home])[0]
 
 
 def _has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights where a model has them: what is left of a download, or a lock, is no model."""
-    places = [place for place in (folder, *(folder / part for part in WEIGHED_PARTS)) if place.is_dir()]
-    found = (path for place in places for path in place.iterdir() if is_weight(path.name))
-    return (folder / "snapshots").is_dir() or any(path.is_file() and path.stat().st_size for path in found)
+    """Whether a folder holds weights where a model has them: what is left of a download, or a lock, is no model.
+
+    One that may not be entered holds none, as far as can be told; whoever loads or fetches it is told why.
+    """
+    try:
+        places = [place for place in (folder, *(folder / part for part in WEIGHED_PARTS)) if os.path.isdir(place)]
+        found = (path for place in places for path in place.iterdir() if is_weight(path.name))
+        return os.path.isdir(folder / "snapshots") or any(path.is_file() and path.stat().st_size for path in found)
+    except OSError:
+        return False
 
 
 def check_task(task: str) -> None:
@@ -204,4 +213,4 @@ def check_task(task: str) -> None:
 def embedded_dir() -> Path:
     """Folder whose subfolders are the models that come with the package."""
     installed = Path(__file__).parent / "checkpoints"
-    return installed if installed.is_dir() else Path(__file__).parent.parent / "checkpoints"
+    return installed if os.path.isdir(installed) else Path(__file__).parent.parent / "checkpoints"

@@ -147,7 +147,8 @@ class HubServer:
             return 404, b'{"error":"Repository not found"}', {"X-Error-Code": "RepoNotFound"}
         entries: list[dict[str, object]] = []
         for name, content in sorted(self.repositories[repository].items()):
-            entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": blob}
             if name.endswith(WEIGHTS):
                 entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 135}
             entries.append(entry)

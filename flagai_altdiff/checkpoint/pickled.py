@@ -28,6 +28,7 @@ _MAX_STEPS = 600_000
 _CONTAINER_STEPS = 2
 """For a container beside the step itself: it takes memory, and Python looks through all of them for garbage."""
 _MAX_NAMES = 1000
+_MAX_STORAGE_KEY = 100
 _MAX_NAME_LENGTH = 200
 _MAX_LINE_BYTES = 1000
 _MAX_INTEGER_BYTES = 255
@@ -406,9 +407,14 @@ def _described(values: Sequence[object]) -> PickledTensor:
 def _storage(identity: object) -> Storage:
     match identity if isinstance(identity, tuple) and len(identity) <= 6 else ():
         case ("storage", _Name(name), str(key) | int(key), str(), int(count), *view) if name in _STORAGES:
-            if _are_counts((count,)) and all(part is None for part in view):
+            if _are_counts((count,)) and all(part is None for part in view) and _is_short(key):
                 return Storage(str(key), _STORAGES[name], count)
     raise CheckpointError("it names a block of numbers in a way that torch does not; save it again with torch.save.")
+
+
+def _is_short(key: str | int) -> bool:
+    """Whether a key, which torch counts up from 0, is one that costs nothing to compare or to spell."""
+    return len(key) <= _MAX_STORAGE_KEY if isinstance(key, str) else 0 <= key < 1 << 63
 
 
 def _are_counts(values: Iterable[object]) -> bool:

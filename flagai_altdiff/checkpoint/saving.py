@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ from torch import Tensor
 from flagai_altdiff.checkpoint.ldm_yaml import dump_config
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, FlagAIAltDiffError, printable
-from flagai_altdiff.files import new_file, new_files, new_folder
-from flagai_altdiff.model_files import FLAGAI_CONFIG, FLAGAI_WEIGHTS
+from flagai_altdiff.files import is_free, new_file, new_files, new_folder
+from flagai_altdiff.model_files import FLAGAI_CONFIG, FLAGAI_WEIGHTS, TOKENIZER_COMPANIONS, TOKENIZER_FILES
 
 Check = Callable[[Path], None]
 """Looks at what was written before it has its name, and raises what is wrong with it."""
@@ -72,7 +71,20 @@ def save_single(
         write_safetensors(made / file.name, state)
         copy_files(tokenizer, made)
         if check:
-            check(made / file.name)
+            with _with_neighbours(made, file.parent):
+                check(made / file.name)
+
+
+@contextmanager
+def _with_neighbours(made: Path, folder: Path) -> Iterator[None]:
+    """Have in an unfinished folder, while the block runs, what will lie beside its files and is read with them."""
+    names = (FLAGAI_CONFIG, *TOKENIZER_FILES, *TOKENIZER_COMPANIONS)
+    lent = [made / name for name in names if (folder / name).is_file() and not (made / name).exists()]
+    for file in lent:
+        shutil.copyfile(folder / file.name, file)
+    yield
+    for file in lent:
+        file.unlink()
 
 
 @contextmanager
@@ -95,7 +107,7 @@ def unfinished_model(target: Path, state: Mapping[str, Tensor], *, single: bool 
     except FlagAIAltDiffError:
         raise
     except FileExistsError as error:
-        raise taken(Path(error.filename or target)) from error
+        raise taken(Path(error.filename2 or error.filename or target)) from error
     except OSError as error:
         raise _refused(
             target, f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
@@ -111,9 +123,8 @@ def require_free(target: Path) -> None:
         CheckpointError: Something lies there, be it a link that leads nowhere; or no file can have this name.
     """
     try:
-        os.lstat(target)
-    except FileNotFoundError:
-        return
+        if is_free(target):
+            return
     except (OSError, ValueError) as error:  # a part of it is a file, the name is too long, or no text
         raise _refused(target, getattr(error, "strerror", None) or str(error)) from error
     raise taken(target)

@@ -8,8 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flagai_altdiff.errors import printable
 from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
+
+
+def say(line: str) -> None:
+    """Print one line; what files and servers put into it is neither obeyed by the terminal nor drowns it."""
+    print(printable(line).replace("\n", "\\n"), flush=True)
 
 
 def fail(error: Exception | str, status: int) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from flagai_altdiff.cli.common import add_model_dir
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.cli.common import add_model_dir, fail, say
+from flagai_altdiff.errors import DiskError, InvalidRequestError
 from flagai_altdiff.progress import show_bars
 from flagai_altdiff.registry import DRAWING, MODELS, ModelSpec, get_model_spec, locate
 
@@ -35,7 +36,7 @@ def _models(args: argparse.Namespace) -> int:
 
     if args.json:
         known = [_describe(spec, locate(name, args.model_dir)[1]) for name, spec in MODELS.items()]
-        print(json.dumps(known, ensure_ascii=False, indent=2))
+        print(json.dumps(known, indent=2))
         return 0
     for spec in MODELS.values():
         places = ", ".join(f"{source} ({name})" for source, name in spec.sources)
@@ -52,8 +53,11 @@ def _models(args: argparse.Namespace) -> int:
 def _describe(spec: ModelSpec, folder: Path) -> dict[str, object]:
     from flagai_altdiff import hub
 
-    missing = hub.missing_files(spec, folder)
-    return {**asdict(spec), "sources": dict(spec.sources), "folder": str(folder), "missing": missing}
+    known = {**asdict(spec), "sources": dict(spec.sources), "folder": str(folder)}
+    try:
+        return known | {"missing": hub.missing_files(spec, folder)}
+    except DiskError as error:  # the others can be told about all the same
+        return known | {"missing": None, "error": str(error)}
 
 
 def add_download(parser: argparse.ArgumentParser) -> None:
@@ -94,17 +98,17 @@ def _fetch(spec: ModelSpec, folder: Path, args: argparse.Namespace) -> list[str]
     from flagai_altdiff import hub
 
     if not hub.missing_files(spec, folder):
-        print(f"{spec.name}: complete in {folder}")
+        say(f"{spec.name}: complete in {folder}")
         return []
     if not args.dry_run:
         print(hub.fetch(spec, folder, source=args.source, revision=args.revision))
         return []
     plan = hub.plan(spec, folder, source=args.source, revision=args.revision)
-    print(f"{spec.name} from {plan.source} into {folder}")
+    say(f"{spec.name} from {plan.source} into {folder}")
     for file in plan.files:
         size = "size unknown" if file.size_bytes is None else hub.human(file.size_bytes)
-        print(f"  {file.state:8} {size:>12}  {file.name}")
-    print(f"{len(plan.to_come)} of {len(plan.files)} files to fetch, {hub.human(plan.to_come_bytes)}")
+        say(f"  {file.state:8} {size:>12}  {file.name}")
+    say(f"{len(plan.to_come)} of {len(plan.files)} files to fetch, {hub.human(plan.to_come_bytes)}")
     return [file.name for file in plan.files]
 
 
@@ -122,15 +126,17 @@ def _verify(args: argparse.Namespace) -> int:
     from flagai_altdiff import hub
 
     spec, folder = locate(args.model, args.model_dir)
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise InvalidRequestError("model", args.model, "expected the name of a model or the path of its folder")
     if args.record:
         for name in hub.record_missing(folder):
-            print(f"recorded      {name}")
+            say(f"recorded      {name}")
     states = set()
     for check in hub.verify(folder, spec):
-        print(f"{check.state:12}  {check.name}: {check.detail}", flush=True)
+        say(f"{check.state:12}  {check.name}: {check.detail}")
         states.add(check.state)
+    if not states:
+        return fail(f"{folder} has no model's file, and no record of any: there is nothing to check.", 1)
     for state in sorted(states & _VERIFY_ADVICE.keys()):
         print(f"{state}: {_VERIFY_ADVICE[state]}", file=sys.stderr)
     return 0 if states == {"ok"} else 1

@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from flagai_altdiff.cli.common import add_model_dir
+from flagai_altdiff.cli.common import add_model_dir, say
 from flagai_altdiff.errors import TrainingInterrupted
 
 
@@ -39,9 +39,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
     troubles = 0
     for finding in examine(args.model_dir):
-        print(f"{'!' if finding.advice else ' '} {finding.topic:20} {finding.state}")
+        say(f"{'!' if finding.advice else ' '} {finding.topic:20} {finding.state}")
         if finding.advice:
-            print(f"  {'':20} -> {finding.advice}")
+            say(f"  {'':20} -> {finding.advice}")
             troubles += 1
     return 1 if troubles else 0
 

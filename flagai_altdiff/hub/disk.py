@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path, PurePath
 
 from flagai_altdiff.errors import DiskError, HubError
@@ -79,6 +80,15 @@ def digest(path: Path) -> tuple[int, str]:
         return file.tell(), sha256
 
 
+def git_oid(path: Path) -> str:
+    """What git calls the content of a file; DiskError if it cannot be read."""
+    with on_disk(path), open_regular(path) as file:
+        oid = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while piece := file.read(1 << 20):
+            oid.update(piece)
+        return oid.hexdigest()
+
+
 class Digests:
     """SHA-256 of files; a file is read once as long as it stays what it is."""
 
@@ -113,37 +123,79 @@ def read_small(path: Path, most_bytes: int) -> bytes:
     return data
 
 
-def make_folder(root: Path, inner: PurePath | str = "") -> Path:
-    """The folder ``root/inner``, made where it is missing; below ``root`` no link is followed.
+class Kept:
+    """A folder that is written into, made where it is missing, and looked at again before each write.
+
+    Minutes may pass between two writes, in which somebody puts a link to another folder, or that folder, in its place.
+
+    Args:
+        root: May be a link, and be reached through links.
 
     Raises:
-        HubError: A link or a file stands where a folder is needed.
         DiskError: The disk refuses.
     """
-    place = root
-    with on_disk(root):
-        root.mkdir(parents=True, exist_ok=True)
+
+    def __init__(self, root: Path) -> None:
+        self.path = root
+        with on_disk(root):
+            root.mkdir(parents=True, exist_ok=True)
+            self._known = {root: _identity(os.stat(root))}
+
+    def inner(self, inner: PurePath | str) -> Kept:
+        """A folder below it, made where it is missing; no link is followed on the way.
+
+        Raises:
+            HubError: A link or a file stands where a folder is needed, or this one is not what it was.
+            DiskError: The disk refuses.
+        """
+        self.check()
+        made = copy(self)
+        made._known = dict(self._known)
         for part in PurePath(inner).parts:
-            place = place / part
+            made.path = made.path / part
+            with on_disk(made.path):
+                try:
+                    os.mkdir(made.path)
+                except FileExistsError:
+                    check_folder(made.path)
+                made._known[made.path] = _identity(os.lstat(made.path))
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """HubError if it, or a folder on the way to it, is not the one that it was."""
+        for place, identity in self._known.items():
+            look = os.stat if place == next(iter(self._known)) else os.lstat
             try:
-                os.mkdir(place)
-            except FileExistsError:
-                check_folder(place)
-    return place
+                found: object = _identity(look(place))
+            except (OSError, ValueError):
+                found = None
+            if found != identity:
+                what = "is gone" if found is None else "has become a link or another folder"
+                raise HubError(f"{place} {what} meanwhile; nothing is written there. Try again.")
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    return (stat.S_IFMT(found.st_mode), found.st_dev, found.st_ino)
 
 
 def check_folder(place: Path) -> None:
     """HubError if something else than a folder is at ``place``, a link to one included."""
-    if place.is_symlink():
+    if os.path.islink(place):
         raise HubError(f"{place} is a symbolic link; refused. Remove it.")
-    if os.path.lexists(place) and not place.is_dir():
+    if os.path.lexists(place) and not os.path.isdir(place):
         raise HubError(f"{place} is no folder, but one is needed there. Move it away and try again.")
+
+
+def free_bytes(folder: Path) -> int:
+    """What the disk of ``folder``, or of its nearest existing parent, has free."""
+    existing = next((place for place in (folder, *folder.absolute().parents) if os.path.isdir(place)), Path.cwd())
+    return shutil.disk_usage(existing).free
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
     """DiskError if the disk of ``folder`` (or of its nearest existing parent) has less free."""
-    existing = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), Path.cwd())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     if free < needed_bytes:
         text = f"{folder}: needs {needed_bytes:,} bytes, {free:,} are free. Make room and try again."
         raise DiskError(text, errno.ENOSPC)
@@ -184,6 +236,8 @@ def on_disk(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
             needed = "unknown" if needed_bytes is None else f"{needed_bytes:,}"
             text += f" Bytes needed: {needed}, free: {shutil.disk_usage(path.parent).free:,}."
             text += " What has arrived is kept: make room and try again."
+        elif code == errno.EACCES:
+            text += " Ask its owner for the right to use it, or choose a folder that can be read and written to."
         else:
             text += " Choose a folder that can be written to."
         raise DiskError(text, code) from error

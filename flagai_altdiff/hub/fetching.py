@@ -7,10 +7,9 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TypeVar
@@ -24,16 +23,17 @@ from flagai_altdiff.errors import (
     ModelNotFoundError,
     OfflineError,
     last_net,
+    printable,
 )
 from flagai_altdiff.files import claim
 from flagai_altdiff.hub import manifest
 from flagai_altdiff.hub.addresses import redact_url
 from flagai_altdiff.hub.disk import (
     Digests,
+    Kept,
     Stamp,
     check_folder,
     check_space,
-    make_folder,
     on_disk,
     present_files,
     size_of,
@@ -43,14 +43,14 @@ from flagai_altdiff.hub.environment import BAAI_VARIABLE, HF_VARIABLE, MIRROR_VA
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.manifest import FileRecord
-from flagai_altdiff.hub.names import MANIFEST_NAME, STAGING_PREFIX, safe_name
+from flagai_altdiff.hub.names import JOURNAL_NAME, MANIFEST_NAME, PART_SUFFIX, STAGING_PREFIX, STATE_SUFFIX, safe_name
 from flagai_altdiff.hub.planning import Plan, PlannedFile, in_the_way, make_plan
 from flagai_altdiff.hub.progress import Progress, Report, human
 from flagai_altdiff.hub.remote import Location
 from flagai_altdiff.hub.sources import CACHE, HUBS, Source, Wanted, find_sources
 from flagai_altdiff.hub.threads import Stop, run_all
 from flagai_altdiff.hub.transfer import Received, copy, download
-from flagai_altdiff.model_files import DIFFUSERS_INDEX, FLAGAI_CONFIG
+from flagai_altdiff.model_files import DIFFUSERS_INDEX, FLAGAI_CONFIG, FLAGAI_WEIGHTS, is_weight
 from flagai_altdiff.registry import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -58,11 +58,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MARKERS = (DIFFUSERS_INDEX, FLAGAI_CONFIG)
-"""Files that say which layout a folder has; moved into place last."""
+"""Files that say which layout a folder has; moved into place last, behind the weights."""
 MAX_TEXT = 1000
 """Longest address or ETag that is recorded."""
-RECHECK_S = 60.0
-"""After so long, a source without hashes is asked again whether it still has what it sent first."""
+_OWN = re.compile(
+    rf"{re.escape(JOURNAL_NAME)}|.+({re.escape(PART_SUFFIX)}|{re.escape(STATE_SUFFIX)})"
+    r"|\.[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.tmp"
+)
+"""Names of the files that downloads keep in a staging folder besides what has arrived."""
 _STAGING = re.compile(
     rf"{re.escape(STAGING_PREFIX)}({'|'.join(HUBS)}|{CACHE}|mirror-[0-9a-f]{{12}})(-[0-9a-f]{{12,16}})*"
 )
@@ -99,6 +102,7 @@ def fetch(
         FilesInTheWayError: Files of the user's would become part of another version; nothing came.
         DiskError: The local disk failed.
     """
+    folder = Path(folder)
     wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
     with last_net(folder, HubError):
         if wanted.missing():
@@ -113,7 +117,7 @@ def plan(
     spec: ModelSpec, folder: Path, *, config_only: bool = False, source: str | None = None, revision: str | None = None
 ) -> Plan:
     """What :func:`fetch` would do now with the first source that answers; arguments and errors as there."""
-    wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
+    wanted = Wanted(spec=spec, folder=Path(folder), config_only=config_only)
     with last_net(folder, HubError):
         return _try_each(wanted, find_sources(wanted, source, revision), lambda made: made)
 
@@ -135,35 +139,48 @@ def _try_each(wanted: Wanted, sources: list[Source], act: Callable[[Plan], T]) -
 def _carry_out(plan: Plan, locked: bool) -> None:
     """Bring all files of a plan into its staging folder, then into place; without a lock, in a folder of its own."""
     plan = plan if locked else _apart(plan)
-    folder, began = plan.wanted.folder, time.monotonic()
+    folder = plan.wanted.folder
     if (folder / MANIFEST_NAME).is_dir():
         raise DiskError(f"{folder / MANIFEST_NAME} is a folder; the record of the files goes there. Move it away.")
     check_space(folder, plan.to_come_bytes)
     logger.info("%s: %d files to fetch from %s", folder, len(plan.to_come), plan.source.label)
-    make_folder(folder, plan.staging.name)
-    journal = Journal(plan.staging, plan.wanted.digests)
-    _gather(plan, journal)
+    kept = Kept(folder)
+    staging = kept.inner(plan.staging.name)
+    journal = Journal(plan.staging, plan.wanted.digests, staging)
+    _gather(plan, journal, staging)
     arrived = [file for file in plan.files if not file.is_there and size_of(plan.staging / file.name)]
     gives_way = plan.leftovers.keys() | {file.name for file in plan.files if file.replaces}
     if gone := plan.wanted.lacking((present_files(folder) - gives_way) | {file.name for file in arrived}):
         raise HubError(f"{plan.source.label} sent {', '.join(gone)} empty.")
-    if time.monotonic() - began > RECHECK_S:
-        _check_unchanged(arrived, journal)
-    _put_in_place(plan, arrived, journal)
+    _check_unchanged(plan, arrived, journal)
+    _put_in_place(plan, arrived, journal, staging)
+    _warn_of_others(plan)
+    kept.check()
     for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
         if _STAGING.fullmatch(leftover.name):
-            shutil.rmtree(leftover, ignore_errors=True)  # never follows a link
+            _tidy(leftover, {file.name for file in plan.files} if leftover == plan.staging else set())
 
 
-def _gather(plan: Plan, journal: Journal) -> None:
+def _warn_of_others(plan: Plan) -> None:
+    """Say it if weights that appeared meanwhile are loaded instead of those that came."""
+    known = {file.name for file in plan.files}
+    first = next((name for name in FLAGAI_WEIGHTS if size_of(plan.wanted.folder / name)), None)
+    if first not in known and (came := sorted(known & set(FLAGAI_WEIGHTS))):
+        logger.warning(
+            "%s: %s has appeared meanwhile, and is loaded instead of %s. Move away the one that is not meant.",
+            plan.wanted.folder, first, came[0],
+        )  # fmt: skip
+
+
+def _gather(plan: Plan, journal: Journal, staging: Kept) -> None:
     """Bring what is to come into the staging folder, several files side by side."""
     stop, guard = Stop(), threading.Lock()
 
     def bring(file: PlannedFile) -> None:
-        path = _in_folder(plan.wanted.folder, plan.staging.name, file.name)
+        kept = staging.inner(safe_name(file.name).parent)
         try:
             with progress.file(file.name, file.size_bytes) as report:
-                received = _bring(file, path, report, stop)
+                received = _bring(file, kept, plan.most_bytes, report, stop)
         except ModelNotFoundError as error:
             with guard:
                 plan.do_without(file.name, error)
@@ -176,17 +193,57 @@ def _gather(plan: Plan, journal: Journal) -> None:
         run_all([functools.partial(bring, file) for file in plan.to_come], stop)
 
 
+def _tidy(staging: Path, ours: set[str]) -> None:
+    """Remove a staging folder, but for files that no download has put there; no link is followed.
+
+    Args:
+        staging: The folder.
+        ours: Names that were fetched into it, besides those in its journal.
+    """
+    if staging.is_symlink():
+        return
+    journal, strange = Journal(staging, Digests()), list[str]()
+    for place, folders, files in os.walk(staging, topdown=False):
+        for path in (Path(place, name) for name in (*files, *folders)):
+            name = path.relative_to(staging).as_posix()
+            is_ours = name in ours or journal.get(name) or _OWN.fullmatch(path.name) or not size_of(path)
+            with suppress(OSError):  # a folder that is not empty
+                if path.is_symlink():
+                    path.unlink()
+                elif path.is_dir():
+                    path.rmdir()
+                elif is_ours:
+                    path.unlink()
+                else:
+                    strange.append(name)
+    with suppress(OSError):
+        staging.rmdir()
+    if strange:
+        names = ", ".join(printable(name, 120) for name in strange[:8])
+        logger.warning("%s stays: no download has put %s there. Move away what you need.", staging, names)
+
+
 def _apart(plan: Plan) -> Plan:
     """The same plan with a staging folder that no other process uses."""
     files = (replace(file, state="absent") if file.state == "arrived" else file for file in plan.files)
     return replace(plan, staging=Path(f"{plan.staging}-{secrets.token_hex(8)}"), files=tuple(files))
 
 
-def _check_unchanged(arrived: list[PlannedFile], journal: Journal) -> None:
-    """HubError if what came first may be of another version than what came last, where no hash tells them apart."""
-    for file in arrived:
-        arrival = journal.get(file.name)
-        if arrival and not file.is_certain and file.unchanged(arrival.validator) is False:
+def _check_unchanged(plan: Plan, arrived: list[PlannedFile], journal: Journal) -> None:
+    """HubError if what came first may be of another version than what came last, where no hash tells them apart.
+
+    A source may have changed in the very second, so all are asked for again when the last has come; one alone needs no
+    question, for there is nothing that it could be mixed with.
+    """
+    records = plan.wanted.inventory().records
+    known = {file.name: (file, arrival.validator) for file in arrived if (arrival := journal.get(file.name))}
+    for file in plan.files:
+        record = records.get(file.name)
+        if file.state == "present" and record and record.version == plan.version:
+            known[file.name] = file, record.etag
+    uncertain = [(file, validator) for file, validator in known.values() if not file.is_certain]
+    for file, validator in uncertain if len(uncertain) > 1 else ():
+        if file.unchanged(validator) is False:
             raise HubError(f"{file.name} has changed at its source while the others came. Try again.")
 
 
@@ -199,18 +256,21 @@ def _explained(error: IntegrityError, plan: Plan, file: PlannedFile) -> Integrit
     )
 
 
-def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Received:
-    """One file into the staging folder: copied where this disk has it, else downloaded."""
-    size, sha256 = file.size_bytes, file.sha256
+def _bring(file: PlannedFile, kept: Kept, most: int | None, report: Report, stop: Stop) -> Received:
+    """One file into its place in the staging folder: copied where this disk has it, else downloaded."""
+    size, sha256, target = file.size_bytes, file.sha256, kept.path / PurePath(file.name).name
 
     def get(location: Location) -> Received:
         location.check_way(sha256)
-        headers = location.headers
-        return download(location.url, target, size_bytes=size, sha256=sha256, headers=headers, report=report, stop=stop)
+        return download(
+            location.url, target, size_bytes=size, sha256=sha256, most=most,
+            headers=location.headers, report=report, stop=stop, kept=kept,
+        )  # fmt: skip
 
     if file.remote.copy is not None:
         try:
-            return copy(file.remote.copy, target, size_bytes=size, sha256=sha256, report=report, stop=stop)
+            source = file.remote.copy
+            return copy(source, target, size_bytes=size, sha256=sha256, report=report, stop=stop, kept=kept)
         except DiskError:
             raise
         except HubError as error:
@@ -228,7 +288,7 @@ def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Recei
         return get(renewed)  # an address that was valid for a while only
 
 
-def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal) -> None:
+def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal, staging: Kept) -> None:
     """Give what has arrived its place; before that, what we brought from another version leaves it.
 
     Interrupted in between, the model lacks files, and the next attempt goes on.
@@ -239,20 +299,25 @@ def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal) -> N
     for file in plan.files:
         record = records.get(file.name)
         is_new = file.name in coming and digests.of(folder / file.name) != digests.of(plan.staging / file.name)
-        if file.replaces and record and (is_new or (file.name not in coming and record.version != plan.version)):
+        is_old = record and file.name not in coming and record.version != plan.version
+        if file.replaces and (is_new or is_old):
             aside[file.name] = file.replaces
         if file.name in coming:
             records[file.name] = _record(plan, file, journal)
         elif file.state == "present" and record and record.version != plan.version and stock.is_ours(file.name):
             records[file.name] = replace(_record(plan, file, None), sha256=record.sha256)
     for name, stamp in aside.items():
-        if not _set_aside(folder / name, stamp, plan.staging):
+        if not _set_aside(folder / name, stamp, staging):
             raise in_the_way(plan, [name])
         if name not in coming:
             del records[name]
+    staging.check()
     manifest.write(folder, records)
-    for name in sorted(coming, key=lambda name: name in MARKERS):
-        if not _place(plan.staging / name, _in_folder(folder, name), digests):
+    kept = Kept(folder)
+    for name in sorted(coming, key=lambda name: (name in MARKERS, is_weight(name))):
+        place = kept.inner(safe_name(name).parent)
+        staging.inner(safe_name(name).parent)
+        if not _place(plan.staging / name, place.path / PurePath(name).name, digests):
             raise in_the_way(plan, [name])
 
 
@@ -272,9 +337,10 @@ def _record(plan: Plan, file: PlannedFile, journal: Journal | None) -> FileRecor
     )
 
 
-def _set_aside(path: Path, stamp: Stamp, staging: Path) -> bool:
+def _set_aside(path: Path, stamp: Stamp, staging: Kept) -> bool:
     """Move a file of ours out of its place; whether it was that file, and not one that came there meanwhile."""
-    hidden = staging / f".{secrets.token_hex(8)}"
+    hidden = staging.path / f".{secrets.token_hex(8)}"
+    staging.check()
     check_folder(path.parent)
     with on_disk(path):
         if not os.path.lexists(path):
@@ -297,12 +363,6 @@ def _place(staged: Path, target: Path, digests: Digests) -> bool:
         except FileExistsError:
             return digests.of(target) == digests.of(staged)
         return True
-
-
-def _in_folder(folder: Path, *inner: str) -> Path:
-    """A file's path below a folder, with the folders between made; no link among them is followed."""
-    path = safe_name(inner[-1])
-    return make_folder(folder, PurePath(*inner[:-1], path.parent)) / path.name
 
 
 def _arrived_bytes(folder: Path) -> int:

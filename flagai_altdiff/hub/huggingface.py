@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import partial
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from flagai_altdiff.errors import HubError, ModelNotFoundError, shown
 from flagai_altdiff.hub import hf_cache
@@ -83,7 +83,10 @@ def _next_page(answer: Answer) -> str | None:
         return None
     try:
         url = urljoin(answer.url, answer.next_url)
-        same = urlsplit(url)[:2] == urlsplit(answer.url)[:2]
+        asked, named = urlsplit(answer.url), urlsplit(url)
+        user, at, server = asked.netloc.rpartition("@")
+        same = (named.scheme, named.netloc.rpartition("@")[2]) == (asked.scheme, server)
+        url = urlunsplit(named._replace(netloc=f"{user}{at}{server}")) if same else url
     except ValueError:
         url, same = answer.next_url, False
     if not same:
@@ -105,8 +108,10 @@ def _parse_tree(answer: Answer, repository: str, commit: str) -> list[RemoteFile
         sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
         if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(SHA256, sha256)):
             raise HubError(f"{where} lists {shown(path)} with a hash that is not SHA-256.")
+        blob = entry.get("oid") if lfs is None else None  # of a large file, git has a pointer only
+        oid = blob if isinstance(blob, str) and re.fullmatch(COMMIT, blob) else None
         locate = partial(_locate, repository, commit, path)
-        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, revision=commit))
+        files.append(RemoteFile(name=path, locate=locate, size_bytes=size, sha256=sha256, git_oid=oid, revision=commit))
     return files
 
 

@@ -13,13 +13,14 @@ from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub import manifest
 from flagai_altdiff.hub.disk import Digests, size_of
 from flagai_altdiff.hub.manifest import LOCAL, FileRecord
-from flagai_altdiff.model_files import is_fetched
+from flagai_altdiff.model_files import is_fetched, is_weight
 
 logger = logging.getLogger(__name__)
 
 Standing = Literal["nothing", "same", "ours", "alike", "other"]
 """What stands at a file's name in the folder: nothing; the very content that the source has; what we brought and nobody
-changed since; a file of the user's that may be the source's, as far as size tells; the user's, and another one."""
+changed since, or an empty file, as a name is that was reserved and never filled; a file of the user's that may be the
+source's, as far as size tells; the user's, and another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,19 @@ class Inventory:
         could_be = bool(there) and size_bytes in (None, there)
         if could_be and sha256 is not None and self.digests.of(path) == sha256:
             return "same"
-        if self.is_ours(name):
+        if self.is_ours(name) or (there == 0 and not os.path.islink(path)):
             return "ours"
         return "alike" if could_be and sha256 is None else "other"
+
+    def binds(self, version: str) -> bool:
+        """Whether what we brought of a version stands for it, so that nothing else may join it under its name.
+
+        Its weights do, and a whole set of files; not some of them, which a process left that died while placing them.
+        """
+        names = [name for name, record in self.records.items() if record.version == version]
+        gone = {name for name in names if not size_of(self.folder / name)}
+        weights = {name for name in names if is_weight(name)}
+        return not gone or bool(weights and not weights & gone)
 
     def is_ours(self, name: str) -> bool:
         """Whether a file is what we once brought: recorded then, and not changed since."""

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flagai_altdiff.errors import HubError
-from flagai_altdiff.hub.disk import Digests, Stamp, on_disk, open_no_link, read_small, stamp_of
+from flagai_altdiff.hub.disk import Digests, Kept, Stamp, on_disk, open_no_link, read_small, stamp_of
 from flagai_altdiff.hub.names import JOURNAL_NAME
 
-MAX_BYTES = 8 << 20
+MAX_BYTES = 4 << 20
+MAX_LINES = 20_000
+"""Only so many are read, the last ones. Each file has two, one of them empty; some came more than once."""
+MAX_LINE_BYTES = 1 << 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,11 @@ class Journal:
     Args:
         staging: The folder; it need not exist.
         digests: Learns what earlier attempts have hashed.
+        kept: The folder, where something is to be added.
     """
 
-    def __init__(self, staging: Path, digests: Digests) -> None:
-        self._staging, self._digests, self._lock = staging, digests, threading.Lock()
+    def __init__(self, staging: Path, digests: Digests, kept: Kept | None = None) -> None:
+        self._staging, self._digests, self._lock, self._kept = staging, digests, threading.Lock(), kept
         self._arrivals: dict[str, Arrival] = {}
         for arrival in _read(staging / JOURNAL_NAME):
             if stamp_of(staging / arrival.name) == arrival.stamp:
@@ -56,7 +60,8 @@ class Journal:
 
     def add(self, name: str, sha256: str, validator: str | None) -> None:
         """Note a file that has come just now; DiskError if the disk refuses."""
-        path = self._staging / JOURNAL_NAME
+        path, kept = self._staging / JOURNAL_NAME, self._kept or Kept(self._staging)
+        kept.check()
         stamp = stamp_of(self._staging / name)
         if stamp is None:
             raise HubError(f"{self._staging / name} has gone; does another program tidy up there?")
@@ -73,10 +78,12 @@ class Journal:
 
 def _read(path: Path) -> list[Arrival]:
     try:
-        lines = read_small(path, MAX_BYTES).splitlines()
+        lines = read_small(path, MAX_BYTES).rsplit(b"\n", MAX_LINES)
     except OSError:  # none is there, or it cannot be used: HubError is an OSError
         return []
-    return [arrival for line in lines if (arrival := _parse(line))]
+    entries = [line for line in lines if line.startswith(b"{") and len(line) <= MAX_LINE_BYTES]
+    arrivals = {arrival.name: arrival for line in entries if (arrival := _parse(line))}
+    return list(arrivals.values())  # of a file that came more than once, the last time
 
 
 def _parse(line: bytes) -> Arrival | None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from flagai_altdiff.errors import HubError, last_net, printable, shown
-from flagai_altdiff.files import new_file
+from flagai_altdiff.files import claim, new_file
 from flagai_altdiff.hub.disk import digest, missing_files, model_files, on_disk, read_small, size_of
 from flagai_altdiff.hub.names import MANIFEST_NAME, safe_names
 from flagai_altdiff.registry import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAX_BYTES = 4 << 20
@@ -136,9 +141,25 @@ def write(folder: Path, records: Mapping[str, FileRecord]) -> None:
     if len(records) > MAX_RECORDS:
         raise HubError(f"{folder} would have {len(records):,} files to record; at most {MAX_RECORDS:,} can be.")
     files = [{k: v for k, v in asdict(records[name]).items() if v is not None} for name in sorted(records)]
+    _keep_other(folder)
     with on_disk(folder / MANIFEST_NAME), new_file(folder / MANIFEST_NAME, replace=True) as new:
         text = json.dumps({"version": VERSION, "files": files}, ensure_ascii=False, indent=2) + "\n"
         new.write_text(text, encoding="utf-8")
+
+
+def _keep_other(folder: Path) -> None:
+    """Set what has the manifest's name, and is none that is understood, aside under another name."""
+    path = folder / MANIFEST_NAME
+    try:
+        read(folder)
+    except HubError:
+        with on_disk(path):
+            for number in itertools.count():
+                aside = path.with_name(f"{MANIFEST_NAME}.old{number or ''}")
+                with suppress(FileExistsError):
+                    claim(path, aside)
+                    logger.warning("%s is not a record of ours; it is %s now.", path, aside.name)
+                    return
 
 
 def record_missing(folder: Path) -> list[str]:
@@ -147,6 +168,7 @@ def record_missing(folder: Path) -> list[str]:
     Raises:
         HubError: The manifest cannot be understood, or so many files are there that they are no model.
     """
+    folder = Path(folder)
     with last_net(folder, HubError):
         records = read(folder)
         new = [name for name in model_files(folder) if name not in records]
@@ -177,6 +199,7 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
     Raises:
         HubError: The manifest cannot be understood.
     """
+    folder = Path(folder)
     with last_net(folder, HubError):
         records, present = read(folder), set(model_files(folder))
         known = {file.name: file for file in spec.files} if spec else {}
@@ -191,8 +214,14 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
             check = _check(folder / name, name, size, sha256, "registry" if fact and fact.sha256 else "record")
             mixed = main and record and record.source != LOCAL and record.version != main
             if check.state == "ok" and record and mixed and not (fact and fact.sha256):
-                check = FileCheck(name, "mixed", f"of {record.version}, but the largest files are of {main}")
+                text = f"of {_shown(record.version)}, but the largest files are of {_shown(main or '')}"
+                check = FileCheck(name, "mixed", text)
             yield check
+
+
+def _shown(version: str) -> str:
+    """A version as messages name it; whoever wrote the manifest may have written anything."""
+    return printable(version, 120).replace("\n", "\\n")
 
 
 def _main_version(records: list[FileRecord]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from typing import Literal
 
 from flagai_altdiff.errors import FilesInTheWayError, HubError, ModelNotFoundError, printable
 from flagai_altdiff.hub import manifest
-from flagai_altdiff.hub.disk import Stamp, check_folder, present_files, size_of, stamp_of
+from flagai_altdiff.hub.disk import Stamp, check_folder, git_oid, present_files, size_of, stamp_of
 from flagai_altdiff.hub.inventory import Inventory
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.names import PART_SUFFIX, STAGING_PREFIX, safe_names
@@ -27,6 +28,8 @@ MAX_FILES = 2_000
 """Most files that a source may list, and most of them that can be a model's."""
 MAX_TIMES_USUAL = 4
 """How much larger than the registry says a model may be."""
+MOST_MOVED = 4
+"""Most files of the user's that are moved one by one."""
 
 
 FileState = Literal["present", "yours", "arrived", "cached", "absent"]
@@ -71,12 +74,15 @@ class PlannedFile:
         """Whether the source still has the content that it gave this validator; ``None`` if that cannot be told."""
         if validator is None:
             return None
-        try:
-            self.location.check_way(self.sha256)
-            now = validator_of(self.location.url, self.location.headers)
-        except HubError:
-            return None
-        return None if now is None else now == validator
+        for is_renewed in (False, True):  # an address may be valid for a while only
+            try:
+                location = self.remote.locate() if is_renewed else self.location
+                location.check_way(self.sha256)
+                now = validator_of(location.url, location.headers)
+            except HubError:
+                continue
+            return None if now is None else now == validator
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +111,11 @@ class Plan:
     def version(self) -> str:
         """The version that its files are of, as records name it."""
         return manifest.version(self.source.label, self.revision)
+
+    @property
+    def most_bytes(self) -> int | None:
+        """What all files, and so each, are believed to have at most, if the registry tells."""
+        return self.wanted.spec.size_bytes * MAX_TIMES_USUAL or None
 
     def is_left_out(self, name: str) -> bool:
         """Whether nothing is done about a file, because only the config is wanted."""
@@ -179,7 +190,7 @@ def _listed(source: Source) -> list[RemoteFile]:
 def _plan_file(plan: Plan, stock: Inventory, journal: Journal, file: RemoteFile, location: Location) -> PlannedFile:
     known = next((known for known in plan.wanted.spec.files if known.name == file.name), None)
     record = stock.records.get(file.name)
-    bound = record.sha256 if record and record.version == plan.version else None
+    bound = record.sha256 if record and record.version == plan.version and stock.binds(plan.version) else None
     announced = (known.sha256 if known else None) or file.sha256
     planned = PlannedFile(
         name=file.name,
@@ -193,6 +204,8 @@ def _plan_file(plan: Plan, stock: Inventory, journal: Journal, file: RemoteFile,
     standing = stock.standing(file.name, planned.size_bytes, planned.sha256)
     if standing == "same" and record and not planned.is_certain and not _is_current(planned, record.etag):
         standing = "ours"
+    if standing == "alike" and file.git_oid and git_oid(stock.folder / file.name) != file.git_oid:
+        standing = "other"
     if standing in ("same", "alike"):
         return replace(planned, state="present")
     if standing == "other":
@@ -279,8 +292,9 @@ def _check_sizes(plan: Plan) -> None:
         if (file.size_bytes or 0) > most_bytes(file.name):
             text = f"{plan.source.label} announces {file.size_bytes:,} bytes for {file.name}"
             raise HubError(f"{text}, which has at most {most_bytes(file.name):,}; not believed.")
-    total, usual = sum(file.size_bytes or 0 for file in plan.files), plan.wanted.spec.size_bytes
-    if usual and total > usual * MAX_TIMES_USUAL:
+    total = sum(file.size_bytes or 0 for file in plan.files)
+    if plan.most_bytes and total > plan.most_bytes:
+        usual = plan.wanted.spec.size_bytes
         raise HubError(f"{plan.source.label} announces {total:,} bytes; the model has about {usual:,}. Not believed.")
 
 
@@ -288,14 +302,22 @@ def in_the_way(plan: Plan, names: list[str]) -> FilesInTheWayError:
     """The error for files of the user's that stand where a source's would go, or would be mixed with them."""
     folder, spec = plan.wanted.folder, plan.wanted.spec
     shown = ", ".join(printable(name, 120) for name in names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
-    aside = f"{folder}.mine"
-    moved = " ".join(shlex.quote(str(folder / name)) for name in names[:8])
     return FilesInTheWayError(
         f"{folder} has files of yours, or of another version, that are not those of {plan.source.label}: {shown}. "
         f"They stay, and nothing of another version is put beside them. To have {spec.name} fetched whole, "
-        f"move them away (mkdir {shlex.quote(aside)} && mv {moved} {shlex.quote(aside)}), or fetch into another folder "
+        f"move them away ({_way_out(folder, names)}), or fetch into another folder "
         f"(altdiff download {spec.name} --model-dir OTHER)."
     )
+
+
+def _way_out(folder: Path, names: list[str]) -> str:
+    """The command that moves files out of a folder, under a name that is free: a few, or the folder as it is."""
+    place = os.path.abspath(folder)
+    numbered = (f"{place}.mine{number}" for number in ("", *range(2, MAX_FILES)))
+    aside = shlex.quote(next(path for path in numbered if not os.path.lexists(path)))
+    if len(names) > MOST_MOVED or any("/" in name for name in names):  # one name may be in several subfolders
+        return f"mv {shlex.quote(place)} {aside}"
+    return f"mkdir {aside} && mv {' '.join(shlex.quote(os.path.join(place, name)) for name in names)} {aside}"
 
 
 def _asked_for(wanted: Wanted, listed: list[RemoteFile]) -> Iterator[RemoteFile]:

@@ -52,6 +52,7 @@ class RemoteFile:
         locate: Asks the hub where the file is; raises ModelNotFoundError if it is gone.
         size_bytes: Announced size, if the list has it.
         sha256: Hex digest, if the list has it.
+        git_oid: What git calls its content, if the list has it.
         revision: Version of the model that the file belongs to, if the hub has versions.
         copy: The same file on this disk, to be read and never written.
     """
@@ -60,6 +61,7 @@ class RemoteFile:
     locate: Callable[[], Location]
     size_bytes: int | None = None
     sha256: str | None = None
+    git_oid: str | None = None
     revision: str | None = None
     copy: Path | None = None
 

@@ -7,9 +7,9 @@ from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flagai_altdiff.errors import HubError, OfflineError
+from flagai_altdiff.errors import HubError, ModelNotFoundError, OfflineError, shown
 from flagai_altdiff.hub import baai, environment, hf_cache, huggingface
-from flagai_altdiff.hub.addresses import redact_url
+from flagai_altdiff.hub.addresses import redact_url, without_secrets
 from flagai_altdiff.hub.disk import Digests, missing_files
 from flagai_altdiff.hub.environment import MIRROR_VARIABLE, offline_switch
 from flagai_altdiff.hub.inventory import Inventory, read_inventory
@@ -75,6 +75,9 @@ class Source:
 
 def find_sources(wanted: Wanted, only: str | None, revision: str | None) -> list[Source]:
     """Where to look, in order; offline, only what is on this disk. Arguments as in :func:`fetching.fetch`."""
+    for argument, value in (("source", only), ("revision", revision)):
+        if not isinstance(value, str | None):
+            raise HubError(f"{argument} is {shown(value)}: expected a text.")
     spec = wanted.spec
     versions = {"huggingface": revision or spec.revision}
     hubs = [
@@ -88,6 +91,10 @@ def find_sources(wanted: Wanted, only: str | None, revision: str | None) -> list
         if source.hub is huggingface and hf_cache.has(source.name, source.revision)
     ]
     mirrors = [] if only in HUBS or spec.embedded else _mirrors(spec, only, revision)
+    if spec.sources and not (hubs or mirrors):
+        asked = f"{only or 'a hub'} {f'with revision {shown(revision)}' if revision else ''}".strip()
+        has = ", ".join(label for label, _ in spec.sources)
+        raise ModelNotFoundError(f"{spec.name} is not at {asked}. Take it from where it is: {has}.")
     if switch := offline_switch():
         if not cache:
             places = f"{wanted.folder} or in Hugging Face's cache, {str(environment.hf_cache())!a}"
@@ -109,7 +116,9 @@ def _mirrors(spec: ModelSpec, only: str | None, revision: str | None) -> list[So
         raise HubError(f"unknown source {redact_url(only)!a}: expected {known}, or the http(s) address of a mirror.")
     usual = tuple(file.name for file in spec.files)
     hub = Mirror(address=address, setting="source" if only else MIRROR_VARIABLE, usual_files=usual)
-    return [Source(label=f"mirror-{tag(address)}", hub=hub, name=spec.name, revision=revision)]
+    return [
+        Source(label=f"mirror-{tag(without_secrets(address).rstrip('/'))}", hub=hub, name=spec.name, revision=revision)
+    ]
 
 
 def tag(text: str) -> str:

@@ -20,7 +20,7 @@ from flagai_altdiff.errors import DiskError, HubError, IntegrityError, printable
 from flagai_altdiff.files import new_file, open_regular
 from flagai_altdiff.hub.addresses import check_url, first_line, redact_url, without_secrets
 from flagai_altdiff.hub.client import PIECE_BYTES, TRIES, Reply, refusal, retry, send
-from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link
+from flagai_altdiff.hub.disk import FULL, Kept, check_space, free_bytes, on_disk, open_no_link
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
@@ -37,6 +37,8 @@ MOST_BEGINNINGS = 2 * TRIES
 MAX_VALIDATOR = 256
 SETTLED_S = 60
 """How old a date of change must be to tell versions apart: clocks differ, and a file may change twice in a second."""
+RESERVE_BYTES = 4 << 20
+"""What a file of unknown size leaves free, so that the files beside it still find room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class _Job:
     path: Path
     size_bytes: int | None
     sha256: str | None
+    most_bytes: int
     headers: Mapping[str, str] = field(repr=False)
     report: Report
     stop: Stop
@@ -81,13 +84,16 @@ class _Partial:
     Args:
         path: The file to be.
         identity: What was asked for.
+        kept: The folder of both.
     """
 
-    def __init__(self, path: Path, identity: _Identity) -> None:
+    def __init__(self, path: Path, identity: _Identity, kept: Kept) -> None:
+        self._kept = kept
         self.path = path.with_name(path.name + PART_SUFFIX)
         self._state = path.with_name(path.name + STATE_SUFFIX)
         self.identity, self.size_bytes, self.digest = identity, 0, hashlib.sha256()
         self._begun = 0
+        self._inode: int | None = None
 
     @property
     def resumable_bytes(self) -> int:
@@ -102,6 +108,7 @@ class _Partial:
             return
         if recorded.validator != _usable(recorded.validator) or not (recorded.validator or recorded.sha256):
             return
+        self._kept.check()
         there = _size_of_own(self.path) or 0
         if recorded.size_bytes is not None and there > recorded.size_bytes:
             return
@@ -112,6 +119,7 @@ class _Partial:
                 with open(self.path, "r+b", opener=open_no_link) as file:
                     file.truncate(there)
                     self.digest = hashlib.file_digest(file, "sha256")
+                    self._inode = os.fstat(file.fileno()).st_ino
             self.identity, self.size_bytes = recorded, there
 
     def begin(self, validator: str | None) -> None:
@@ -128,6 +136,7 @@ class _Partial:
                 "another version next, so that what had come could not be used. Try another source."
             )
         self.identity = replace(self.identity, validator=validator)
+        self._kept.check()
         with on_disk(self.path):
             with new_file(self._state, replace=True) as new:
                 new.write_text(json.dumps(asdict(self.identity)), encoding="utf-8")
@@ -136,6 +145,7 @@ class _Partial:
 
     def extend(self, pieces: Iterator[bytes], total: int | None) -> None:
         """Write what comes to its end, up to where it breaks off."""
+        self._kept.check()
         with on_disk(self.path, total), open(self.path, "ab", opener=open_no_link) as file:
             if os.fstat(file.fileno()).st_size != self.size_bytes:
                 raise self.start_over("another process writes the same file")
@@ -145,6 +155,7 @@ class _Partial:
                 self.size_bytes += len(piece)
             file.flush()
             os.fsync(file.fileno())
+            self._inode = os.fstat(file.fileno()).st_ino
 
     def start_over(self, reason: str) -> TransientError:
         """Remove it; the error to raise."""
@@ -154,13 +165,19 @@ class _Partial:
     def discard(self) -> None:
         """Remove it with its record."""
         self.size_bytes, self.digest = 0, hashlib.sha256()
+        self._kept.check()
         for path in (self.path, self._state):
             with on_disk(path):
                 _size_of_own(path)
                 path.unlink(missing_ok=True)
 
     def become(self, path: Path) -> None:
-        """Take the final name."""
+        """Take the final name, if it still is what was written: no other file, and no byte more or less."""
+        self._kept.check()
+        with on_disk(self.path):
+            found = os.lstat(self.path)
+            if (found.st_ino, found.st_size) != (self._inode, self.size_bytes):
+                raise self.start_over("another process has changed the same file")
         with on_disk(path):
             os.replace(self.path, path)
             self._state.unlink(missing_ok=True)
@@ -193,9 +210,11 @@ def download(
     *,
     size_bytes: int | None = None,
     sha256: str | None = None,
+    most: int | None = None,
     headers: Mapping[str, str] | None = None,
     report: Report = lambda done, total: None,
     stop: Stop | None = None,
+    kept: Kept | None = None,
 ) -> Received:
     """Fetch ``url`` into ``path``, going on from what an earlier call left in ``<path>.part``.
 
@@ -204,15 +223,18 @@ def download(
         path: The file to make; replaced if it exists. Its folder is made.
         size_bytes: Announced size; 0 means that it is not known, as some mirrors write it.
         sha256: Hex digest, if known.
+        most: Bytes that are believed at most; never more than the kind of file may have.
         headers: Further headers; credentials in them do not follow a redirect to another host.
         report: Called as the file grows.
         stop: Ends the transfer from another thread; what has arrived is kept.
+        kept: The folder of ``path``, if it was looked at before.
 
     Returns:
         Size and hash of the file, computed as it arrived; a part from an earlier call is read again for it.
 
     Raises:
-        HubError: The transfer failed for good; what has arrived is kept.
+        HubError: The transfer failed for good; what has arrived is kept. Or a file whose size nobody announced before
+            does not fit on the disk: who sends it is not believed, and nothing is kept.
         DiskError: The disk did.
         ModelNotFoundError: There is no such file.
         IntegrityError: What arrived is not what was announced.
@@ -220,28 +242,26 @@ def download(
     """
     check_url(url)
     size_bytes, sha256 = size_bytes or None, sha256.lower() if sha256 else None
-    _check_most(path.name, size_bytes, url)
+    most = min(most_bytes(path.name), most or most_bytes(path.name))
     job = _Job(
-        url=url, path=path, size_bytes=size_bytes, sha256=sha256,
+        url=url, path=path, size_bytes=size_bytes, sha256=sha256, most_bytes=most,
         headers=headers or {}, report=report, stop=stop or Stop(),
     )  # fmt: skip
-    partial = _Partial(path, _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256))
-    with on_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    _check_most(job, size_bytes)
+    identity = _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256)
+    partial = _Partial(path, identity, kept or Kept(path.parent))
     partial.recall()
     received = retry(lambda: _attempt(job, partial), url, progress=lambda: partial.resumable_bytes, stop=job.stop)
-    job.stop.check()
-    partial.become(path)
     logger.info("%s: downloaded %d bytes from %s", printable(path.name, 120), received.size_bytes, redact_url(url))
     return received
 
 
-def _check_most(name: str, size_bytes: int | None, url: str) -> None:
-    """HubError if a server announces, or sends, more than a file of that name may have."""
-    most = most_bytes(name)
-    if size_bytes is not None and size_bytes > most:
+def _check_most(job: _Job, size_bytes: int | None) -> None:
+    """HubError if a server announces, or sends, more than the file may have."""
+    if size_bytes is not None and size_bytes > job.most_bytes:
         raise HubError(
-            f"{redact_url(url)}: {size_bytes:,} bytes for {printable(name, 120)}; no such file has more than {most:,}."
+            f"{redact_url(job.url)}: {size_bytes:,} bytes for {printable(job.path.name, 120)}; "
+            f"no such file has more than {job.most_bytes:,}."
         )
 
 
@@ -253,9 +273,11 @@ def copy(
     sha256: str | None = None,
     report: Report = lambda done, total: None,
     stop: Stop | None = None,
+    kept: Kept | None = None,
 ) -> Received:
     """Copy a file of this disk into ``path`` as :func:`download` fetches one; arguments, result and errors as there."""
-    stop, digest, got = stop or Stop(), hashlib.sha256(), 0
+    stop, digest, got, kept = stop or Stop(), hashlib.sha256(), 0, kept or Kept(path.parent)
+    kept.check()
     with on_disk(path, size_bytes), new_file(path, replace=True) as unfinished, open(unfinished, "wb") as file:
         for piece in _pieces_of(source):
             stop.check()
@@ -265,6 +287,7 @@ def copy(
         if size_bytes not in (None, got) or sha256 not in (None, digest.hexdigest()):
             found = f"{got} bytes with SHA-256 {digest.hexdigest()}"
             raise IntegrityError(f"{source} is a truncated or corrupt file: {found}. Remove it.")
+        kept.check()
     return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
@@ -309,11 +332,16 @@ def _attempt(job: _Job, partial: _Partial) -> Received:
                 raise partial.start_over("the partial file does not fit the server's")
             return _verified(job, partial, resumed=True)
         start, total = _check_answer(job, reply, partial, have)
-        if total is not None:
-            check_space(job.path.parent, total - start)
-        if not start:
-            partial.begin(_validator(reply))
-        partial.extend(_checked_pieces(job, reply, partial, total), total)
+        try:
+            if total is not None:
+                check_space(job.path.parent, total - start)
+            if not start:
+                partial.begin(_validator(reply))
+            partial.extend(_checked_pieces(job, reply, partial, total), total)
+        except DiskError as error:
+            if job.size_bytes is not None or error.errno not in FULL:
+                raise
+            raise _beyond_the_disk(job, partial, total) from error
     if total is not None and partial.size_bytes < total:
         raise TransientError(f"expected {total} bytes, the connection ended after {partial.size_bytes}")
     return _verified(job, partial, resumed=start > 0)
@@ -340,8 +368,20 @@ def _check_answer(job: _Job, reply: Reply, partial: _Partial, have: int) -> tupl
             raise HubError(
                 f"{where}: neither size nor hash of the file is known, so it cannot be told whether it is whole."
             )
-    _check_most(job.path.name, total, job.url)
+    _check_most(job, total)
     return start, total
+
+
+def _beyond_the_disk(job: _Job, partial: _Partial, total: int | None) -> HubError:
+    """The error for a file that nobody announced to be so large, and that the disk has no room for; it is removed."""
+    free = free_bytes(job.path.parent)  # as it was when no more fitted, or nearly: others write too
+    size = "without end or of unknown size" if total is None else f"of {total:,} bytes"
+    came = partial.size_bytes
+    partial.discard()
+    return HubError(
+        f"{redact_url(job.url)} sends a file {size}, which nobody had announced; after {came:,} bytes, {free:,} are "
+        "free here. It was removed."
+    )
 
 
 def _range(reply: Reply) -> tuple[int, int]:
@@ -358,7 +398,7 @@ def _same_version(reply: Reply, partial: _Partial) -> bool:
 
 def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | None) -> Iterator[bytes]:
     """The pieces of the body; raises at the first that cannot be the file's."""
-    got, most = partial.size_bytes, most_bytes(job.path.name) if total is None else total
+    got, most = partial.size_bytes, job.most_bytes if total is None else total
     job.report(got, total)
     for piece in reply.pieces():
         job.stop.check()
@@ -371,6 +411,8 @@ def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | Non
             raise IntegrityError(
                 f"{redact_url(job.url)}: expected {most} bytes at most, more came. The file was removed."
             )
+        if job.size_bytes is None and total is None:
+            check_space(job.path.parent, RESERVE_BYTES)
         yield piece
         job.report(got, total)
 
@@ -378,6 +420,8 @@ def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | Non
 def _verified(job: _Job, partial: _Partial, *, resumed: bool) -> Received:
     want, got, validator = job.sha256, partial.digest.hexdigest(), partial.identity.validator
     if want in (None, got):
+        job.stop.check()
+        partial.become(job.path)
         return Received(size_bytes=partial.size_bytes, sha256=got, validator=validator)
     again = partial.start_over("what was resumed does not have the announced SHA-256")
     if resumed:

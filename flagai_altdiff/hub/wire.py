@@ -107,8 +107,13 @@ class _Answer(http.client.HTTPResponse):
         super().__init__(_Tap(meter, sock), *args, **options)  # type: ignore[arg-type]  # it only makes a file of it
 
     def begin(self) -> None:
-        """Read status and headers; lines that are no headers are dropped, for urllib3 would log the whole address."""
+        """Read status and headers; lines that are no headers are dropped, for urllib3 would log the whole address.
+
+        So are cookies: nothing here needs one, and Python's jar takes minutes to read those that are made for that.
+        """
         super().begin()
+        for name in ("Set-Cookie", "Set-Cookie2"):
+            del self.msg[name]
         self.msg.set_payload("")
         self.msg.defects.clear()
 

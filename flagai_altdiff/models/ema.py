@@ -30,6 +30,7 @@ class LitEma(nn.Module):
         self._names = {name: name.replace(".", "") for name, p in model.named_parameters() if p.requires_grad}
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0, dtype=torch.int))
+        self._aside: list[tuple[nn.Parameter, Tensor]] | None = None
         parameters = dict(model.named_parameters())
         for name, buffer in self._names.items():
             self.register_buffer(buffer, parameters[name].detach().clone())
@@ -37,6 +38,7 @@ class LitEma(nn.Module):
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
         """Move the copies towards the parameters of ``model``."""
+        self._put_back(self._aside)
         self.num_updates += 1
         n = int(self.num_updates)
         weight = 1.0 - min(float(self.decay), (1 + n) / (10 + n))
@@ -49,23 +51,32 @@ class LitEma(nn.Module):
         """Run the block with the copies as the parameters of ``model``, which are themselves again after it.
 
         Nothing is copied: a parameter refers to other numbers meanwhile. However often a signal interrupts it, the
-        parameters are all the averaged or all the trained ones; after one interruption, the trained ones.
+        parameters are all the averaged or all the trained ones. Where an interruption left the averaged ones, the next
+        step of the training puts the trained ones back.
 
         Args:
             model: The module that is followed.
         """
+        if self._aside is not None:  # a block within a block
+            yield
+            return
         parameters = dict(model.named_parameters())
         followed = [parameters[name] for name in self._names]
-        trained = [parameter.data for parameter in followed]
-        averaged = [self.get_buffer(buffer) for buffer in self._names.values()]
+        aside = self._aside = [(parameter, parameter.data) for parameter in followed]
         try:
             try:
-                _refer(followed, averaged)
+                _refer(followed, [self.get_buffer(buffer) for buffer in self._names.values()])
                 yield
             finally:
-                _refer(followed, trained)
+                self._put_back(aside)
         finally:
-            _refer(followed, trained)  # an interruption may have come before the first of the two
+            self._put_back(aside)  # an interruption may have come before the first of the two
+
+    def _put_back(self, aside: list[tuple[nn.Parameter, Tensor]] | None) -> None:
+        """Let the parameters be the trained ones that were set aside, unless somebody has seen to it."""
+        if aside is not None and aside is self._aside:
+            _refer([parameter for parameter, _ in aside], [trained for _, trained in aside])
+            self._aside = None
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from flagai_altdiff.cli import main
+from flagai_altdiff.cli.common import say
 from flagai_altdiff.hub import client
+from flagai_altdiff.hub.names import MANIFEST_NAME
 from tests.processes import take_ctrl_c
 from tests.servers import Fault, HubServer, serve
 
@@ -41,6 +46,18 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
     with serve(models={NAME: FILES, "SafetyChecker": CHECKER}) as running:
         monkeypatch.setenv("FLAGAI_ALTDIFF_BAAI_ENDPOINT", running.url)
         yield running
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to read everything."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def run(*words: str, status: int = 0) -> None:
@@ -125,6 +142,72 @@ def test_verify_records_what_nobody_knows(m18_folder: Path, tmp_path: Path, caps
     run("verify", str(folder))
     assert "not recorded" not in capsys.readouterr().out
     run("verify", str(folder / "model.ckpt"), status=2)
+
+
+@pytest.mark.fault(137)
+@pytest.mark.parametrize("field", ["source", "revision"])
+def test_what_a_record_says_is_shown_escaped_and_short(
+    server: HubServer, capsys: pytest.CaptureFixture[str], field: str
+) -> None:
+    run("download", NAME, "--no-safety-checker")
+    path = Path("checkpoints") / NAME / MANIFEST_NAME
+    book = json.loads(path.read_text())
+    hostile = "\x1b[2J\x1b]0;owned\x07\u202e\nok            model.ckpt" + "A" * 1_000_000
+    for entry in book["files"]:
+        if entry["name"] != "model.ckpt":
+            entry[field] = hostile
+    path.write_text(json.dumps(book))
+    capsys.readouterr()
+    run("verify", NAME, status=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "mixed         config.yaml",
+        "ok            model.ckpt",
+        "mixed         sentencepiece.bpe.model",
+    ]
+    assert all(line.isprintable() and len(line) < 400 for line in lines) and "\\x1b[2J" in lines[0]
+
+
+@pytest.mark.fault(137)
+def test_a_line_is_printed_as_one_line_that_no_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    say("\x1b[31m\rno\n蓝色" + "A" * 1_000_000)
+    out = capsys.readouterr().out
+    assert out.startswith("\\x1b[31m\\rno\\n蓝色A") and out.count("\n") == 1 and len(out) < 9_000
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    ("closed", "mode"), [("", 0), ("", 0o744), (NAME, 0), (NAME, 0o744), (f"{NAME}/unet", 0)], ids=str
+)
+def test_a_folder_that_may_not_be_entered_is_named(
+    server: HubServer, capsys: pytest.CaptureFixture[str], closed: str, mode: int
+) -> None:
+    with tempfile.TemporaryDirectory() as root:  # pytest's own folders are closed to other users
+        place = Path(root)
+        (place / NAME / "unet").mkdir(parents=True)
+        (place / NAME / "unet" / "config.json").write_bytes(b"{}")
+        for folder in (place, *place.rglob("*")):
+            folder.chmod(0o755)
+        main(["doctor", "--model-dir", root])  # imports all that is needed
+        (place / closed).chmod(mode)
+        capsys.readouterr()
+        with as_nobody():
+            for words in (["download", NAME], ["verify", NAME], ["generate", "x", "--model", NAME]):
+                run(*words, "--model-dir", root, status=1)
+                assert re.search(f"error: .*{re.escape(root)}.*Permission denied", capsys.readouterr().err), words
+            run("models", "--json", "--model-dir", root)
+            known = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+            assert known[NAME]["missing"] is None and "Permission denied" in known[NAME]["error"]
+            assert known["AltDiffusion-mini"]["missing"] == []
+            run("doctor", "--model-dir", root, status=1)
+            assert re.search(f"-> {re.escape(root)}.*Permission denied", capsys.readouterr().out)
+        (place / closed).chmod(0o755)
+    assert server.requests == []
+
+
+def test_verify_says_that_there_is_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("verify", str(tmp_path), status=1)
+    assert "nothing to check" in capsys.readouterr().err
 
 
 def test_the_embedded_model_is_the_recorded_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,3 +71,24 @@ def test_the_command(m9_folder: Path, tmp_path: Path) -> None:
     assert main(["convert", str(m9_folder), str(tmp_path / "d"), "--to", "diffusers"]) == 0
     assert (tmp_path / "d" / "model_index.json").is_file()
     assert main(["convert", str(m9_folder), str(tmp_path / "d"), "--to", "diffusers"]) == 1
+
+
+@pytest.mark.fault(146)
+@pytest.mark.parametrize("content", ['{"foo": 9999}', "junk"])
+def test_another_tokenizers_tokens_beside_a_single_file_are_refused(
+    content: str, m9_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "added_tokens.json").write_text(content)
+    with pytest.raises(CheckpointError):
+        convert(m9_folder, tmp_path / "x.safetensors", "single")
+    assert [path.name for path in tmp_path.iterdir()] == ["added_tokens.json"]
+
+
+@pytest.mark.fault(146)
+def test_what_a_killed_conversion_reserved_gives_way(m9_folder: Path, tmp_path: Path) -> None:
+    (
+        tmp_path / "new"
+    ).mkdir()  # an empty folder of the user's stays, but this one was reserved by a process that is gone
+    (tmp_path / ".new.0123456789abcdef.tmp").mkdir()
+    convert(m9_folder, tmp_path / "new", "flagai")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"] and (tmp_path / "new" / "config.yaml").is_file()

@@ -314,3 +314,11 @@ def test_heads_are_divided_as_released() -> None:
     assert parse_config(both).unet.heads(64) == 4  # the channels per head win over num_heads
     unset = changed("unet_config.params.num_head_channels", -1)
     assert parse_config(unset).unet.heads(64) == 8
+
+
+@pytest.mark.parametrize("field", ["linear_start", "linear_end"])
+@pytest.mark.parametrize("value", [1.0, 5.0, 1e300])
+def test_a_noise_schedule_that_cannot_be_is_refused(field: str, value: float) -> None:
+    fields: dict[str, Any] = {field: value}
+    with pytest.raises(ConfigError, match=field):
+        LatentDiffusionConfig(**fields)

@@ -33,6 +33,11 @@ def test_no_message_has_what_a_terminal_obeys(char: str) -> None:
         assert all(c.isprintable() or c == "\n" for c in str(error))
 
 
+def test_a_name_cannot_forge_a_line() -> None:
+    assert printable("a\nFATAL: b") == "a\\nFATAL: b"
+    assert "\n" not in str(StateDictMismatchError("x", ["a\nb"])) and "\n" not in shown({"a\nb": 1})
+
+
 def test_readable_text_stays() -> None:
     assert str(HubError("no 猫 here,\ntry قط")) == "no 猫 here,\ntry قط"
 

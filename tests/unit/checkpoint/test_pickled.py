@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flagai_altdiff.checkpoint.pickled import interpret
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError, UnsafeCheckpointError
 from tests.cost import in_proportion
@@ -483,3 +484,12 @@ def test_a_file_that_shrinks_meanwhile_is_noticed(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(mmap, "mmap", shrink_then_map)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         read_tensors(path)
+
+
+@pytest.mark.fault(138)
+@pytest.mark.parametrize("key", [b"X" + (200_000).to_bytes(4, "little") + b"k" * 200_000, b"\x8a\xff" + b"\x7f" * 255])
+def test_a_long_key_of_a_storage_is_not_compared_again_and_again(key: bytes) -> None:
+    identity = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpuK\x04tq\x01Q"
+    data = b"\x80\x02" + identity + b"h\x01Q0" * 100_000 + b"."
+    with in_proportion(len(data)), pytest.raises(CheckpointError, match="a block of numbers"):
+        interpret(data, "m.ckpt")

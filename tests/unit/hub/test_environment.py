@@ -25,6 +25,11 @@ PINNED = MODELS["AltDiffusion-m18"]
 FLAGAI = {"config.yaml": b"model: {}", "model.ckpt": bytes(5_000), "sentencepiece.bpe.model": b"pieces"}
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "unet/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
+    "tokenizer/sentencepiece.bpe.model": b"{}",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/diffusion_pytorch_model.bin": b"unet",
     "vae/diffusion_pytorch_model.bin": b"vae",

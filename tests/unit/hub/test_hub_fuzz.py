@@ -52,6 +52,9 @@ SPEC = replace(MODELS["AltDiffusion-m9"], sources=(("baai", "x"), ("huggingface"
 FLAGAI = ("config.yaml", "model.ckpt", "preprocessor_config.json", "sentencepiece.bpe.model")
 DIFFUSERS = (
     "model_index.json",
+    "text_encoder/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
     "tokenizer/sentencepiece.bpe.model",
     "text_encoder/model.safetensors",
     "unet/config.json",

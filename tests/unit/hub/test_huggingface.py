@@ -84,6 +84,18 @@ def test_long_lists_come_in_pages(server: HubServer) -> None:
     assert server.requests[2].query == {"cursor": "2"}
 
 
+def test_pages_of_a_hub_with_a_password_are_asked_with_it(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url.replace("://", "://me:hunter2@"))
+    page = [{"type": "file", "path": "model_index.json", "size": 2}]
+    server.faults[TREE] = [
+        Fault(body=json.dumps(page).encode(), headers={"Link": f'<{server.url}{TREE}?cursor=2>; rel="next"'}),
+        Fault(body=b"[]"),
+    ]
+    assert [file.name for file in huggingface.list_files(NAME)] == ["model_index.json"]
+    assert all(request.headers["authorization"].startswith("Basic ") for request in server.requests)
+    assert server.requests[-1].query == {"cursor": "2"}
+
+
 def test_the_next_page_is_not_asked_from_another_host(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serve() as other:

@@ -22,6 +22,11 @@ SPEC = MODELS["AltDiffusion"]
 FILES = {"config.yaml": b"model: {}", "model.ckpt": bytes(100_000), "sentencepiece.bpe.model": b"pieces"}
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "unet/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
+    "tokenizer/sentencepiece.bpe.model": b"{}",
     "text_encoder/model.safetensors": b"text",
     "unet/diffusion_pytorch_model.safetensors": b"unet",
     "vae/diffusion_pytorch_model.safetensors": b"vae",
@@ -88,15 +93,18 @@ def test_a_file_from_an_interrupted_fetch_is_recorded_too(baai: HubServer, folde
 
 @pytest.mark.fault(6)
 def test_a_recorded_hash_binds_the_next_download_from_there(baai: HubServer, folder: Path) -> None:
+    """As long as the weights are there; nothing else may join them under their version's name."""
     fetch(SPEC, folder)
-    (folder / "model.ckpt").unlink()
-    baai.models[SPEC.name]["model.ckpt"] = bytes(99_999) + b"!"
+    (folder / "sentencepiece.bpe.model").unlink()
+    baai.models[SPEC.name]["sentencepiece.bpe.model"] = b"another"
     with pytest.raises(HubUnavailableError, match="expected SHA-256"):
         fetch(SPEC, folder)
-    assert not (folder / "model.ckpt").exists()
-    (folder / MANIFEST_NAME).unlink()
+    assert not (folder / "sentencepiece.bpe.model").exists()
+    (folder / "model.ckpt").unlink()
+    baai.models[SPEC.name]["model.ckpt"] = bytes(99_999) + b"!"
     fetch(SPEC, folder)
     assert (folder / "model.ckpt").read_bytes().endswith(b"!")
+    assert (folder / "sentencepiece.bpe.model").read_bytes() == b"another"
 
 
 def test_a_check_names_what_is_wrong(baai: HubServer, folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,6 +25,9 @@ FLAGAI = {
 }
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
     "tokenizer/sentencepiece.bpe.model": b"pieces of HF",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/config.json": b"{}",
@@ -115,12 +120,71 @@ def test_half_a_model_of_the_users_stops_before_anything_comes(
         plan(SPEC, folder)
 
 
+@pytest.mark.fault(18, 19)
+@pytest.mark.parametrize("name", ["model.ckpt", "config.yaml", "sentencepiece.bpe.model", "preprocessor_config.json"])
+def test_an_empty_file_gives_way(baai: HubServer, folder: Path, name: str) -> None:
+    """Where there are no hard links, a process that is killed leaves such a name, reserved and never filled."""
+    write(folder, {name: b""})
+    fetch(SPEC, folder, source="baai")
+    assert contents(folder) == FLAGAI
+
+
 @pytest.mark.fault(122)
-def test_an_empty_file_is_the_users_too(baai: HubServer, folder: Path) -> None:
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"config.yaml": b"mine"},
+        {"unet/config.json": b"mine", "vae/config.json": b"mine too", "unet/diffusion_pytorch_model.bin": b"mine"},
+        {f"unet/diffusion_pytorch_model-{n:05}-of-00012.safetensors": b"%d" % n for n in range(12)},
+    ],
+    ids=["one", "equal names in subfolders", "many"],
+)
+def test_the_command_that_is_advised_moves_all_and_loses_nothing(
+    huggingface: HubServer, folder: Path, mine: dict[str, bytes]
+) -> None:
+    for aside in (".mine", ".mine2"):  # the second time, the first name is taken
+        write(folder, mine)
+        with pytest.raises(FilesInTheWayError) as caught:
+            fetch(SPEC, folder, source="huggingface")
+        command = str(caught.value).split("move them away (")[1].split("), or fetch")[0]
+        subprocess.run(command, shell=True, check=True)
+        assert contents(folder.with_name(folder.name + aside)) == mine
+        fetch(SPEC, folder, source="huggingface")
+        assert contents(folder) == DIFFUSERS
+        shutil.rmtree(folder)
+
+
+@pytest.mark.fault(122)
+def test_an_empty_file_that_is_filled_meanwhile_stays(
+    baai: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(folder, {"model.ckpt": b""})
-    with pytest.raises(FilesInTheWayError, match=r"model\.ckpt"):
+    original = fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        write(folder, {"model.ckpt": b"mine"})
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    with pytest.raises(HubError, match=r"model\.ckpt"):
         fetch(SPEC, folder, source="baai")
-    assert contents(folder) == {"model.ckpt": b""}
+    assert contents(folder)["model.ckpt"] == b"mine"
+
+
+@pytest.mark.fault(122)
+def test_weights_of_the_users_that_appear_and_go_first_are_named(
+    baai: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        write(folder, {"model.safetensors": b"mine"})
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    fetch(SPEC, folder, source="baai")
+    assert "model.safetensors has appeared meanwhile, and is loaded instead of model.ckpt" in caplog.text
+    assert contents(folder) == FLAGAI | {"model.safetensors": b"mine"}
 
 
 @pytest.mark.fault(122)
@@ -131,6 +195,16 @@ def test_a_part_of_another_hash_is_the_users(huggingface: HubServer, folder: Pat
     with pytest.raises(FilesInTheWayError, match="unet/diffusion_pytorch_model"):
         fetch(SPEC, folder)
     assert contents(folder) == mine
+
+
+@pytest.mark.fault(122)
+def test_a_small_part_of_the_same_size_is_the_users(huggingface: HubServer, folder: Path) -> None:
+    """Its list has no SHA-256 of small files, but what git calls them."""
+    write(folder, {"unet/config.json": b"{}"})
+    assert {file.name: file.state for file in plan(SPEC, folder).files}["unet/config.json"] == "present"
+    write(folder, {"unet/config.json": b"[]"})
+    with pytest.raises(FilesInTheWayError, match=r"unet/config\.json"):
+        fetch(SPEC, folder)
 
 
 @pytest.mark.fault(122)
@@ -228,6 +302,39 @@ def test_a_folder_of_the_users_with_a_name_like_ours_stays(baai: HubServer, fold
     fetch(SPEC, folder)
     assert (folder / ".incoming-photos" / "a.png").read_bytes() == (folder / ".incoming-old").read_bytes() == b"mine"
     assert not (folder / ".incoming-baai").exists()
+
+
+@pytest.mark.fault(122)
+@pytest.mark.parametrize("source", ["baai", "huggingface", f"mirror-{'0' * 12}"])
+@pytest.mark.parametrize("name", ["my-finetune.ckpt", "unet/mine.bin"])
+def test_a_file_of_the_users_in_a_staging_folder_stays(
+    baai: HubServer, folder: Path, caplog: pytest.LogCaptureFixture, source: str, name: str
+) -> None:
+    staging = folder / f".incoming-{source}"
+    write(staging, {name: b"mine", "model.ckpt.part": b"ours", "vae/.x.0123456789abcdef.tmp": b"ours"})
+    fetch(SPEC, folder)
+    assert contents(staging) == {name: b"mine"} and not (staging / "vae").exists()
+    assert caplog.text.count("no download has put") == 1 and name in caplog.text
+
+
+@pytest.mark.fault(122)
+def test_what_another_source_has_left_is_tidied_up(
+    baai: HubServer, huggingface: HubServer, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    baai.always["/files/100000/model.ckpt"] = Fault(status=403)
+    fetch(SPEC, folder)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".incoming")] == []
+    assert "no download" not in caplog.text
+
+
+@pytest.mark.fault(122)
+@pytest.mark.parametrize("mine", [b"my own notes", b'{"version": 2, "files": []}', b"\xff"])
+def test_a_manifest_that_is_not_ours_is_set_aside(baai: HubServer, folder: Path, mine: bytes) -> None:
+    write(folder, {MANIFEST_NAME: mine, f"{MANIFEST_NAME}.old": b"older"})
+    fetch(SPEC, folder)
+    assert (folder / f"{MANIFEST_NAME}.old").read_bytes() == b"older"
+    assert (folder / f"{MANIFEST_NAME}.old1").read_bytes() == mine
+    assert set(manifest.read(folder)) == set(FLAGAI)
 
 
 @pytest.mark.fault(122)

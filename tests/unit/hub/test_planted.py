@@ -17,19 +17,35 @@ import pytest
 
 from flagai_altdiff.errors import FilesInTheWayError, HubError, HubUnavailableError, ModelNotFoundError
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.hub import disk, fetch, fetching, manifest, missing_files, plan, planning, record_missing, verify
+from flagai_altdiff.hub import (
+    disk,
+    fetch,
+    fetching,
+    journal,
+    manifest,
+    missing_files,
+    plan,
+    planning,
+    record_missing,
+    threads,
+    verify,
+)
 from flagai_altdiff.hub.disk import Digests
 from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.names import JOURNAL_NAME, LOCK_NAME, MANIFEST_NAME
 from flagai_altdiff.registry import MODELS
 from tests.cost import in_proportion
-from tests.servers import COMMIT, Fault, HubServer, serve
+from tests.servers import COMMIT, Fault, HubServer, Request, serve
 
 SPEC = MODELS["AltDiffusion-m9"]
 FLAGAI = {"config.yaml": b"model: {}", "model.ckpt": bytes(50_000), "sentencepiece.bpe.model": b"pieces"}
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "unet/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
     "tokenizer/sentencepiece.bpe.model": b"pieces",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/diffusion_pytorch_model.bin": b"unet",
@@ -133,6 +149,87 @@ def test_a_part_that_becomes_a_link_after_the_plan_is_not_written_into(
     with pytest.raises(HubError, match="symbolic link"):
         fetch(SPEC, folder)
     assert os.listdir(outside) == ["mine"] and not (folder / "model_index.json").exists()
+
+
+def while_asked(server: HubServer, name: str, act: Callable[[], object]) -> None:
+    """Do something once, while the server thinks about a file."""
+    original, done = server.answer, list[bool]()
+
+    def answer(request: Request) -> tuple[int, bytes, dict[str, str]]:
+        if request.path.endswith(name) and request.method == "GET" and not done:
+            done.append(True)
+            act()
+        return original(request)
+
+    server.answer = answer  # type: ignore[method-assign]
+
+
+@pytest.mark.fault(124)
+@pytest.mark.parametrize("asked", ["config.yaml", "model.ckpt"])
+@pytest.mark.parametrize("how", ["link", "folder", "gone"])
+def test_a_staging_folder_that_is_exchanged_while_the_server_thinks_is_not_written_through(
+    baai: HubServer, folder: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, asked: str, how: str
+) -> None:
+    monkeypatch.setattr(threads.run_all, "__defaults__", (1,))
+    mine = dict.fromkeys(("config.yaml", "model.ckpt.part", JOURNAL_NAME), b"mine")
+    for name, data in mine.items():
+        (outside / name).write_bytes(data)
+    staging = folder / ".incoming-baai"
+
+    def exchange() -> None:
+        staging.rename(folder.parent / "moved")
+        if how == "link":
+            staging.symlink_to(outside)
+        elif how == "folder":
+            outside.rename(staging)
+
+    while_asked(baai, f"/{asked}", exchange)
+    with pytest.raises(HubError, match=r"\.incoming-baai (is gone|has become)"):
+        fetch(SPEC, folder)
+    assert os.listdir(folder) == [LOCK_NAME] if how == "gone" else not (folder / "config.yaml").exists()
+    place = staging if how == "folder" else outside
+    assert has(place, mine) and len(os.listdir(place)) == 4
+
+
+@pytest.mark.fault(124)
+@pytest.mark.parametrize("place", ["unet", ".incoming-huggingface*/unet"])
+def test_a_part_that_is_exchanged_while_the_server_thinks_is_not_written_through(
+    huggingface: HubServer, folder: Path, outside: Path, place: str
+) -> None:
+    name = "diffusion_pytorch_model.bin"
+    (outside / name).write_bytes(b"mine")
+
+    def exchange() -> None:
+        part = next(folder.glob(place), folder / "unet")
+        if part.exists():
+            part.rename(folder.parent / "moved")
+        part.symlink_to(outside)
+
+    while_asked(huggingface, f"unet/{name}", exchange)
+    with pytest.raises(HubError, match=r"symbolic link|has become"):
+        fetch(SPEC, folder)
+    assert has(outside, {"mine": b"mine", name: b"mine"}) and len(os.listdir(outside)) == 2
+
+
+@pytest.mark.fault(124)
+@pytest.mark.parametrize("how", ["link", "folder"])
+def test_a_staging_folder_that_is_exchanged_before_the_move_gives_nothing_away(
+    baai: HubServer, folder: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    for name in FLAGAI:
+        (outside / name).write_bytes(b"mine")
+    staging, original = folder / ".incoming-baai", fetching._put_in_place
+
+    def late(*arguments: object) -> None:
+        staging.rename(folder.parent / "moved")
+        staging.symlink_to(outside) if how == "link" else outside.rename(staging)
+        original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_put_in_place", late)
+    with pytest.raises(HubError, match="has become"):
+        fetch(SPEC, folder)
+    place = outside if how == "link" else staging
+    assert has(place, dict.fromkeys(["mine", *FLAGAI], b"mine")) and not (folder / "config.yaml").exists()
 
 
 @pytest.mark.fault(124)
@@ -357,6 +454,35 @@ def test_a_journal_that_a_crash_cut_off_goes_on(tmp_path: Path, tail: bytes) -> 
     assert again.get("a.json") is None
 
 
+@pytest.mark.fault(126)
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\n",
+        b"x\n",
+        b"{}\n",
+        b"{\n",
+        b'{"stamp":[]}\n',
+        b'{"name":"a","sha256":"b","stamp":[1,2,3]}\n',
+        b'{"name":"' + b"a/" * 4000 + b'","sha256":"b","stamp":[1,2,3]}\n',
+        b"[" * 1000,
+        b'{"a":' * 1000 + b"\n",
+        b"\r\x0b",
+    ],
+    ids=lambda piece: str(piece[:12]),
+)
+@pytest.mark.parametrize("size", [1 << 20, journal.MAX_BYTES, 9 << 20])
+def test_a_hostile_journal_is_read_at_its_price(tmp_path: Path, piece: bytes, size: int) -> None:
+    (tmp_path / "a.json").write_bytes(b"{}")
+    Journal(tmp_path, Digests()).add("a.json", "0" * 64, None)
+    line = (tmp_path / JOURNAL_NAME).read_bytes()
+    count = (size - len(line)) // len(piece)
+    (tmp_path / JOURNAL_NAME).write_bytes(piece * count + line)
+    with in_proportion(1 << 20):
+        found = Journal(tmp_path, Digests()).get("a.json")
+    assert (found is not None) == (size <= journal.MAX_BYTES)
+
+
 def record(**fields: object) -> dict[str, object]:
     return {"name": "model.ckpt", "size_bytes": 1, "sha256": "0" * 64, "source": "baai"} | fields
 
@@ -474,7 +600,9 @@ def test_a_file_where_a_folder_is_needed_is_named(huggingface: HubServer, folder
 
 @pytest.mark.fault(127)
 @pytest.mark.parametrize(
-    "name", ["x" * 300, "a\0b", "\udcff" * 3, "file/below", "a" * 200 + "/" + "b" * 250], ids=ascii
+    "name",
+    ["x" * 300, "a\0b", "\udcff" * 3, "file/below", "a" * 200 + "/" + "b" * 250],
+    ids=["long", "zero byte", "no text", "below a file", "two long ones"],
 )
 def test_a_folder_that_cannot_be_is_an_error_of_ours(baai: HubServer, tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_bytes(b"mine")
@@ -538,6 +666,36 @@ def test_many_large_files_are_beyond_belief_together(baai: HubServer, folder: Pa
         finally:
             del os.environ["FLAGAI_ALTDIFF_MIRROR"]
     assert has(folder, FLAGAI)
+
+
+@pytest.mark.fault(128)
+@pytest.mark.parametrize("length", ["127000000000", "33000000000", "900000000000000000"])
+def test_a_size_that_only_the_transfer_tells_sends_us_on(
+    baai: HubServer, huggingface: HubServer, folder: Path, length: str
+) -> None:
+    """The hub announces no size, and the file then has one that the disk, or any model, has not."""
+    answer = json.dumps({"code": "20000", "url": f"{baai.url}/x", "size": 0}).encode()
+    baai.always["/api/downloadCode"] = Fault(body=answer)
+    baai.always["/x"] = Fault(body=b"x", headers={"Content-Length": length})
+    fetch(SPEC, folder)
+    assert has(folder, DIFFUSERS)
+
+
+@pytest.mark.fault(129)
+def test_what_other_programs_obey_is_not_taken(baai: HubServer, folder: Path) -> None:
+    obeyed = (
+        "package.json",
+        "docker-compose.yaml",
+        "requirements.txt",
+        "CMakeLists.txt",
+        "conftest.json",
+        ".index.json",
+    )
+    baai.models[SPEC.name] |= dict.fromkeys(obeyed, b"{}")
+    baai.models[SPEC.name] |= {"vocab.json": b"{}", "model.safetensors.index.json": b"{}"}
+    fetch(SPEC, folder)
+    assert not any((folder / name).exists() for name in obeyed)
+    assert (folder / "vocab.json").exists() and (folder / "model.safetensors.index.json").exists()
 
 
 ALIEN = [

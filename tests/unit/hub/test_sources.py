@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flagai_altdiff.errors import HubError, HubUnavailableError, IntegrityError, ModelNotFoundError, OfflineError
-from flagai_altdiff.hub import environment, fetch, manifest, plan
+from flagai_altdiff.hub import environment, fetch, manifest, missing_files, plan
+from flagai_altdiff.hub.sources import Wanted, find_sources
 from flagai_altdiff.registry import MODELS, SAFETY_CHECKER
 from tests.servers import COMMIT, Fault, HubServer, serve
 
@@ -22,11 +24,16 @@ REPOSITORY = "BAAI/AltDiffusion"
 FLAGAI = {"config.yaml": b"model: {}", "model.ckpt": bytes(50_000), "sentencepiece.bpe.model": b"pieces"}
 DIFFUSERS = {
     "model_index.json": b"{}",
+    "text_encoder/config.json": b"{}",
+    "unet/config.json": b"{}",
+    "vae/config.json": b"{}",
+    "scheduler/scheduler_config.json": b"{}",
     "tokenizer/sentencepiece.bpe.model": b"pieces",
     "text_encoder/pytorch_model.bin": b"text",
     "unet/diffusion_pytorch_model.bin": bytes(range(256)) * 100,
     "vae/diffusion_pytorch_model.bin": b"vae",
 }
+LOADED = sorted(set(DIFFUSERS) - {"model_index.json"})
 
 
 @pytest.fixture
@@ -179,7 +186,7 @@ def test_single_cached_files_are_used(huggingface: HubServer, folder: Path) -> N
     fill_cache({name: DIFFUSERS[name] for name in ("unet/diffusion_pytorch_model.bin", "model_index.json")})
     fetch(SPEC, folder)
     assert has(folder, DIFFUSERS)
-    assert not [path for path in huggingface.paths() if "unet" in path]
+    assert not [path for path in huggingface.paths() if "unet/diffusion" in path]
 
 
 def test_a_cache_of_another_commit_is_not_used(huggingface: HubServer, folder: Path) -> None:
@@ -195,6 +202,42 @@ def test_a_damaged_cache_is_noticed(huggingface: HubServer, folder: Path, caplog
     fetch(SPEC, folder)
     assert has(folder, DIFFUSERS)
     assert "truncated or corrupt file" in caplog.text
+
+
+@pytest.mark.fault(14)
+@pytest.mark.parametrize("name", LOADED)
+def test_a_half_filled_cache_is_no_source(huggingface: HubServer, folder: Path, name: str) -> None:
+    fill_cache({other: data for other, data in DIFFUSERS.items() if other != name})
+    fetch(SPEC, folder)
+    assert has(folder, DIFFUSERS)
+    assert [path for path in huggingface.paths() if path.endswith(name)]
+
+
+@pytest.mark.fault(14)
+@pytest.mark.parametrize("name", LOADED)
+def test_a_file_that_the_loader_needs_comes_again_when_it_is_gone(
+    huggingface: HubServer, folder: Path, name: str
+) -> None:
+    fetch(SPEC, folder)
+    (folder / name).unlink()
+    assert missing_files(SPEC, folder) != []
+    fetch(SPEC, folder)
+    assert has(folder, DIFFUSERS) and missing_files(SPEC, folder) == []
+
+
+@pytest.mark.fault(14)
+@pytest.mark.parametrize("gone", ["", "model-00002-of-00002.bin", "model.bin.index.json", "both"])
+def test_shards_are_whole_when_all_are_there(huggingface: HubServer, folder: Path, gone: str) -> None:
+    parts = {f"unet/diffusion_pytorch_{n}": b"x" for n in ("model-00001-of-00002.bin", "model-00002-of-00002.bin")}
+    files = {name: data for name, data in DIFFUSERS.items() if name != "unet/diffusion_pytorch_model.bin"} | parts
+    files["unet/diffusion_pytorch_model.bin.index.json"] = b"{}"
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    for name in ("model-00002-of-00002.bin", "model.bin.index.json"):
+        if gone in (name, "both"):
+            (folder / f"unet/diffusion_pytorch_{name}").unlink()
+    assert len(missing_files(SPEC, folder)) == {"": 0, "both": 2}.get(gone, 1)
 
 
 @pytest.mark.fault(14)
@@ -236,5 +279,43 @@ def test_an_address_that_ran_out_is_asked_for_again(folder: Path, monkeypatch: p
 
         monkeypatch.setattr(HubServer, "_download_code", with_signature)
         fetch(SPEC, folder)
-        assert server.ranges(path) == [None, "bytes=20000-", "bytes=20000-"]
+        assert server.ranges(path) == [None, "bytes=20000-", "bytes=20000-", "bytes=0-0"]
     assert has(folder, FLAGAI)
+
+
+@pytest.mark.fault(137)
+def test_the_label_of_a_mirror_tells_no_password(tmp_path: Path) -> None:
+    """Nor is the mirror another one when its password changes, or a slash comes behind it."""
+    wanted = Wanted(spec=SPEC, folder=tmp_path)
+    spellings = (
+        "http://h.example/m",
+        "http://h.example/m/",
+        "http://me:one@h.example/m",
+        "http://me:two@h.example/m/?a",
+    )
+    assert len({find_sources(wanted, address, None)[0].label for address in spellings}) == 1
+    assert (
+        find_sources(wanted, "http://h.example/n", None)[0].label != find_sources(wanted, spellings[0], None)[0].label
+    )
+
+
+@pytest.mark.fault(127)
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"source": 5}, "source is 5: expected a text"),
+        ({"revision": ["a"]}, r"revision is \['a'\]: expected a text"),
+        ({"spec": SAFETY_CHECKER, "source": "huggingface"}, "SafetyChecker is not at huggingface. .*: baai"),
+        ({"spec": SAFETY_CHECKER, "revision": "main"}, "SafetyChecker is not at a hub with revision 'main'. .*: baai"),
+        ({"folder": Path("a\0b")}, r"a\\x00b has a zero byte in it"),
+        ({"folder": "a\0b"}, r"a\\x00b has a zero byte in it"),
+    ],
+    ids=str,
+)
+def test_arguments_that_cannot_be_are_named(tmp_path: Path, arguments: dict[str, Any], told: str) -> None:
+    given: dict[str, Any] = {"spec": SPEC, "folder": tmp_path, **arguments}
+    with pytest.raises(HubError, match=told):
+        fetch(**given)
+    if "folder" not in arguments:
+        with pytest.raises(HubError, match=told):
+            plan(**given)

@@ -401,6 +401,30 @@ def test_what_lies_where_a_partial_is_kept(
         assert message.startswith(str(place)) and message.endswith("Remove it.") and not target.exists()
 
 
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("how", ["replaced", "longer", "shorter"])
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_partial_that_another_process_changes_is_not_taken(
+    server: HubServer, target: Path, how: str, resumed: bool
+) -> None:
+    if resumed:
+        leave_partial(server, target, at=100_000)
+    changed: list[bool] = []
+
+    def change(done: int, total: int | None) -> None:
+        if done > 200_000 and not changed:
+            changed.append(True)
+            part = part_of(target)
+            if how == "replaced":
+                (target.parent / "other").write_bytes(OTHER)
+                os.replace(target.parent / "other", part)
+            else:
+                os.truncate(part, part.stat().st_size + (5 if how == "longer" else -5))
+
+    download(server.url + PATH, target, size_bytes=len(DATA), report=change)
+    assert target.read_bytes() == DATA and changed
+
+
 @pytest.mark.fault(135)
 @pytest.mark.parametrize("name", ["config.yaml", "tokenizer.json", "sentencepiece.bpe.model", "model.ckpt"])
 @pytest.mark.parametrize("how", ["known", "announced", "chunks", "sent"])
@@ -731,14 +755,46 @@ def test_a_disk_that_others_fill_up_keeps_what_has_arrived(server: HubServer, sm
             hog.write_bytes(bytes(500_000))
 
     with pytest.raises(HubError, match=r"No space left on device\. Bytes needed: 900,000, free: 0\.") as caught:
-        download(server.url + PATH, small_disk / "model.ckpt", report=fill)
+        download(server.url + PATH, small_disk / "model.ckpt", size_bytes=900_000, report=fill)
     assert caught.value.errno == errno.ENOSPC
     assert not (small_disk / "model.ckpt").exists()
     hog.unlink()
     server.always.clear()
-    download(server.url + PATH, small_disk / "model.ckpt")
+    download(server.url + PATH, small_disk / "model.ckpt", size_bytes=900_000)
     assert (small_disk / "model.ckpt").stat().st_size == 900_000
     assert (server.ranges(PATH)[1] or "").startswith("bytes=")
+
+
+@pytest.mark.fault(128)
+@pytest.mark.parametrize("how", ["announced with the file", "without end", "taken by others meanwhile"])
+def test_a_size_that_nobody_announced_is_its_senders_fault(server: HubServer, small_disk: Path, how: str) -> None:
+    """Another source may send a file that fits; what the disk lacks is this one's doing."""
+    if how == "announced with the file":
+        server.always[PATH] = Fault(headers={"Content-Length": "127000000000"})
+    elif how == "without end":
+        chunk = b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+        server.always[PATH] = Fault(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", endless=chunk)
+    else:
+        server.files[PATH] = bytes(900_000)
+        server.always[PATH] = Fault(pause_s=0.01)
+
+    def fill(done: int, total: int | None) -> None:
+        if how == "taken by others meanwhile" and done > 200_000 and not (small_disk / "hog").exists():
+            (small_disk / "hog").write_bytes(bytes(500_000))
+
+    with pytest.raises(HubError, match=r"which nobody had announced; after [\d,]+ bytes, [\d,]+ are free") as caught:
+        download(server.url + PATH, small_disk / "model.ckpt", report=fill)
+    assert not isinstance(caught.value, DiskError)
+    assert {path.name for path in small_disk.iterdir()} <= {"hog"}
+
+
+@pytest.mark.fault(128)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_file_of_unknown_size_is_bounded_by_its_model(server: HubServer, target: Path, chunked: bool) -> None:
+    server.always[PATH] = Fault(chunked=chunked)
+    with pytest.raises(HubError, match=r"more than 200,000|expected 200000 bytes at most"):
+        download(server.url + PATH, target, most=200_000)
+    assert leftovers(target) == []
 
 
 @pytest.mark.fault(16)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ from flagai_altdiff.errors import HubError, HubUnavailableError
 from flagai_altdiff.hub import disk, fetch, fetching, manifest, threads, verify
 from flagai_altdiff.hub.disk import Digests
 from flagai_altdiff.hub.names import MANIFEST_NAME
-from flagai_altdiff.registry import MODELS
+from flagai_altdiff.registry import MODELS, FileSpec
 from tests.servers import COMMIT, Fault, HubServer, serve
 
 SPEC = MODELS["AltDiffusion-m9"]
 NAMES = ("config.yaml", "model.ckpt", "preprocessor_config.json", "sentencepiece.bpe.model")
 PARTS = (
     "model_index.json",
+    "text_encoder/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
     "tokenizer/sentencepiece.bpe.model",
     "text_encoder/pytorch_model.bin",
     "unet/config.json",
@@ -71,6 +75,12 @@ def without_validators(server: HubServer) -> None:
         server.always[path] = Fault(headers={"ETag": None})
 
 
+def dated(server: HubServer, date: str) -> None:
+    """As servers answer that tell versions apart by their date only."""
+    for path in server.files:
+        server.always[path] = Fault(headers={"ETag": None, "Last-Modified": date})
+
+
 def interrupt(server: HubServer, folder: Path) -> None:
     """A first attempt that brings all but the weights."""
     path = f"/{SPEC.name}/model.ckpt"
@@ -102,7 +112,7 @@ def test_what_has_arrived_is_used_if_the_source_still_has_it(mirror: HubServer, 
     interrupt(mirror, folder)
     mirror.requests.clear()
     fetch(SPEC, folder, source=mirror.url)
-    assert mirror.ranges(f"/{SPEC.name}/config.yaml")[1:] == ["bytes=0-0"]  # HEAD, and the question
+    assert mirror.ranges(f"/{SPEC.name}/config.yaml")[1:] == ["bytes=0-0"] * 2  # HEAD, and the questions
 
 
 @pytest.mark.fault(123)
@@ -198,24 +208,41 @@ def test_what_two_commits_share_is_not_fetched_twice(folder: Path, monkeypatch: 
 
 
 @pytest.mark.fault(123)
-def test_a_source_that_changes_during_a_long_fetch_is_noticed(
-    mirror: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("told_by", ["ETag", "date"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_source_that_changes_during_a_fetch_is_noticed(
+    mirror: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, told_by: str, there: bool
 ) -> None:
-    monkeypatch.setattr(fetching, "RECHECK_S", 0.0)
-    original = fetching._bring
+    """All in the same second; the config came now, or lies there from an earlier fetch."""
+    if told_by == "date":
+        dated(mirror, "Mon, 01 Jan 2024 00:00:00 GMT")
+    if there and told_by == "ETag":
+        fetch(SPEC, folder, config_only=True, source=mirror.url)
+    before, original = versions_in(folder), fetching._bring
 
     def bring(file: object, *rest: object) -> object:
         if getattr(file, "name", "") == "model.ckpt":
             mirror.files = serve_as_mirror(version(2), with_list=False)
+            if told_by == "date":
+                dated(mirror, "Tue, 02 Jan 2024 00:00:00 GMT")
         return original(file, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fetching, "_bring", bring)
     with pytest.raises(HubError, match="has changed at its source"):
         fetch(SPEC, folder, source=mirror.url)
-    assert versions_in(folder) == set()
-    monkeypatch.undo()
-    fetch(SPEC, folder, source=mirror.url)
-    assert versions_in(folder) == {"2"}
+    assert versions_in(folder) == before and not (folder / "model.ckpt").exists()
+    if not before:
+        monkeypatch.undo()
+        fetch(SPEC, folder, source=mirror.url)
+        assert versions_in(folder) == {"2"}
+
+
+@pytest.mark.fault(123)
+def test_one_file_alone_is_not_asked_for_again(mirror: HubServer, tmp_path: Path) -> None:
+    spec = replace(SPEC, files=(FileSpec(name="config.yaml"),))
+    mirror.files = {"/config.yaml": b"model: {}"}
+    fetch(spec, tmp_path / "one", source=mirror.url)
+    assert mirror.ranges("/config.yaml") == [None, None]  # HEAD and GET
 
 
 @pytest.mark.fault(123)
@@ -245,6 +272,33 @@ def test_an_interruption_between_two_moves_leaves_no_mixed_model(
     except KeyboardInterrupt:
         assert disk.missing_files(SPEC, folder)
     monkeypatch.undo()
+    fetch(SPEC, folder, source=mirror.url)
+    assert versions_in(folder) == {"2"}
+    assert {check.state for check in verify(folder, SPEC)} == {"ok"}
+
+
+@pytest.mark.fault(123)
+@pytest.mark.parametrize("steps", range(2))
+@pytest.mark.parametrize("validators", [False, True])
+def test_a_record_of_files_that_never_arrived_binds_nothing(
+    mirror: HubServer, folder: Path, steps: int, validators: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the record and the last move; the source has a new version afterwards."""
+    if not validators:
+        without_validators(mirror)
+    left, original = [steps], fetching._place
+
+    def place(*arguments: object) -> bool:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fetching, "_place", place)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(SPEC, folder, source=mirror.url)
+    monkeypatch.undo()
+    mirror.files = serve_as_mirror(version(2), with_list=False)
     fetch(SPEC, folder, source=mirror.url)
     assert versions_in(folder) == {"2"}
     assert {check.state for check in verify(folder, SPEC)} == {"ok"}

@@ -131,6 +131,22 @@ def test_a_drip_around_the_content_has_a_deadline(
 
 
 @pytest.mark.fault(131)
+@pytest.mark.parametrize("piece", [b"a;", b";", b"a=b;", b"a=b,", b'"'], ids=str)
+@pytest.mark.parametrize("name", [b"Set-Cookie", b"Set-Cookie2", b"SET-COOKIE2"])
+@pytest.mark.parametrize("status", [b"302 Found", b"200 OK", b"404 Not found"])
+def test_cookies_are_neither_read_nor_sent(
+    server: HubServer, get: Callable[[], object], name: bytes, piece: bytes, status: bytes
+) -> None:
+    """Python reads some of them in a time that grows with the square of their length."""
+    lines = b"Set-Cookie: a=b; Path=/\r\n" + (name + b": " + piece * (60_000 // len(piece)) + b"\r\n") * 3
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\nLocation: /target\r\n" + lines + b"\r\n"
+    server.always[PATH] = Fault(raw=head + b"[]")
+    with in_proportion(1):
+        refused(get)
+    assert all("cookie" not in request.headers for request in server.requests)
+
+
+@pytest.mark.fault(131)
 def test_all_hops_of_a_request_have_one_deadline(
     server: HubServer, get: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
