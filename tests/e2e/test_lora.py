@@ -14,7 +14,9 @@ from PIL import Image
 from flagai_altdiff import load_model, lora
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.cli import main
-from flagai_altdiff.training.callbacks import read_log
+from flagai_altdiff.training import session
+from flagai_altdiff.training.callbacks import latest_state, read_log
+from flagai_altdiff.training.config import TrainConfig, parse_config
 from tests import tiny
 from tests.data_files import noise_bytes
 
@@ -177,6 +179,27 @@ def test_dreambooth_keeps_a_prior_averages_and_goes_on(m9_folder: Path, images: 
     whole, cut = (load_model(folder, safety_checker=False).state_dict() for folder in models)
     assert all(torch.equal(tensor, cut[name]) for name, tensor in whole.items())
     assert len(read_log(stage / "log.csv")) == 4
+
+
+def test_a_lora_that_was_cut_goes_on_to_the_same_file(m9_folder: Path, images: Path, tmp_path: Path) -> None:
+    def config(name: str) -> TrainConfig:
+        stage = {"stage": "lora", "steps": 6, "batch_size": 2, "side": 64, "learning_rate": 0.01, "ema_decay": 0.5}
+        data = {"source": str(images), "caption": "a robot"}
+        output = str(tmp_path / name)
+        settings = {"model": str(m9_folder), "output": output, "stages": [stage], "data": data, "save_every": 4}
+        return parse_config({**settings, "sheets": {"every": 0}})
+
+    session.train(config("whole"))
+    cut = tmp_path / "cut" / "1-lora"
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    newest = latest_state(cut / "states")
+    assert newest is not None
+    newest.unlink()
+    shutil.rmtree(cut / "model")
+    (cut / session.LORA).unlink()
+    session.train(config("cut"), resume=True)
+    whole, again = (read_tensors(tmp_path / name / "1-lora" / session.LORA) for name in ("whole", "cut"))
+    assert whole.keys() == again.keys() and all(torch.equal(tensor, again[key]) for key, tensor in whole.items())
 
 
 def test_images_that_somebody_put_there_are_the_prior(m9_folder: Path, images: Path, tmp_path: Path) -> None:
