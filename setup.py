@@ -53,6 +53,7 @@ setup(
             "pytest-xdist",
             "hypothesis",
             "diffusers>=0.42",
+            "peft>=0.19",
             "pyarrow>=18",
             "webdataset>=1.0",
             "ruff",

@@ -352,9 +352,7 @@ def _adapter_settings(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _addition(
-    path: Path, name: str, found: Mapping[str, Tensor], shape: tuple[int, int], scale: float | None
-) -> Addition:
+def _addition(path: Path, name: str, found: Mapping[str, Tensor], shape: Shape, scale: float | None) -> Addition:
     if not found.keys() >= {"up", "down"}:
         raise CheckpointError(f"{path} is a truncated LoRA: of {name} it has only {', '.join(found)}.")
     if found["up"].ndim < 2 or found["down"].ndim < 2 or found.get("alpha", torch.zeros(1)).numel() != 1:

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.cli.common import fail
 from flagai_altdiff.errors import TrainingInterrupted
+from flagai_altdiff.registry import find_model
 
 if TYPE_CHECKING:
     from flagai_altdiff.training.config import TrainConfig
 
 _SHORT = ("dreambooth", "lora")
 """Stages that need no config."""
+_SMALL: dict[str, dict[str, Any]] = {
+    "dreambooth": {"steps": 400, "batch_size": 4, "learning_rate": 5e-4},
+    "lora": {"steps": 500, "batch_size": 4, "learning_rate": 4e-3, "rank": 16},
+}
+"""Defaults for the embedded model, which is a hundred times smaller than those that the stages' own are for."""
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +38,19 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     few = parser.add_argument_group(f"{' and '.join(_SHORT)}: one thing from a few images")
     few.add_argument("-m", "--model", default="AltDiffusion-mini", metavar="NAME", help="what learns it")
     few.add_argument("--images", type=Path, metavar="DIR", help="a few images of it")
-    few.add_argument("--prompt", metavar="TEXT", help="what they show, with a rare word for the thing")
-    few.add_argument("--prior", type=Path, metavar="DIR", help="images of its class, to keep them; drawn if missing")
-    few.add_argument("--class-prompt", metavar="TEXT", help="what these show")
+    few.add_argument("--prompt", metavar="TEXT", help="what they show; for those that have no .txt beside")
+    few.add_argument("--prior", type=Path, metavar="DIR", help="images of what the model keeps; drawn if it is missing")
+    few.add_argument(
+        "--class-prompt", action="append", metavar="TEXT", help="what these show: the thing's class; repeatable"
+    )
+    few.add_argument("--prior-count", type=int, metavar="N", help="how many are drawn")
     few.add_argument("--steps", type=int, metavar="N", help="optimizer steps")
     few.add_argument("--learning-rate", type=float, metavar="X", help="AdamW's")
     few.add_argument("--batch-size", type=int, metavar="N", help="images of a step")
+    few.add_argument("--ema-decay", type=float, metavar="X", help="average the weights, for example 0.99")
+    few.add_argument(
+        "--side", type=int, metavar="PX", help="height and width at which it learns (default: the model's)"
+    )
     few.add_argument("--rank", type=int, metavar="N", help="of the LoRA")
     few.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run (default: runs/<stage>)")
     few.add_argument("--sheet", action="append", metavar="TEXT", help="a prompt to draw on the way; may be repeated")
@@ -53,8 +66,10 @@ def _train(args: argparse.Namespace) -> int:
     if args.what is None:
         return fail("name a config (altdiff train --example prints one), or dreambooth or lora", 2)
     if args.what in _SHORT:
-        if not (args.images and args.prompt):
-            return fail(f"{args.what} needs --images DIR and --prompt TEXT", 2)
+        if not args.images:
+            return fail(f"{args.what} needs --images DIR, and --prompt TEXT for those that have no .txt beside", 2)
+        if bool(args.prior) != bool(args.class_prompt):
+            return fail("--prior DIR and --class-prompt TEXT go together", 2)
         config = _short_config(args)
     else:
         config = read_config(Path(args.what))
@@ -68,13 +83,13 @@ def _train(args: argparse.Namespace) -> int:
 
 def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     from flagai_altdiff.training.processes import is_first
-    from flagai_altdiff.training.session import train
+    from flagai_altdiff.training.session import LORA, SHEET, train
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
         model = train(config, resume=args.resume)
         if is_first():
-            print(model)
+            _tell(config, model, model.with_name(LORA), model.with_name(SHEET))
     except TrainingInterrupted as error:
         words = ["altdiff", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
         if is_first():
@@ -83,23 +98,48 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     return 0
 
 
+def _tell(config: TrainConfig, model: Path, lora: Path, sheet: Path) -> None:
+    """Print what there is now, and how to draw with it."""
+    spec = find_model(config.model)
+    if lora.is_file():
+        print(lora)
+        words = ["-m", config.model, "--lora", str(lora)]
+    else:
+        print(model)
+        words = ["-m", str(model)]
+        if spec and spec.embedded:  # a folder says nothing of the defaults that go with a name
+            words += ["--steps", str(spec.steps), "--scale", f"{spec.guidance_scale:g}"]
+    if sheet.is_file():
+        words = ["altdiff", "generate", *words, *config.sheets.prompts[:1]]
+        print(f"{sheet} shows what it draws. Go on with: {shlex.join(words)}", file=sys.stderr)
+
+
 def _short_config(args: argparse.Namespace) -> TrainConfig:
     from flagai_altdiff.training.config import parse_config
 
-    given: dict[str, Any] = {"steps": args.steps, "learning_rate": args.learning_rate, "batch_size": args.batch_size}
-    if args.what == "lora":
-        given["rank"] = args.rank
-    stage = {"stage": args.what, **{name: value for name, value in given.items() if value is not None}}
+    spec = find_model(args.model)
+    stage = {"stage": args.what, "decay": "cosine", **(_SMALL[args.what] if spec and spec.embedded else {})}
+    for name in (
+        "steps",
+        "learning_rate",
+        "batch_size",
+        "side",
+        "ema_decay",
+        *(["rank"] if args.what == "lora" else []),
+    ):
+        if getattr(args, name) is not None:
+            stage[name] = getattr(args, name)
     data: dict[str, Any] = {"source": str(args.images), "caption": args.prompt}
     if args.prior:
         data |= {"prior": str(args.prior), "prior_caption": args.class_prompt}
+        data |= {"prior_count": args.prior_count} if args.prior_count is not None else {}
     return parse_config(
         {
             "model": args.model,
             "output": str(args.output or Path("runs") / args.what),
             "stages": [stage],
             "data": data,
-            "sheets": {"prompts": args.sheet or [args.prompt], "every": 100},
+            "sheets": {"prompts": args.sheet or ([args.prompt] if args.prompt else []), "every": 100},
             "save_every": 100,
         },
         "these flags",

@@ -133,7 +133,9 @@ class DataConfig:
     source: str | tuple[str, ...] = _of("images", "folder of images with .txt, metadata.jsonl or parquet; or shards")
     caption: str | None = _of(None, "of images that have none")
     prior: str | None = _of(None, "folder of images of what the model knew before, to keep it; drawn if it is missing")
-    prior_caption: str | None = _of(None, "of these: the class of the thing, as in 'a cat'")
+    prior_caption: str | tuple[str, ...] | None = _of(
+        None, "of these: the class of the thing, as in 'a cat'; or several, drawn in turn"
+    )
     prior_count: Count = _of(50, "how many are drawn")
     languages: tuple[str, ...] = _of((), "only captions of these; all of them if empty")
     min_side: Count | None = _of(None, "leave out images with a smaller side, in px")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 from flagai_altdiff.charts import Curve, draw_curves
@@ -24,6 +25,7 @@ from flagai_altdiff.training.cache import Cache
 from flagai_altdiff.training.callbacks import read_log
 from flagai_altdiff.training.config import DataConfig, SheetConfig, StageConfig, StageSettings, TrainConfig
 from flagai_altdiff.training.data.batches import Batches, Share, batches
+from flagai_altdiff.training.data.decoding import SUFFIXES
 from flagai_altdiff.training.data.example import Examples
 from flagai_altdiff.training.data.filters import Filters
 from flagai_altdiff.training.data.opening import open_examples
@@ -48,7 +50,8 @@ from flagai_altdiff.training.teacher import load_teacher, new_student
 
 logger = logging.getLogger(__name__)
 
-MODEL, LORA, LOG, CHART, CACHE = "model", "lora.safetensors", "log.csv", "log.png", "cache"
+MODEL, LORA, SHEET, CACHE = "model", "lora.safetensors", "sheet.png", "cache"
+LOG, CHART = "log.csv", "log.png"
 _SHEET_SIDE, _SHEET_PROMPTS = 128, 6
 
 
@@ -99,7 +102,7 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
         _check(config, later.settings(model.config.image_size * model.config.first_stage.downsampling), model)
     data = config.data
     if data.prior:
-        _draw_prior(model, data)
+        _draw_prior(model, data, settings.side)
     if settings.row.rank:
         numbers = generator(config.seed, "lora")
         make_trainable(model, rank=settings.row.rank, alpha=float(settings.row.rank), generator=numbers)
@@ -118,7 +121,7 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
             if settings.row.rank:
                 additions, about = finished(model, merge=True), {"ss_base_model": str(start)}
                 save_lora(folder / LORA, additions, model.config, **about, ss_steps=str(settings.row.steps))
-            _draw_sheet(model, prompts, folder / "sheet.png", config.sheets, settings.side, steps)
+            _draw_sheet(model, prompts, folder / SHEET, config.sheets, settings.side, steps)
             saving.save_folder(
                 folder / MODEL, model.config, model.state_dict(), *(tokenizer.files if tokenizer else ())
             )
@@ -138,7 +141,7 @@ def _check(config: TrainConfig, settings: StageSettings, model: LatentDiffusion)
         raise ConfigError("data.cache keeps one latent of each image: it needs data.crop: centre and data.flip: false.")
     if data.cache and text_learns(settings):
         raise ConfigError("data.cache keeps the text encoder's states, which change in a stage that trains it.")
-    if data.prior and not data.prior_caption:
+    if data.prior and not any(_classes(data)):
         raise ConfigError("data.prior needs data.prior_caption: the class of the thing, as in 'a cat'.")
 
 
@@ -227,7 +230,7 @@ def _examples(data: DataConfig, side: int) -> Examples:
     examples = _opened(data, how)
     if not data.prior:
         return examples
-    return WithPrior(examples, open_examples(data.prior, Reading(at_least=side, caption=data.prior_caption)))
+    return WithPrior(examples, open_examples(data.prior, Reading(at_least=side, caption=_classes(data)[0])))
 
 
 def _opened(data: DataConfig, how: Reading) -> Examples:
@@ -277,17 +280,29 @@ def _share(settings: StageSettings, examples: Examples, rank: int, world: int) -
     )
 
 
-def _draw_prior(model: LatentDiffusion, data: DataConfig) -> None:
-    """Draw what the model knows of a class, where the folder lacks some; seeds go on, so none comes twice."""
+def _classes(data: DataConfig) -> tuple[str, ...]:
+    """What the images of the prior show."""
+    return (data.prior_caption,) if isinstance(data.prior_caption, str) else data.prior_caption or ("",)
+
+
+def _draw_prior(model: LatentDiffusion, data: DataConfig, side: int) -> None:
+    """Draw what the model knows of a class, unless somebody has put images there; what is drawn already stays."""
     assert data.prior is not None
-    targets = [Path(data.prior) / f"{number:05d}.png" for number in range(data.prior_count)]
+    folder = Path(data.prior)
+    targets = [folder / f"{number:05d}.png" for number in range(data.prior_count)]
+    names = {target.name for target in targets}
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    if any(name.lower().endswith(SUFFIXES) for name in there - names):
+        return
     if not is_first():
         wait_until(lambda: all(target.exists() for target in targets))
         return
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
-    for number, target in enumerate(targets):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (target, caption) in enumerate(zip(targets, cycle(_classes(data)), strict=False)):
         if not target.exists():
-            image = generate(model, data.prior_caption or "", seed=number).images[0]
+            image = generate(model, caption, seed=number, height=side, width=side).images[0]
+            with new_file(target.with_suffix(".txt"), replace=True) as unfinished:
+                unfinished.write_text(caption, encoding="utf-8")
             with new_file(target) as unfinished:
                 image.save(unfinished, "PNG")
 

@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
+from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 
 from flagai_altdiff import lora
 from flagai_altdiff.checkpoint.diffusers_folder import write_folder
@@ -70,8 +70,8 @@ def test_theirs_here(way: str, alpha: int, model: LatentDiffusion, unet: Any, tm
     """Files of these have no alpha of their own: it stands in the header, or in a file beside."""
     before = model.apply_model(*inputs(model))
     settings = peft.LoraConfig(r=4, lora_alpha=alpha, target_modules=ATTENTION, init_lora_weights="gaussian")
-    wrapped = peft.get_peft_model(unet, settings) if way == "peft's folder" else unet
-    if wrapped is unet:
+    wrapped: Any = peft.get_peft_model(unet, settings) if way == "peft's folder" else None
+    if wrapped is None:
         unet.add_adapter(settings)
     generator = torch.Generator().manual_seed(4)
     for name, parameter in unet.named_parameters():

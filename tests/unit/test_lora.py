@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flagai_altdiff import lora
+from flagai_altdiff import AutoLoader, add_lora, lora
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, InvalidRequestError
+from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
 from tests import tiny
 
@@ -151,4 +155,84 @@ def test_files_for_something_else_are_named(tmp_path: Path) -> None:
         {**tensors, "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(1, 1)}, "text encoder"
     )
     refused({"a": torch.zeros(1)}, "is no LoRA")
+    refused({**tensors, down: torch.full_like(tensors[down], float("nan"))}, "is broken: .* has NaN")
+    refused({**tensors, down: torch.zeros(RANK)}, "must be matrices")
+    refused({**tensors, down.replace("lora_down.weight", "alpha"): torch.ones(2)}, "its alpha a number")
     refused({"lora_unet_x.hada_w1_a": torch.zeros(1)}, "is LoHa")
+
+
+def written(folder: Path, name: str = "m9") -> Path:
+    """A LoRA's file."""
+    folder.mkdir(exist_ok=True)
+    plain, _, additions = trained(name)
+    lora.save_lora(folder / "robot.safetensors", additions, plain.config)
+    return folder / "robot.safetensors"
+
+
+def test_a_model_knows_what_was_added_to_it(tmp_path: Path) -> None:
+    path, model = written(tmp_path), tiny.fresh_model("m9")
+    assert tiny.fresh_model("m9").loras == ()
+    add_lora(model, str(path), 0.5)
+    add_lora(model, path, -0.5)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [str(added) for added in model.loras] == [f"robot:{s} ({digest[:10]})" for s in ("0.5", "-0.5")]
+    assert differences(model, tiny.fresh_model("m9")) == {}
+    assert model.state_dict().keys() == tiny.fresh_model("m9").state_dict().keys()
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), 11, -80])
+def test_a_strength_out_of_range_changes_nothing(strength: float, tmp_path: Path) -> None:
+    path, model = written(tmp_path), tiny.fresh_model("m9")
+    with pytest.raises(InvalidRequestError, match="from -10 to 10"):
+        add_lora(model, path, strength)
+    assert differences(model, tiny.fresh_model("m9")) == {} and model.loras == ()
+
+
+def test_convolutions_are_written_as_such(tmp_path: Path) -> None:
+    """diffusers and A1111 add them to convolutions, as which m9 has these projections."""
+    tensors = load_file(written(tmp_path))
+    model = tiny.fresh_model("m9")
+    down, up = (tensors[f"lora_unet_down_blocks_0_attentions_0_proj_in.lora_{part}.weight"] for part in ("down", "up"))
+    width = model.get_parameter("model.diffusion_model.input_blocks.1.1.proj_in.weight").shape[0]
+    assert (down.shape, up.shape) == ((RANK, width, 1, 1), (width, RANK, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 4, "lora_alpha": 8, "use_rslora": True}, "with use_rslora"),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"to_q": 3}}, "with alpha_pattern"),
+        (None, "settings .* cannot be read"),
+    ],
+)
+def test_settings_of_peft_that_are_not_understood(
+    settings: dict[str, Any] | None, message: str, tmp_path: Path
+) -> None:
+    plain, _, additions = trained("m9")
+    save_file(spelled(additions, plain.config, SPELLINGS["peft"]), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{" if settings is None else json.dumps(settings))
+    with pytest.raises(CheckpointError, match=message):
+        add_lora(plain, tmp_path / "adapter_model.safetensors")
+
+
+def test_auto_loader_adds_what_lies_in_lora_dir(m9_folder: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "loras")
+    written(tmp_path / "twice").rename(tmp_path / "twice" / "a.safetensors")
+    written(tmp_path / "twice")
+    (tmp_path / "twice" / "notes.txt").touch()
+    for place, count in ((path, 1), (tmp_path / "loras", 1), (tmp_path / "twice", 2)):
+        model = AutoLoader("text2img", str(m9_folder), lora_dir=place, safety_checker=False).get_model()
+        assert [added.strength for added in model.loras] == [1.0] * count
+        assert differences(model, load_path(m9_folder, safety_checker=False))
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "empty", tmp_path / "nothing"):
+        with pytest.raises(CheckpointError, match="is no LoRA: expected a file"):
+            AutoLoader("text2img", str(m9_folder), lora_dir=place)
+
+
+def test_a_trained_lora_learns_only_its_own(m9_folder: Path) -> None:
+    model = load_path(m9_folder, safety_checker=False)
+    names: list[str] = lora.make_trainable(model, rank=2, alpha=2.0, generator=torch.Generator())
+    assert all(re.fullmatch(lora.TRANSFORMERS, name) for name in names)
+    for kind in ("attn1.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"):
+        assert any(f".{kind}." in name for name in names), kind
