@@ -54,6 +54,7 @@ class Denoising:
 
     def __init__(self, model: LatentDiffusion, settings: StageSettings, seed: int) -> None:
         self.model: LatentDiffusion = model
+        model.first_stage_model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.5 times as fast
         self._settings, self._seed = settings, seed
         self._text_learns = text_learns(settings)
         self._nothing: Tensor | None = None
@@ -77,7 +78,7 @@ class Denoising:
         if "moments" in batch:
             posterior = DiagonalGaussianDistribution(batch["moments"].to(device))
         else:
-            posterior = self.model.encode_first_stage(batch["image"].to(device))
+            posterior = self.model.encode_first_stage(batch["image"].to(device, memory_format=torch.channels_last))
         draws = [torch.randn(posterior.mean.shape[1:], generator=self._generator("latent", *place)) for place in places]
         draw = torch.stack(draws).to(posterior.mean)
         return self.model.get_first_stage_encoding(posterior.mean + posterior.std * draw).float()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,8 @@ def plan_stages(config: TrainConfig) -> list[StagePlan]:
     found = []
     for stage in config.stages:
         settings = stage.settings(side)
+        if isinstance(sizes, AltCLIPConfig):
+            settings = replace(settings, side=side)
         if (STAGES[stage.stage].kind == "diffusion") is isinstance(sizes, AltCLIPConfig):
             raise ConfigError(f"{config.model} is no model for the stage {stage.stage}.")
         found.append(_plan_stage(config, settings, sizes))
