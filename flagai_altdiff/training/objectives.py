@@ -157,12 +157,16 @@ class ContrastiveTuning:
         return torch.stack(losses).mean(dim=0)
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised, of texts and images; of none they are empty, but take part in what all processes do."""
+        """Normalised, of texts and images.
+
+        Of none they are empty, but hang on what learns: gradients that come back from the others must pass here before
+        those of the parameters are sent.
+        """
         model, captions = self.model, list(batch["caption"])
+        texts = F.normalize(model.get_text_features(model.tokenize(captions or [""])), dim=-1)
         if not captions:
-            none = torch.zeros(0, model.config.projection_dim, device=model.device)
-            return none.clone().requires_grad_(), none
+            return texts[:0], texts.detach()[:0]
         with torch.no_grad():
             pixels = model.transform.transform.normalised(batch["image"].to(model.device))
             images = F.normalize(model.get_image_features(pixels), dim=-1)
-        return F.normalize(model.get_text_features(model.tokenize(captions)), dim=-1), images
+        return texts, images
