@@ -32,11 +32,11 @@ setup(
         "transformers>=5.0",
         "pytorch-lightning>=2.5",
         "pydantic>=2.10",
-        "omegaconf>=2.3",
+        "omegaconf>=2.3",  # what scripts of LDM's kind read configs with, and hand over
         "einops>=0.8",
         "pillow>=11",
         "tqdm>=4.66",
-        "requests>=2.32",
+        "requests>=2.32.2",
         "urllib3>=2.3",
         "filelock>=4.2",
         "numpy>=1.26",

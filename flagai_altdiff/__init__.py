@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flagai_altdiff.auto_loader import AutoLoader
     from flagai_altdiff.errors import FlagAIAltDiffError
     from flagai_altdiff.loading import load_model
+    from flagai_altdiff.lora import add_lora
     from flagai_altdiff.models import LatentDiffusion
     from flagai_altdiff.output import draw_to_folder
     from flagai_altdiff.pipeline import GenerationResult, Sample, generate, stream
@@ -40,6 +41,7 @@ _HOMES = {
     "Predictor": "predictor",
     "Sample": "pipeline",
     "Step": "sampling",
+    "add_lora": "lora",
     "draw_to_folder": "output",
     "generate": "pipeline",
     "load_model": "loading",
@@ -59,6 +61,7 @@ __all__ = [
     "Predictor",
     "Sample",
     "Step",
+    "add_lora",
     "draw_to_folder",
     "generate",
     "load_model",

@@ -13,8 +13,9 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, last_net
 from flagai_altdiff.loading import load_model
+from flagai_altdiff.lora import add_lora, lora_files
 from flagai_altdiff.matching import find_transform, load_matching_model
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.altclip import AltCLIP
@@ -40,6 +41,7 @@ class AutoLoader:
         only_download_config: Fetch and read config and tokenizer only; ``get_model()`` then raises.
         device: Where the script will move the model; the loader itself leaves it on the CPU, as FlagAI's does.
         torch_dtype: Accepted for FlagAI's sake; ``fp16`` decides.
+        lora_dir: A LoRA, or a folder of them, to add to a model that draws, at full strength; see ``add_lora``.
         fp16: Draw in half precision when the model is on a GPU; ``use_fp16`` is the same.
         safety_checker: ``"auto"``, ``True`` or ``False``; see ``load_model``.
         kwargs: ``use_fp16``; anything else is named in one warning and has no effect.
@@ -60,7 +62,7 @@ class AutoLoader:
         device: str | torch.device | None = None,
         torch_dtype: torch.dtype = torch.float16,
         low_cpu_mem_usage: bool = True,
-        lora_dir: str | None = None,
+        lora_dir: str | Path | None = None,
         qlora_dir: str | None = None,
         inference_mode: bool = True,
         model_max_length: int | None = None,
@@ -78,7 +80,7 @@ class AutoLoader:
         meaningless = {
             "torch_dtype": torch_dtype != torch.float16,
             "low_cpu_mem_usage": not low_cpu_mem_usage,
-            "lora_dir": lora_dir is not None,
+            "lora_dir": lora_dir is not None and task_name == MATCHING,
             "qlora_dir": qlora_dir is not None,
             "inference_mode": not inference_mode,
             "model_max_length": model_max_length is not None,
@@ -101,8 +103,11 @@ class AutoLoader:
             self.model = load_matching_model(model_name, self.model_dir)
             self.transform = self.model.transform
         else:
+            loras = lora_files(lora_dir) if lora_dir else []
             self.model = load_model(model_name, self.model_dir, safety_checker=safety_checker)
             self.model.autocast_dtype = torch.float16 if half else None
+            for lora in loras:
+                add_lora(self.model, lora)
         self.process = self.transform
 
     def get_model(self) -> Any:
@@ -138,8 +143,13 @@ class AutoLoader:
 
         Args:
             model_path: ``.ckpt`` or ``.safetensors`` with LDM names.
+
+        Raises:
+            CheckpointError: The file cannot be read, or has other weights; the model stays as it was.
         """
-        checkpoint.assign(self.get_model(), read_tensors(Path(model_path)), str(model_path))
+        model = self.get_model()
+        with last_net(model_path):
+            checkpoint.assign(model, read_tensors(Path(model_path)), str(model_path))
 
     def _config_only(self) -> tuple[Path, Tokenizer]:
         spec, path = locate(self.model_name, self.model_dir, task=self.task_name)

@@ -9,14 +9,17 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from flagai_altdiff.errors import ConfigError
+from flagai_altdiff.errors import ConfigError, printable, shown
 
 T = TypeVar("T")
 
 _MAX_WIDTH = 1 << 16
+_MAX_BLOCKS = 160
+"""Layers of one network: four times what the largest released one has. They are built before a file is compared."""
 Size = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Width = Annotated[int, Field(strict=True, ge=1, le=_MAX_WIDTH)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=100)]
+Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
 Sizes = Annotated[tuple[Size, ...], Field(max_length=16)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -36,10 +39,8 @@ def _with_our_errors(cls: type[T]) -> type[T]:
             reason = problem.get("ctx", {}).get("error")
             if isinstance(reason, ConfigError):
                 raise reason from None
-            shown = repr(problem["input"])
-            shown = shown if len(shown) <= 80 else shown[:77] + "..."
-            field = ".".join(map(str, problem["loc"]))
-            raise ConfigError(f"{field}={shown}: {_in_our_words(problem['msg'])}.") from None
+            field = printable(".".join(map(str, problem["loc"])), 80)
+            raise ConfigError(f"{field}={shown(problem['input'])}: {_in_our_words(problem['msg'])}.") from None
 
     cls.__init__ = __init__  # type: ignore[assignment]
     return cls
@@ -55,7 +56,7 @@ class UNetConfig:
     model_channels: Width = 320
     attention_resolutions: Sizes = (4, 2, 1)
     num_res_blocks: Depth = 2
-    channel_mult: Sizes = (1, 2, 4, 4)
+    channel_mult: Levels = (1, 2, 4, 4)
     num_heads: Width | None = 8
     num_head_channels: Size | None = None
     use_linear_in_transformer: Flag = False
@@ -68,6 +69,7 @@ class UNetConfig:
             raise ConfigError(
                 f"num_heads={self.num_heads}, num_head_channels={self.num_head_channels}: expected exactly one of them."
             )
+        _check_blocks(len(self.channel_mult), self.num_res_blocks, 1 + self.transformer_depth)
         for mult in self.channel_mult:
             self.heads(mult * self.model_channels)
         _check_groups("model_channels", self.model_channels, self.channel_mult, self.norm_groups)
@@ -91,12 +93,13 @@ class AutoencoderConfig:
     in_channels: Size = 3
     out_ch: Size = 3
     ch: Width = 128
-    ch_mult: Sizes = (1, 2, 4, 4)
+    ch_mult: Levels = (1, 2, 4, 4)
     num_res_blocks: Depth = 2
     attn_resolutions: Sizes = ()
     norm_groups: Size = 32
 
     def __post_init__(self) -> None:
+        _check_blocks(len(self.ch_mult), self.num_res_blocks, 1)
         _check_groups("ch", self.ch, self.ch_mult, self.norm_groups)
 
     @property
@@ -111,7 +114,7 @@ class TextEncoderConfig:
     """Sizes of the text encoder; the defaults are XLM-R large projected to AltDiffusion-m9's context."""
 
     hidden_size: Width = 1024
-    num_hidden_layers: Depth = 24
+    num_hidden_layers: Annotated[int, Field(strict=True, ge=1, le=48)] = 24
     num_attention_heads: Width = 16
     intermediate_size: Size = 4096
     vocab_size: Size = 250002
@@ -175,7 +178,7 @@ class LatentDiffusionConfig:
     cosine_s: Positive = 8e-3
     beta_schedule: Literal["linear", "sqrt_linear", "sqrt", "cosine"] = "linear"
     parameterization: Literal["eps", "v", "x0"] = "eps"
-    image_size: Size = 64
+    image_size: Annotated[int, Field(strict=True, ge=1, le=8192)] = 64
     scale_factor: Positive = 0.18215
     use_ema: Flag = False
     cond_stage_trainable: Flag = False
@@ -207,6 +210,15 @@ def _in_our_words(message: str) -> str:
 def _check_heads(hidden_size: int, heads: int) -> None:
     if hidden_size % heads:
         raise ConfigError(f"hidden_size {hidden_size} cannot be divided among {heads} heads.")
+
+
+def _check_blocks(levels: int, blocks: int, depth: int) -> None:
+    count = levels * (2 * blocks + 1) * depth
+    if count > _MAX_BLOCKS:
+        raise ConfigError(
+            f"{levels} levels with num_res_blocks={blocks} and a depth of {depth} make {count:,} layers; "
+            f"expected at most {_MAX_BLOCKS}."
+        )
 
 
 def _check_groups(name: str, width: int, mults: Iterable[int], groups: int) -> None:

@@ -18,7 +18,7 @@ from flagai_altdiff.errors import DiskError, HubError
 from flagai_altdiff.memory import free_memory
 from flagai_altdiff.registry import MODELS, ModelSpec, embedded_dir
 
-_PACKAGES = ("torch", "transformers", "pytorch-lightning", "safetensors", "tokenizers", "omegaconf", "einops", "pillow")
+_PACKAGES = ("torch", "transformers", "pytorch-lightning", "safetensors", "tokenizers", "einops", "pillow")
 _GIB = 2**30
 
 

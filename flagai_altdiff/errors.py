@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 _MAX_MESSAGE = 8_000
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def printable(text: str, length: int = _MAX_MESSAGE) -> str:
@@ -178,6 +179,10 @@ class OfflineError(HubError):
     """Files are missing and the offline switch forbids fetching them."""
 
 
+class FilesInTheWayError(HubError, FileExistsError):
+    """Files of the user's stand where a model's would go; they are left as they are, and nothing came."""
+
+
 class DiskError(_WithErrno, HubError):
     """The local disk failed while files were fetched or checked; another source would not help."""
 
@@ -224,6 +229,13 @@ class TrainingInterrupted(FlagAIAltDiffError):
     """A training stage was stopped before its last step; its state is saved."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch's own error is a RuntimeError, and the CPU raises a plain one."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    )
+
+
 @contextmanager
 def last_net(where: object, kind: type[FlagAIAltDiffError] = CheckpointError) -> Iterator[None]:
     """Make what nobody foresaw an error of ours, for blocks that read what a file or server may have made up.
@@ -239,11 +251,12 @@ def last_net(where: object, kind: type[FlagAIAltDiffError] = CheckpointError) ->
         yield
     except FlagAIAltDiffError:
         raise
-    except MemoryError as error:
-        raise InsufficientMemoryError(f"{where} needs more memory than there is.") from error
     except OSError as error:
-        raise kind(f"{where} cannot be used: {error.strerror or shown(str(error))}.") from error
+        place = printable(str(error.filename or where), 400)
+        raise kind(f"{place} cannot be used: {error.strerror or shown(str(error))}.") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise InsufficientMemoryError(f"{where} needs more memory than there is.") from error
         reason = printable(str(error), 120).split("\n")[0]
         raise kind(
             f"{where} is damaged, or made to look like what it is not ({type(error).__name__}: {reason})."

@@ -2,20 +2,27 @@
 
 Everything is written under a hidden name beside its target, made exclusively (a link planted there is never followed)
 with the permissions that the user's umask grants, and gets its own name when it is whole. No state of the process is
-touched.
+touched. What should be a file is opened only if it is one.
 """
 
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -59,19 +66,102 @@ def new_folder(target: Path) -> Iterator[Path]:
         FileExistsError: ``target`` exists, be it since a moment ago.
         OSError: The disk refuses. In both cases nothing of the new folder is left.
     """
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists already")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _unfinished(target)
-    unfinished.mkdir()
-    try:
+    with _unfinished_folder(target) as unfinished:
         yield unfinished
+        reserve = os.name != "nt"  # elsewhere a folder takes the place of an empty one, so that must be ours
+        if reserve:
+            os.mkdir(target)
         try:
             os.rename(unfinished, target)
-        except OSError as error:
-            raise FileExistsError(f"{target} exists already") if os.path.lexists(target) else error from None
+        except BaseException as error:
+            if reserve:
+                with suppress(OSError):
+                    os.rmdir(target)
+            if isinstance(error, OSError) and os.path.lexists(target):
+                raise _exists(target) from None
+            raise
+
+
+@contextmanager
+def new_files(target: Path) -> Iterator[Path]:
+    """Write a file with what belongs beside it: the block fills a hidden folder, and all its files get their names.
+
+    Args:
+        target: The file to make, which the block must put into the folder; it gets its name last.
+
+    Raises:
+        FileExistsError: ``target`` exists, or a file beside it that has another content.
+        OSError: The disk refuses. In both cases nothing new is left.
+    """
+    made: list[tuple[Path, os.stat_result]] = []
+    with _unfinished_folder(target) as unfinished:
+        yield unfinished
+        try:
+            for file in sorted(unfinished.iterdir(), key=lambda file: file.name == target.name):
+                place = target.with_name(file.name)
+                if place != target and place.is_file() and filecmp.cmp(file, place, shallow=False):
+                    continue
+                _flush(file)
+                made.append((place, file.stat()))
+                claim(file, place)
+        except BaseException:
+            for place, stat_result in made:
+                with suppress(OSError):
+                    if os.path.samestat(place.lstat(), stat_result):
+                        place.unlink()
+            raise
+
+
+@contextmanager
+def _unfinished_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside ``target``, locked while the block runs; what a killed process left of one is removed."""
+    if os.path.lexists(target):
+        raise _exists(target)
+    missing = [folder for folder in target.parents if not folder.exists()]
+    unfinished = _unfinished(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        unfinished.mkdir()
+        with _locked(unfinished):
+            yield unfinished
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):  # not empty, so the target is there
+                folder.rmdir()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, which the system frees when the process ends; false if it cannot be had."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove unfinished folders of ``target`` whose process is gone; they may hold gigabytes."""
+    ours = re.compile(re.escape(_unfinished(target).name[:-20]) + "[0-9a-f]{16}[.]tmp")
+    for path in list(target.parent.iterdir()):
+        if ours.fullmatch(path.name):
+            with suppress(OSError), _locked(path) as free:  # a link is never followed
+                if free:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _exists(target: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "exists already", str(target))
 
 
 def claim(unfinished: Path, target: Path) -> None:
@@ -99,20 +189,28 @@ def claim(unfinished: Path, target: Path) -> None:
         unfinished.unlink()
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, if it is an ordinary one: a pipe or a device would be waited for, or never end.
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read its bytes; a pipe or a device at its place is never opened, so that nothing waits for it.
 
     Raises:
-        OSError: It is none, or cannot be opened.
+        OSError: It cannot be read, or is no regular file.
     """
+    require_regular(os.stat(path), path)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+        require_regular(os.fstat(handle), path)  # it may have been replaced meanwhile
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+
+
+def require_regular(found: os.stat_result, path: Path | str) -> None:
+    """Raise OSError where what was found is a folder, a pipe, a device or something else that is no file."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.ENOTSUP, "Not a regular file", str(path))
 
 
 def _unfinished(target: Path) -> Path:

@@ -55,15 +55,20 @@ def load_image(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
         ImageError: It is gone, truncated, no PNG, or has another size.
     """
     with _opened(path) as image:
-        if size not in (None, image.size):
-            raise ImageError(f"{path} is an image of {image.width}x{image.height} px, not of {size}.")
+        _check_size(path, image, size)
         return image.convert("RGB")
 
 
-def read_texts(path: Path) -> dict[str, str]:
-    """Texts that a whole PNG file carries before its pixels, key -> text; errors as of :func:`load_image`."""
+def read_texts(path: Path, size: tuple[int, int] | None = None) -> dict[str, str]:
+    """Texts that a whole PNG carries before its pixels, key -> text; arguments and errors as of :func:`load_image`."""
     with _opened(path) as image:
+        _check_size(path, image, size)
         return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def _check_size(path: Path, image: Image.Image, size: tuple[int, int] | None) -> None:
+    if size not in (None, image.size):
+        raise ImageError(f"{path} is an image of {image.width}x{image.height} px, not of {size}.")
 
 
 @contextmanager
@@ -99,6 +104,15 @@ def _check_chunks(file: BinaryIO) -> None:
     file.seek(0)
 
 
+def grid_size(count: int, columns: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a grid of so many images of one size; a single image is its own grid."""
+    if count == 1:
+        return size
+    columns = min(columns, count)
+    width, height = (side + _GRID_PADDING for side in size)
+    return columns * width + _GRID_PADDING, -(-count // columns) * height + _GRID_PADDING
+
+
 def make_grid(images: Iterable[Image.Image], count: int, columns: int) -> Image.Image:
     """Images side by side with black gaps of 2 px; a single image is its own grid.
 
@@ -111,7 +125,6 @@ def make_grid(images: Iterable[Image.Image], count: int, columns: int) -> Image.
         ValueError: The grid would have more pixels than anything can show.
     """
     columns = min(columns, count)
-    rows = -(-count // columns)
     grid: Image.Image | None = None
     width = height = 0
     for i, image in enumerate(images):
@@ -119,7 +132,7 @@ def make_grid(images: Iterable[Image.Image], count: int, columns: int) -> Image.
             return image.copy()
         if grid is None:
             width, height = (side + _GRID_PADDING for side in image.size)
-            size = (columns * width + _GRID_PADDING, rows * height + _GRID_PADDING)
+            size = grid_size(count, columns, image.size)
             if size[0] * size[1] > _MAX_GRID_PIXELS:
                 raise ValueError(
                     f"{count} images of {image.width}x{image.height} make a grid of {size[0]}x{size[1]} px"

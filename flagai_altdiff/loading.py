@@ -13,7 +13,7 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError
+from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError, last_net
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.registry import (
     DEFAULT_MODEL_DIR,
@@ -69,8 +69,11 @@ def load_model(
     _check_safety_argument(safety_checker)
     place, precision = find_device(device), _dtype(dtype)
     spec, path = locate(name_or_path, Path(model_dir), task=DRAWING)
-    if spec and spec.sources and not _is_whole(layouts.detect(path)):
-        fetch_model(spec, path, safety_checker=safety_checker)
+    if spec and spec.sources:
+        with last_net(path):
+            whole = _is_whole(layouts.detect(path))
+        if not whole:
+            fetch_model(spec, path, safety_checker=safety_checker)
     mapped = mapped or place.type != "cpu"  # another device has copies in any case
     model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped).to(place)
     model.autocast_dtype = precision
@@ -87,13 +90,15 @@ def load_path(
         spec: Defaults of its images; derived from the config if left out.
         safety_checker: As in :func:`load_model`.
         mapped: As in :func:`load_model`.
+
+    Raises:
+        CheckpointError: The files are not such a model, or cannot be read.
+        ConfigError: The config cannot be built, or contradicts the weights.
     """
     _check_safety_argument(safety_checker)
     path = Path(path)
-    try:
+    with last_net(path):
         return _load(path, spec, safety_checker, mapped)
-    except OSError as error:
-        raise CheckpointError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from error
 
 
 def fetch_model(

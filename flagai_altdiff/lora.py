@@ -7,25 +7,36 @@ parametrization of torch does the same in a few lines, and a model with one stil
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
+from flagai_altdiff.checkpoint.layouts import detect
+from flagai_altdiff.checkpoint.layouts import read as read_layout
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError, printable
+from flagai_altdiff.errors import CheckpointError, InvalidRequestError, printable
 from flagai_altdiff.files import new_file
-from flagai_altdiff.models import LatentDiffusion, build_model
+from flagai_altdiff.model_files import is_weight
+from flagai_altdiff.models import AddedLora, LatentDiffusion, build_model
 
-ATTENTION = r"model\.diffusion_model\..*\.attn[12]\.to_(q|k|v|out\.0)\.weight"
-"""The weights that a LoRA is usually trained on: the UNet's attention."""
+TRANSFORMERS = (
+    r"model\.diffusion_model\..*\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)\.weight"
+)
+"""The weights that kohya's trainer adds to as well: the UNet's transformers, with their projections in and out."""
 _KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 _ENDS = {
     ".lora_down.weight": "down",
@@ -45,6 +56,15 @@ _OTHERS = {
     "lora_magnitude": "DoRA",
     "lora_mid": "a Tucker LoRA",
 }
+_ADAPTER_CONFIG = "adapter_config.json"
+"""What peft writes beside a LoRA: its alpha, for one."""
+_ADAPTER_METADATA = "lora_adapter_metadata"
+"""Where diffusers writes the same: as a JSON text in the file's header."""
+_MAX_ADAPTER_BYTES = 1 << 20
+_MAX_STRENGTH = 10.0
+_HASH_DIGITS = 10
+"""Of a file's SHA-256, in records: as many as A1111 and Civitai tell models by."""
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -80,11 +100,11 @@ def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
     for mark, kind in _OTHERS.items():
         if any(mark in key for key in tensors):
             raise CheckpointError(f"{path} is {kind}, which is not supported; only plain LoRAs are.")
-    weights = _weights(config)
+    names, shapes = _names(config)
     parts: dict[str, dict[str, Tensor]] = {}
     unknown = []
     for key, tensor in tensors.items():
-        name, part = _place(key, weights)
+        name, part = _place(key, names)
         if name is None:
             unknown.append(key)
         else:
@@ -98,27 +118,76 @@ def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
             " It was made for Stable Diffusion's text encoder." if "lora_te" in first or "text_model" in first else ""
         )
         raise CheckpointError(f"{path} has {len(unknown)} keys that this model has no place for: {first}.{clip}")
-    shapes = _shapes(config)
-    return {name: _addition(path, name, found, shapes[name]) for name, found in parts.items()}
+    scale = None if any("alpha" in found for found in parts.values()) else _adapter_scale(path)
+    return {name: _addition(path, name, found, shapes[name], scale) for name, found in parts.items()}
 
 
-def add_lora(model: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
-    """Add a LoRA to a model's weights, for good.
+def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0) -> None:
+    """Add a LoRA to a model's weights, for good; ``model.loras`` says which ones have been.
 
     Args:
         model: Changed in place.
         path: See :func:`read_lora`.
-        strength: How strong; 0 changes nothing, negative ones take away.
+        strength: How strong, from -10 to 10; 0 changes nothing, negative ones take away.
 
     Raises:
         CheckpointError: See :func:`read_lora`; nothing was changed.
+        InvalidRequestError: ``strength`` is out of range.
     """
+    path = Path(path)
+    check_strength(strength)
     additions = read_lora(path, model.config)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, addition in additions.items():
             weight = parameters[name]
             weight.add_(addition.times(strength).view(weight.shape).to(weight))
+    model.loras = (*model.loras, AddedLora(name=path.stem, strength=float(strength), sha256=digest))
+
+
+def check_strength(strength: float) -> None:
+    """InvalidRequestError unless a LoRA can be added as strongly as that."""
+    if not math.isfinite(strength) or abs(strength) > _MAX_STRENGTH:
+        expected = f"a number from {-_MAX_STRENGTH:g} to {_MAX_STRENGTH:g}, usually 0.5 to 1"
+        raise InvalidRequestError("strength", strength, expected)
+
+
+def check_loras(loras: Sequence[tuple[Path, float]], model: Path) -> None:
+    """Find out whether LoRAs fit a model, before its weights are read.
+
+    Args:
+        loras: Files and strengths.
+        model: Place of the model; nothing is said of one that is not all there.
+
+    Raises:
+        CheckpointError: See :func:`read_lora`.
+        InvalidRequestError: A strength is out of range.
+    """
+    for _, strength in loras:
+        check_strength(strength)
+    layout = detect(model) if loras else None
+    if layout and not layout.missing:
+        config = read_layout(layout)[0]
+        for path, _ in loras:
+            read_lora(path, config)
+
+
+def lora_files(path: str | Path) -> list[Path]:
+    """The LoRAs at a path: the file itself, or all files of weights in a folder.
+
+    Args:
+        path: File or folder.
+
+    Raises:
+        CheckpointError: There are none.
+    """
+    path = Path(path)
+    found = sorted(file for file in path.iterdir() if is_weight(file.name)) if path.is_dir() else [path]
+    if not found or not all(file.is_file() for file in found):
+        raise CheckpointError(f"{path} is no LoRA: expected a file of weights, or a folder with some.")
+    return found
 
 
 class LowRank(nn.Module):
@@ -145,7 +214,7 @@ class LowRank(nn.Module):
 
 
 def make_trainable(
-    model: LatentDiffusion, *, rank: int, alpha: float, generator: torch.Generator, pattern: str = ATTENTION
+    model: LatentDiffusion, *, rank: int, alpha: float, generator: torch.Generator, pattern: str = TRANSFORMERS
 ) -> list[str]:
     """Put a trainable LoRA onto weights of a model; the names of these weights.
 
@@ -194,14 +263,16 @@ def save_lora(path: Path, additions: Mapping[str, Addition], config: LatentDiffu
         config: Of the model.
         notes: Texts to keep in the file.
     """
-    names = {ours: (part, theirs) for part, ours, theirs in _names(config)}
+    shapes = _shapes(config)
+    names = {ours: (part, theirs) for part, ours, theirs in _spellings(shapes, config)}
     tensors = {}
     for name, addition in additions.items():
         part, theirs = names[name]
         key = _KOHYA[part] + theirs.removesuffix(".weight").replace(".", "_")
-        rank = addition.down.shape[0]
-        tensors[f"{key}.lora_down.weight"] = addition.down.contiguous()
-        tensors[f"{key}.lora_up.weight"] = addition.up.contiguous()
+        rank, (out, *rest) = addition.down.shape[0], shapes[name]
+        # The matrices of a convolution are written as convolutions, as others expect them.
+        tensors[f"{key}.lora_down.weight"] = addition.down.reshape(rank, *rest).contiguous()
+        tensors[f"{key}.lora_up.weight"] = addition.up.reshape(out, rank, *(1 for _ in rest[1:])).contiguous()
         tensors[f"{key}.alpha"] = torch.tensor(addition.scale * rank)
     ranks = {addition.down.shape[0] for addition in additions.values()}
     metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks)), "format": "pt", **notes}
@@ -209,31 +280,33 @@ def save_lora(path: Path, additions: Mapping[str, Addition], config: LatentDiffu
         save_file(tensors, unfinished, metadata=metadata)
 
 
-def _names(config: LatentDiffusionConfig) -> Iterator[tuple[str, str, str]]:
+def _spellings(shapes: Mapping[str, Shape], config: LatentDiffusionConfig) -> list[tuple[str, str, str]]:
     """(part, LDM's name, diffusers' name) of every weight that a LoRA may be for."""
-    for name in _shapes(config):
-        for part, tensors in to_diffusers({name: torch.empty(0, 0)}, config).items():
-            if part in _KOHYA:
-                yield from ((part, name, theirs) for theirs in tensors)
+    marks = {name: torch.empty(0, device="meta") for name in shapes}
+    ours = {id(mark): name for name, mark in marks.items()}
+    parts = to_diffusers(marks, config)
+    return [(part, ours[id(mark)], theirs) for part in _KOHYA for theirs, mark in parts[part].items()]
 
 
-def _shapes(config: LatentDiffusionConfig) -> dict[str, tuple[int, int]]:
+def _shapes(config: LatentDiffusionConfig) -> dict[str, Shape]:
+    """Weights that can be added to."""
     with torch.device("meta"):
         model = build_model(config)
-    weights = ((name, weight) for name, weight in model.named_parameters() if weight.ndim >= 2)
-    return {name: (weight.shape[0], weight[0].numel()) for name, weight in weights}
+    return {name: tuple(weight.shape) for name, weight in model.named_parameters() if weight.ndim >= 2}
 
 
-def _weights(config: LatentDiffusionConfig) -> dict[str, str]:
-    """What files call the modules, with dots and with underscores for them -> LDM's name of the weight."""
-    found = {}
-    for part, ours, theirs in _names(config):
+@functools.lru_cache(maxsize=4)
+def _names(config: LatentDiffusionConfig) -> tuple[dict[str, str], dict[str, Shape]]:
+    """What files call the modules, with dots and with underscores for them -> LDM's name of the weight; its shape."""
+    shapes = _shapes(config)
+    found: dict[str, str] = {}
+    for part, ours, theirs in _spellings(shapes, config):
         module, own = theirs.removesuffix(".weight"), ours.removesuffix(".weight").split(".", 1)[1]
         own = own.removeprefix("diffusion_model.")
-        found[f"{part}.{module}"] = ours
+        found |= {f"{part}.{module}": ours, module: ours}
         for name in (module, own):
             found[_KOHYA[part] + name.replace(".", "_")] = ours
-    return found
+    return found, shapes
 
 
 def _place(key: str, weights: Mapping[str, str]) -> tuple[str | None, str]:
@@ -247,14 +320,53 @@ def _place(key: str, weights: Mapping[str, str]) -> tuple[str | None, str]:
     return None, ""
 
 
-def _addition(path: Path, name: str, found: Mapping[str, Tensor], shape: tuple[int, int]) -> Addition:
+def _adapter_scale(path: Path) -> float | None:
+    """alpha / rank where the file has no alphas, but peft's or diffusers' settings go with it; ``None`` without any.
+
+    Raises:
+        CheckpointError: These settings ask for something else than one scale for all weights.
+    """
+    settings = {key.rpartition(".")[2]: value for key, value in _adapter_settings(path).items()}
+    odd = [name for name in ("alpha_pattern", "rank_pattern", "use_rslora", "use_dora") if settings.get(name)]
+    if odd:
+        raise CheckpointError(f"{path} is a LoRA with {', '.join(odd)}, which is not supported; only plain LoRAs are.")
+    alpha, rank = settings.get("lora_alpha"), settings.get("r")
+    if not isinstance(alpha, int | float) or not isinstance(rank, int) or rank < 1:
+        return None
+    return alpha / rank
+
+
+def _adapter_settings(path: Path) -> dict[str, Any]:
+    beside = path.with_name(_ADAPTER_CONFIG)
+    try:
+        if beside.is_file() and path.stem == "adapter_model":
+            text = beside.read_bytes()[:_MAX_ADAPTER_BYTES].decode("utf-8")
+        else:
+            with safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(_ADAPTER_METADATA, "{}")
+        settings = json.loads(text)
+    except SafetensorError:  # a pickle, as read_tensors has read it
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"the settings of {path} cannot be read: {error}.") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _addition(
+    path: Path, name: str, found: Mapping[str, Tensor], shape: tuple[int, int], scale: float | None
+) -> Addition:
     if not found.keys() >= {"up", "down"}:
         raise CheckpointError(f"{path} is a truncated LoRA: of {name} it has only {', '.join(found)}.")
+    if found["up"].ndim < 2 or found["down"].ndim < 2 or found.get("alpha", torch.zeros(1)).numel() != 1:
+        raise CheckpointError(f"{path} is no LoRA: of {name} its up and down must be matrices, its alpha a number.")
     up, down = found["up"].flatten(1), found["down"].flatten(1)
-    if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != shape:
+    if up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != (shape[0], math.prod(shape[1:])):
         has = f"{list(found['up'].shape)} and {list(found['down'].shape)}"
         raise CheckpointError(
-            f"{path} is a LoRA for another model: its {name} is {has}, but the weight is {list(shape)} (out, in)."
+            f"{path} is a LoRA for another model: its {name} is {has}, but the weight is {list(shape)}."
         )
-    alpha = float(found["alpha"]) if "alpha" in found else float(down.shape[0])
-    return Addition(up, down, alpha / down.shape[0])
+    if "alpha" in found:
+        scale = float(found["alpha"]) / down.shape[0]
+    if not (up.float().isfinite().all() and down.float().isfinite().all() and math.isfinite(scale or 0)):
+        raise CheckpointError(f"{path} is broken: {name} has NaN or infinity in it. Fetch or train it again.")
+    return Addition(up, down, 1.0 if scale is None else scale)

@@ -118,7 +118,7 @@ def match(model: AltCLIP, texts: Sequence[str], images: Sequence[Image.Image]) -
 @torch.inference_mode()
 def text_features(model: AltCLIP, texts: Sequence[str]) -> Tensor:
     """Normalised features of N texts, (N, P), on the CPU."""
-    ids = (model.tokenize(batch) for batch in _batches(texts))
+    ids = (model.token_ids(batch) for batch in _batches(texts))
     found = [F.normalize(model.get_text_features(batch), dim=-1).cpu() for batch in ids]
     return torch.cat(found) if found else torch.zeros(0, model.config.projection_dim)
 

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 
 import torch
 
-from flagai_altdiff.errors import InsufficientMemoryError
+from flagai_altdiff.errors import InsufficientMemoryError, is_out_of_memory
 from flagai_altdiff.machine import free_main_memory
 from flagai_altdiff.request import ResolvedRequest
 
 _USUAL_FACTOR = 3
 """How many times what a decoder must hold it holds at its widest."""
-_SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def free_memory(device: torch.device) -> float:
@@ -50,8 +49,8 @@ def memory_advice(request: ResolvedRequest) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError; the CPU raises a plain one
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _SIGNS):
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise InsufficientMemoryError(_sentence(request, "ran out of memory", 2.0)) from error
 

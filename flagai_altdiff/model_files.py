@@ -8,6 +8,9 @@ from pathlib import PurePosixPath
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")
 OTHER_SUFFIXES = (".json", ".yaml", ".model", ".txt")
 """Of configs and tokenizers."""
+MATCHING_CONFIG = "config.json"
+MATCHING_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
+"""How the weights of a matching model, whole or in shards, begin and end; the first that is there is the model."""
 FLAGAI_CONFIG = "config.yaml"
 FLAGAI_WEIGHTS = ("model.safetensors", "model.ckpt", "dreambooth_model.ckpt")
 """Weights of a FlagAI folder; the first that is there is the model."""
@@ -19,12 +22,22 @@ TOKENIZER_FILES = ("sentencepiece.bpe.model", "tokenizer.json")
 CHECKER_FOLDERS = ("safety_checker", "SafetyChecker", "../SafetyChecker")
 """Where a model's image checker may lie, from the model's folder; FlagAI's models share one."""
 CHECKER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZER_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""What belongs to a tokenizer file beside it."""
+MAX_WEIGHT_BYTES, MAX_OTHER_BYTES = 1 << 37, 1 << 28
+"""The largest file of weights, and the largest of any other kind, that a model is believed to have."""
 EQUIVALENTS = {
     "model.ckpt": "model.safetensors",
     "pytorch_model.bin": "model.safetensors",
     "sentencepiece.bpe.model": "tokenizer.json",
 }
-"""File of the FlagAI layout -> the one that does as well."""
+"""File of the FlagAI layout -> the one that a hub may have instead."""
+FILLERS = {
+    "model.ckpt": FLAGAI_WEIGHTS,
+    "pytorch_model.bin": CHECKER_WEIGHTS,
+    "sentencepiece.bpe.model": tuple(f"{place}{file}" for place in ("", "tokenizer/") for file in TOKENIZER_FILES),
+}
+"""File of the FlagAI layout -> those that the loader takes for it."""
 
 
 def is_hidden(name: str) -> bool:
@@ -42,6 +55,40 @@ def is_part(name: str) -> bool:
     return is_weight(name) or (name.endswith(OTHER_SUFFIXES) and not is_hidden(name))
 
 
+def is_fetched(name: str) -> bool:
+    """Whether a file of that name is taken from a hub: a model's, in a place where models have files."""
+    return is_part(name) and name.rpartition("/")[0] in ("", *DIFFUSERS_PARTS)
+
+
+def is_tokenizer(name: str) -> bool:
+    """Whether a file of that name is a tokenizer, where the loader looks for one, or belongs to one."""
+    folder, _, file = name.rpartition("/")
+    return folder in ("", "tokenizer") and file in (*TOKENIZER_FILES, *TOKENIZER_COMPANIONS)
+
+
+def most_bytes(name: str) -> int:
+    """The largest size that a file of that name is believed to have."""
+    return MAX_WEIGHT_BYTES if is_weight(name) else MAX_OTHER_BYTES
+
+
+def fillers(name: str) -> set[str]:
+    """Names of files that do what a file of the FlagAI layout does; the loader takes any of them."""
+    return {name, *FILLERS.get(name, ())}
+
+
+def decides(name: str, wanted: Iterable[str]) -> bool:
+    """Whether a file of that name decides what the model in its folder is, whichever source it came from.
+
+    Args:
+        name: Path inside the folder.
+        wanted: Files of the model in the FlagAI layout.
+    """
+    folder, _, _ = name.rpartition("/")
+    if folder:
+        return folder in (*WEIGHED_PARTS, "scheduler", "tokenizer") and is_part(name)
+    return name == DIFFUSERS_INDEX or any(name in fillers(file) for file in wanted)
+
+
 def diffusers_files(names: Iterable[str]) -> list[str]:
     """Of the paths in a repository, those that make a model in the diffusers layout.
 
@@ -50,6 +97,23 @@ def diffusers_files(names: Iterable[str]) -> list[str]:
     kept = [name for name in names if name == DIFFUSERS_INDEX or _belongs(name)]
     safe = {name.partition("/")[0] for name in kept if name.endswith(".safetensors")}
     return [name for name in kept if not (name.endswith(".bin") and name.partition("/")[0] in safe)]
+
+
+def repository_files(names: Iterable[str]) -> list[str]:
+    """Of the paths in a repository, those that make a model; none if it is no model's.
+
+    That is one in the diffusers layout if there is a ``model_index.json``; else, if there is a ``config.json``, a
+    matching model in the root, whose pickles are left out where it has safetensors.
+    """
+    names = list(names)
+    if DIFFUSERS_INDEX in names:
+        return diffusers_files(names)
+    root = [name for name in names if "/" not in name and is_part(name)] if MATCHING_CONFIG in names else []
+    weights = [
+        [name for name in root if name.startswith(stem) and name.endswith(end)] for stem, end in MATCHING_WEIGHTS
+    ]
+    chosen = next(filter(None, weights), [])
+    return [name for name in root if not is_weight(name) or name in chosen]
 
 
 def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False) -> list[str]:
@@ -64,9 +128,7 @@ def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False
         Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, ``<part>/*.safetensors`` for a part
         without any weights (all else there is the loader's to judge).
     """
-    flagai = [
-        name for name in wanted if not (names & {name, EQUIVALENTS.get(name)} or (config_only and is_weight(name)))
-    ]
+    flagai = [name for name in wanted if not (names & fillers(name) or (config_only and is_weight(name)))]
     if not flagai or DIFFUSERS_INDEX not in names:
         return flagai
     having = {str(PurePosixPath(name).parent) for name in names if is_weight(name)}

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from flagai_altdiff.errors import OutputError
-from flagai_altdiff.images import NumberedFolder, make_grid
+from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
 from flagai_altdiff.request import GenerationRequest, Note, Output, ResolvedRequest
-from flagai_altdiff.runs import find_run, new_run
+from flagai_altdiff.runs import find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
 
@@ -62,7 +62,7 @@ def draw_to_folder(
     if best_of is not None:
         check_choice(best_of.best, resolved)
     model = unwrapped(model)
-    filing = _Filing(output, resolved, model.spec.name, best_of)
+    filing = _Filing(output, resolved, model, best_of)
     events: Iterator[Step | Sample] = _with_bars(draw(model, resolved, filing.skip), resolved, model, len(filing.skip))
     for event in events if best_of is None else best_of.choose(events, resolved):
         if isinstance(event, Sample):
@@ -72,7 +72,7 @@ def draw_to_folder(
                 notes.append(say(Note("flagged", text)))
         elif callback is not None:
             callback(event)
-    result = GenerationResult(request=resolved, samples=filing.samples(), notes=notes, grid_path=filing.run.grid_path)
+    result = GenerationResult(request=resolved, samples=filing.samples(), notes=notes, grid_path=filing.grid_path)
     if not output.skip_grid and result.grid_path is None:
         filing.save_grid(result)
     result.seconds = time.perf_counter() - began
@@ -101,7 +101,7 @@ class _Filing:
     Args:
         output: Where they go.
         request: What is drawn.
-        name: Of the model.
+        model: What draws.
         best_of: How the images to keep are chosen, if not all are kept.
 
     Attributes:
@@ -109,13 +109,21 @@ class _Filing:
         skip: Indices of the images that need not be drawn.
     """
 
-    def __init__(self, output: Output, request: ResolvedRequest, name: str, best_of: BestOf | None) -> None:
-        self._output, self._request, self._name = output, request, name
-        choice = best_of.key if best_of else ""
+    def __init__(
+        self, output: Output, request: ResolvedRequest, model: LatentDiffusion, best_of: BestOf | None
+    ) -> None:
+        name = model.spec.name
+        self._output, self._request, self._name, self._loras = output, request, name, model.loras
+        choice = ", ".join([*map(str, model.loras), *([best_of.key] if best_of else [])])
         self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:
             logger.warning("no image of this very request lies in %s: everything is drawn", output.folder)
         self._samples = self.run.finished
+        self._columns = output.columns or request.batch_size
+        drawn = sum(len(batch) for batch in request.batches())
+        kept = drawn // request.images_per_prompt * best_of.best if best_of else drawn
+        size = grid_size(kept, self._columns, (request.width, request.height))
+        self.grid_path = find_grid(output.folder, self.run, size) if output.resume else None
         self.skip = best_of.finished(self._samples, request) if best_of else frozenset(self._samples)
         home = output.folder.absolute()  # a program may change its folder while it draws
         self._numbered, self._grids = (
@@ -142,21 +150,21 @@ class _Filing:
             return
         folder = self._output.folder / "samples"
         with _saving(folder):
-            file = self._numbered.save(sample.image, png_texts(sample, self._request, self._name, self.run.id))
+            texts = png_texts(sample, self._request, self._name, self.run.id, self._loras)
+            file = self._numbered.save(sample.image, texts)
         sample.saved(folder / file.name, file)
 
     def save_grid(self, result: GenerationResult) -> None:
         """Make the grid; one that is too large is left out with a note, as the images are there."""
         count = len(result.samples)
-        columns = self._output.columns or self._request.batch_size
         try:
-            grid = make_grid((sample.image for sample in result.samples), count, columns)
+            grid = make_grid((sample.image for sample in result.samples), count, self._columns)
         except (OSError, ValueError, MemoryError) as error:
             reason = str(error) or "there is not enough memory"
             result.notes.append(say(Note("grid", f"no grid was made: {reason}. All {count} images are there.")))
             return
         with _saving(self._output.folder):
-            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id)
+            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id, self._loras)
             result.grid_path = self._output.folder / self._grids.save(grid, texts).name
 
 

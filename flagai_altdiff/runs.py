@@ -24,12 +24,10 @@ class Run:
     Args:
         id: What its request is known by, a hyphen, and a random part of its own.
         finished: Index -> image, of those that lie in the folder.
-        grid_path: Its grid, if that was made.
     """
 
     id: str
     finished: dict[int, Sample] = field(default_factory=dict)
-    grid_path: Path | None = None
 
 
 def new_run(request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
@@ -38,7 +36,7 @@ def new_run(request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
     Args:
         request: As it will be carried out.
         model_name: Name of the model.
-        choice: How the images to keep are chosen, if not all are kept.
+        choice: What else tells runs apart: what was added to the model, how the images to keep are chosen.
     """
     return Run(id=f"{_digest(request, model_name, choice)}-{secrets.token_hex(4)}")
 
@@ -74,9 +72,19 @@ def find_run(outdir: Path, request: ResolvedRequest, model_name: str, choice: st
                 path=path,
                 _file=path.absolute(),
             )
-    grids = ((path, read_record(path)) for path in _files(outdir, "grid-*.png"))
-    run.grid_path = next((path for path, record in grids if record.get("run") == run.id and record.get("grid")), None)
     return run
+
+
+def find_grid(outdir: Path, run: Run, size: tuple[int, int]) -> Path | None:
+    """The grid of all images of a run, if it was made.
+
+    Args:
+        outdir: Folder of the images.
+        run: Whose grid.
+        size: Width and height that it has.
+    """
+    grids = ((path, read_record(path, size)) for path in _files(outdir, "grid-*.png"))
+    return next((path for path, record in grids if record.get("run") == run.id and record.get("grid")), None)
 
 
 def _digest(request: ResolvedRequest, model_name: str, choice: str) -> str:

@@ -20,7 +20,7 @@ from flagai_altdiff.checkpoint import assign
 from flagai_altdiff.checkpoint.json_config import ConfigFile, load_json
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.clip_images import ClipImageTransform
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, printable
 from flagai_altdiff.model_files import CHECKER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def load_safety_checker(folder: Path) -> SafetyChecker:
         network = _build(load_json(folder / "config.json"))
     except Exception as error:  # transformers refuses sizes with errors of its own
         raise CheckpointError(
-            f"{folder / 'config.json'} is not a safety checker's config: {' '.join(str(error).split())}"
+            f"{folder / 'config.json'} is not a safety checker's config: {printable(' '.join(str(error).split()), 400)}"
         ) from error
     state = {}
     for key, value in read_tensors(weights).items():

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import functools
-import json
+import hashlib
+import math
 import re
+import struct
 import threading
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentencepiece import SentencePieceProcessor
 
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, printable, shown
 from flagai_altdiff.model_files import TOKENIZER_FILES, is_hidden
+from flagai_altdiff.plain_data import parse_json, read_capped
 
 if TYPE_CHECKING:
     from transformers import XLMRobertaTokenizer
@@ -29,12 +33,31 @@ _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 _BOS, _PAD, _EOS, _UNK = range(4)
 _OWN_SPECIAL = ("<unk>", "<s>", "</s>")
 """SentencePiece's order."""
-_MAX_BYTES = 64 << 20
-_MAX_ADDED = 10_000
+_XLM_R = "cfc8146abe2a0488e9e2a0c56de7952f7c11ab059eca145a0a727afce0db2865"
+"""SHA-256 of the sentencepiece.bpe.model that XLM-R was released with: it needs no look."""
+_MAX_MODEL_BYTES, _MAX_JSON_BYTES, _MAX_BESIDE_BYTES = 16 << 20, 48 << 20, 4 << 20
+"""XLM-R's have 5 MB, 9 to 22 MB, and some hundred bytes."""
+_MAX_PIECES = 300_000
+_MAX_PIECE = 128
+"""Characters of a piece, or of an added token; the longest of XLM-R has 16. The time of a text grows with it."""
+_MAX_ADDED = 1_000
+_MAX_TABLE_BYTES = 1 << 20
+_MAX_TABLE_KEY = _MAX_TABLE_VALUE = 64
+"""Bytes that a normaliser takes for one sign, and that it makes of one; in SentencePiece's tables 12 and 33."""
+_MAX_STEPS = 16
+_LONG = 4_000
+"""Characters of a text of which no more is looked at than the model has tokens for."""
 _MAX_MARKS = 30
 """Marks of one letter that are put in order (Unicode's stream-safe format): the time of that is quadratic."""
 _WIDE_TILDE, _PRIVATE = "\uff5e", "\U0010fffd"
-_HARMLESS_PATTERNS = ({"Regex": " {2,}"}, {"String": _WIDE_TILDE}, {"String": _PRIVATE})
+_HARMLESS_STEPS = (
+    {"type": "NFC"},
+    {"type": "NFKC"},
+    *({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": blank} for blank in (" ", "\u2581")),
+    {"type": "Replace", "pattern": {"String": _WIDE_TILDE}, "content": _PRIVATE},
+    {"type": "Replace", "pattern": {"String": _PRIVATE}, "content": _WIDE_TILDE},
+)
+"""Steps of a normaliser that SentencePiece takes anyway, or that our own twin of a tokenizer has."""
 _INVISIBLE_CODES = (
     "0-20 7f-a0 1680 2000-200a 2028 2029 202f 205f 3000 2800 "  # controls and blanks
     "ad 34f 61c 115f 1160 17b4 17b5 180b-180f 200b-200f 202a-202e 2060-206f 3164 fe00-fe0f feff ffa0 fff0-fffb "
@@ -45,6 +68,9 @@ _INVISIBLE = "".join(
     for first, _, last in (codes.partition("-") for codes in _INVISIBLE_CODES.split())
     for code in range(int(first, 16), int(last or first, 16) + 1)
 )
+_SIMPLE_SIGNS = "\0-\u02ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\U0001f000-\U0001faff"
+_SIMPLE = re.compile(f"[{_SIMPLE_SIGNS}]+(?![^{_SIMPLE_SIGNS}])")
+"""Latin letters, Han, Hangul and emoji are what NFC makes of them, and none changes the one before it."""
 _SELECTOR = re.compile("[\ufe00-\ufe0f\U000e0020-\U000e01ef]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -86,13 +112,13 @@ class Tokenizer:
         for token, i in sorted((named or {}).items(), key=lambda item: item[1]):
             if i > self._size or (i < self._size and i != self._id(token)):
                 raise CheckpointError(
-                    f"{path.parent}: the added token {token!r} has the id {i}, but {path.name} has {own} tokens of its "
-                    f"own and added ones are numbered from {own} on without a gap. Mend or remove added_tokens.json."
+                    f"{path.parent}: the added token {shown(token)} has the id {i}, but {path.name} has {own} tokens "
+                    f"of its own and added ones are numbered from {own} on without a gap. Mend or remove "
+                    "added_tokens.json."
                 )
             self._named[token] = i
             self._size = max(self._size, i + 1)
-        longest_first = sorted(self._named, key=len, reverse=True)
-        self._spelled = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        self._longest_first = sorted(self._named, key=len, reverse=True)
         self._lock = threading.Lock()
         self._twin: XLMRobertaTokenizer | None = None
 
@@ -120,7 +146,7 @@ class Tokenizer:
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         place, end = _visible(text)
-        for i, part in enumerate(self._spelled.split(_SURROGATE.sub("\ufffd", text[place:end]))):
+        for i, part in enumerate(self._split(_SURROGATE.sub("\ufffd", text[place:end]))):
             if i % 2:
                 ids.append(self._named[part])
                 spans.append((place, place + len(part)))
@@ -139,7 +165,7 @@ class Tokenizer:
             texts: Prompts.
             max_tokens: The length.
         """
-        rows = [[_BOS, *self.encode(text).ids[: max_tokens - 2], _EOS] for text in texts]
+        rows = [[_BOS, *self._first(text, max_tokens).ids[: max_tokens - 2], _EOS] for text in texts]
         return [row + [_PAD] * (max_tokens - len(row)) for row in rows]
 
     def lost_text(self, text: str, max_tokens: int = MAX_TOKENS) -> str:
@@ -152,8 +178,44 @@ class Tokenizer:
         Returns:
             The characters that are cut; empty if everything fits.
         """
-        lost = self.encode(text).spans[max_tokens - 2 :]
+        lost = self._first(text, max_tokens).spans[max_tokens - 2 :]
         return text[lost[0][0] :] if lost else ""
+
+    def same_as(self, other: Tokenizer) -> bool:
+        """Whether every text has the same tokens, wherever the two come from.
+
+        Args:
+            other: Another tokenizer.
+        """
+        return self is other or (self._named == other._named and self._plain() == other._plain())
+
+    def has_all_of(self, other: Tokenizer) -> bool:
+        """Whether the pieces and scores are another's, and all its added tokens are here.
+
+        Args:
+            other: Another tokenizer.
+        """
+        return other._named.items() <= self._named.items() and self._plain()[0] == other._plain()[0]
+
+    def _plain(self) -> tuple[list[tuple[str, float, int]], bytes]:
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+        proto = ModelProto.FromString(self._pieces.serialized_model_proto())
+        return [(p.piece, p.score, p.type) for p in proto.pieces], proto.normalizer_spec.precompiled_charsmap
+
+    def _first(self, text: str, count: int) -> Encoded:
+        """The first ``count`` tokens of a text at least, if it has so many; the rest of it costs no time."""
+        length = _LONG
+        while True:
+            found = self.encode(text[:length])
+            if length >= len(text) or len(found.ids) >= count + _MAX_PIECE:  # where it is cut, tokens may differ
+                return found
+            length = len(text)
+
+    def _split(self, text: str) -> list[str]:
+        """Text and tokens that are spelled out in it, in turn."""
+        there = [re.escape(token) for token in self._longest_first if token in text]
+        return re.split(f"({'|'.join(there)})", text) if there else [text]
 
     def _id(self, token: str) -> int | None:
         piece = self._pieces.piece_to_id(token)
@@ -191,11 +253,13 @@ def own_tokenizer(folder: Path) -> Path | None:
 def neighbour_tokenizers(folder: Path) -> Iterator[Path]:
     """Tokenizer files in the folders beside a model's: FlagAI lets models share one."""
     folder = folder.resolve()
-    for sibling in sorted(folder.parent.iterdir()):
-        if is_hidden(sibling.name) or not sibling.is_dir() or sibling == folder:
-            continue
-        if (path := own_tokenizer(sibling)) is not None:
-            yield path
+    with suppress(OSError):
+        for sibling in sorted(folder.parent.iterdir()):
+            with suppress(OSError):  # what may not be looked at is no neighbour
+                if is_hidden(sibling.name) or not sibling.is_dir() or sibling == folder:
+                    continue
+                if (path := own_tokenizer(sibling)) is not None:
+                    yield path
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -205,14 +269,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
         path: The file. Beside it, ``added_tokens.json`` and ``tokenizer_config.json`` may name further tokens.
 
     Raises:
-        CheckpointError: The file is not a tokenizer of this kind, or added tokens do not follow on its own.
+        CheckpointError: The file is not a tokenizer of this kind, added tokens do not follow on its own, or a
+            ``tokenizer.json`` beside it has other pieces.
     """
     with _named_errors(f"{path} is not a readable XLM-R tokenizer"):
-        data = _read(path)
-        model, named = _from_json(data) if path.suffix == ".json" else (data, {})
-        tokenizer = Tokenizer(path, model, {**named, **_tokens_beside(path)})
+        model, named = _read_model(path)
+        tokenizer = Tokenizer(path, model, _joined(path, named, _tokens_beside(path)))
         tokenizer.encode("a cat")  # some damage shows at the first text only
-        return tokenizer
+    _refuse_another_beside(tokenizer)
+    return tokenizer
 
 
 @contextmanager
@@ -223,16 +288,8 @@ def _named_errors(problem: str) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, MemoryError, CheckpointError):
         raise
     except BaseException as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = printable((str(error).splitlines() or [""])[0], 200) or type(error).__name__
         raise CheckpointError(f"{problem} ({reason}). Fetch the file again.") from error
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-    return data
 
 
 def _visible(text: str) -> tuple[int, int]:
@@ -253,8 +310,14 @@ def _composed(text: str) -> tuple[str, list[int]]:
     nfc = functools.partial(unicodedata.normalize, "NFC")
     parts: list[str] = []
     origins: list[int] = []
-    start = 0
-    for i in range(1, len(text) + 1):
+    start = i = 0
+    while i < len(text):
+        if i == start and (simple := _SIMPLE.match(text, i)):
+            parts.append(simple[0])
+            origins += range(i, simple.end())
+            start = i = simple.end()
+            continue
+        i += 1
         letter, following = nfc(text[start:i]), text[i : i + 1]
         if following and i - start <= _MAX_MARKS and _joins(letter, following):
             continue
@@ -278,44 +341,102 @@ def _added_tokens(path: Path) -> Path:
     return path.with_name("added_tokens.json")
 
 
+def _read_model(path: Path) -> tuple[bytes, dict[str, int]]:
+    """What SentencePiece reads, and the added tokens that a ``tokenizer.json`` names."""
+    if path.suffix == ".json":
+        return _from_json(parse_json(read_capped(path, _MAX_JSON_BYTES)))
+    data = read_capped(path, _MAX_MODEL_BYTES)
+    return data if hashlib.sha256(data).hexdigest() == _XLM_R else _from_sentencepiece(data), {}
+
+
+def _refuse_another_beside(tokenizer: Tokenizer) -> None:
+    """Raise CheckpointError where a ``tokenizer.json`` lies beside SentencePiece's file and has other tokens."""
+    path = tokenizer.path.with_name("tokenizer.json")
+    if path == tokenizer.path or not path.is_file():
+        return
+    try:
+        with _named_errors(str(path)):
+            other = Tokenizer(path, *_read_model(path))
+    except CheckpointError:
+        return  # what cannot be read says nothing
+    if not tokenizer.has_all_of(other):
+        raise CheckpointError(
+            f"{tokenizer.path} and {path.name} beside it are different tokenizers, and nothing tells which is the "
+            "model's. Remove the one that is not."
+        )
+
+
 def _tokens_beside(path: Path) -> dict[str, int]:
     """Tokens that ``added_tokens.json`` or ``tokenizer_config.json`` name."""
     named: dict[str, int] = {}
     settings, added = _settings(path), _added_tokens(path)
     with suppress(OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):  # it says little else
-        for i, token in json.loads(_read(settings))["added_tokens_decoder"].items():
-            named |= _checked({token["content"]: int(i)})
-    if added.is_file():
-        try:
-            named |= _checked(json.loads(_read(added)))
-        except (ValueError, RecursionError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{added} is not a list of added tokens: expected {{token: id, ...}}.") from error
-    return named
+        decoder = parse_json(read_capped(settings, _MAX_BESIDE_BYTES))["added_tokens_decoder"]
+        named = _checked([(token["content"], int(i)) for i, token in decoder.items()])
+    if not added.is_file():
+        return named
+    try:
+        tokens = _checked(list(parse_json(read_capped(added, _MAX_BESIDE_BYTES)).items()))
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise CheckpointError(f"{added} is not a list of added tokens: expected {{token: id, ...}}.") from error
+    return _joined(path, named, tokens)
 
 
-def _checked(tokens: dict[str, int]) -> dict[str, int]:
+def _joined(path: Path, named: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
+    """The added tokens of two files, which must not contradict each other."""
+    for token in named.keys() & others.keys():
+        if named[token] != others[token]:
+            raise CheckpointError(
+                f"{path.parent}: the added token {shown(token)} has the id {named[token]} in one file and "
+                f"{others[token]} in another. Mend or remove added_tokens.json or tokenizer_config.json."
+            )
+    return {**named, **others}
+
+
+def _checked(tokens: Sequence[tuple[Any, Any]]) -> dict[str, int]:
     """Added tokens as they should be.
 
     Raises:
         ValueError: They are not.
     """
     if len(tokens) > _MAX_ADDED:
-        raise ValueError(f"more than {_MAX_ADDED} added tokens")
-    for token, i in tokens.items():
-        if not isinstance(token, str) or not token or type(i) is not int or i < 0:
-            raise ValueError(f"an added token {token!r} with the id {i!r}")
-    return tokens
+        raise ValueError(f"it has more than {_MAX_ADDED:,} added tokens")
+    for token, i in tokens:
+        if not isinstance(token, str) or not 0 < len(token) <= _MAX_PIECE or type(i) is not int or i < 0:
+            raise ValueError(f"it has an added token {shown(token)} with the id {shown(i)}")
+    named = dict(tokens)
+    if len(named) != len(set(tokens)):
+        raise ValueError("it has an added token with two ids")
+    return named
 
 
-def _from_json(data: bytes) -> tuple[bytes, dict[str, int]]:
+def _from_sentencepiece(data: bytes) -> bytes:
+    """A ``sentencepiece.bpe.model`` with nothing in it but what XLM-R's has."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+
+    file = ModelProto.FromString(data)
+    if file.trainer_spec.model_type != TrainerSpec.UNIGRAM or file.trainer_spec.byte_fallback:
+        kind = TrainerSpec.ModelType.Name(file.trainer_spec.model_type)
+        raise ValueError(f"it is a {kind} model, expected UNIGRAM without bytes")
+    model = ModelProto(pieces=file.pieces)
+    for name in ("name", "precompiled_charsmap", "add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"):
+        if file.normalizer_spec.HasField(name):
+            setattr(model.normalizer_spec, name, getattr(file.normalizer_spec, name))
+    return _serialized(model)
+
+
+def _from_json(file: Any) -> tuple[bytes, dict[str, int]]:
     """SentencePiece's model of the pieces and the normaliser in a ``tokenizer.json``, and its added tokens."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    file = json.loads(data)
-    kind, vocabulary = file["model"].get("type", "Unigram"), file["model"]["vocab"]
-    if kind != "Unigram" or file["model"].get("byte_fallback"):
-        raise ValueError(f"it is a {kind} model, expected Unigram without bytes")
-    if tuple(token for token, _ in vocabulary[:4]) != _SPECIAL:
+    part = file.get("model") if isinstance(file, dict) else None
+    if not isinstance(part, dict) or not isinstance(vocabulary := part.get("vocab"), list | dict):
+        raise ValueError("it has no model with a vocabulary")
+    if part.get("type", "Unigram") != "Unigram" or part.get("byte_fallback"):
+        raise ValueError(f"it is a {shown(part.get('type'))} model, expected Unigram without bytes")
+    if not isinstance(vocabulary, list) or not all(map(_is_piece, vocabulary)):
+        raise ValueError("its vocabulary is no list of pieces with scores")
+    if tuple(token for token, _ in vocabulary[:4]) != _SPECIAL or part.get("unk_id", _UNK) != _UNK:
         raise ValueError(f"its first tokens are not {', '.join(_SPECIAL)}")
     kinds = ModelProto.SentencePiece
     special = zip(_OWN_SPECIAL, (kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL), strict=True)
@@ -328,34 +449,102 @@ def _from_json(data: bytes) -> tuple[bytes, dict[str, int]]:
     )
     model.normalizer_spec.name = "precompiled"
     model.normalizer_spec.precompiled_charsmap = _charsmap(file.get("normalizer"))
-    splitters = {step["type"] for step in _steps(file.get("pre_tokenizer"), "pretokenizers")}
-    if not splitters <= {"WhitespaceSplit", "Metaspace"}:
-        raise ValueError(f"it splits texts by {', '.join(sorted(splitters))}, expected Metaspace")
-    return model.SerializeToString(), _checked(
-        {token["content"]: token["id"] for token in file.get("added_tokens") or ()}
-    )
+    for step in _steps(file.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") not in ("WhitespaceSplit", "Metaspace") or step.get("replacement", "\u2581") != "\u2581":
+            raise ValueError(f"it splits texts by {shown(step.get('type'))}, expected Metaspace")
+    added = file.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
+        raise ValueError("its added tokens are no list of mappings")
+    return _serialized(model), _checked([(token.get("content"), token.get("id")) for token in added])
+
+
+def _is_piece(entry: object) -> bool:
+    return type(entry) is list and len(entry) == 2 and type(entry[0]) is str and type(entry[1]) in (float, int)
+
+
+def _serialized(model: Any) -> bytes:
+    """A model of SentencePiece's as it reads it.
+
+    Raises:
+        ValueError: Texts would take it a time or memory out of proportion, or it would read past its own tables.
+    """
+    if len(model.pieces) > _MAX_PIECES:
+        raise ValueError(f"it has {len(model.pieces):,} pieces, expected at most {_MAX_PIECES:,}")
+    longest = max(map(len, map(attrgetter("piece"), model.pieces)), default=0)
+    if longest > _MAX_PIECE:
+        raise ValueError(f"it has a piece of {longest:,} characters, expected at most {_MAX_PIECE}")
+    if not math.isfinite(sum(map(attrgetter("score"), model.pieces))):
+        raise ValueError("the score of a piece is NaN or infinite")
+    if model.normalizer_spec.precompiled_charsmap:
+        _check_table(model.normalizer_spec.precompiled_charsmap)
+    return bytes(model.SerializeToString())
+
+
+def _check_table(table: bytes) -> None:
+    """Walk through the double array by which SentencePiece's normaliser finds what to replace, as it does.
+
+    A unit's place is its parent's base, xor a byte. It holds that byte, whether a key ends here, and how far its own
+    base is; if a key ends, the unit there has the place of the replacement in the text behind the units.
+
+    Raises:
+        ValueError: A way leads out of the table or in circles, or a replacement is much longer than any sign.
+    """
+    damaged = ValueError("the table of its normaliser is damaged")
+    (size,) = struct.unpack_from("<I", table)
+    if len(table) > _MAX_TABLE_BYTES or size % 4 or not 4 <= size <= len(table) - 5 or table[-1]:
+        raise damaged
+    units, text = struct.unpack_from(f"<{size // 4}I", table, 4), table[4 + size :]
+    text.decode()
+    below: dict[int, list[int]] = {}
+    for place, unit in enumerate(units):
+        if not unit >> 31:
+            below.setdefault(place ^ (unit & 0xFF), []).append(place)
+
+    def base(place: int) -> int:
+        found = place ^ (units[place] >> 10 << ((units[place] & 0x200) >> 6))
+        if found | 0xFF >= len(units):
+            raise damaged
+        return found
+
+    bases, ends, steps = {base(0)}, set[int](), 0
+    for _ in range(_MAX_TABLE_KEY):
+        places = [place for parent in bases for place in below.get(parent, ()) if place]
+        ends |= {base(place) for place in places if units[place] & 0x100}
+        bases, steps = {base(place) for place in places}, steps + len(places)
+        if not bases or steps > 4 * len(units):
+            break
+    starts = {units[end] & 0x7FFFFFFF for end in ends}
+    if bases or any(start >= len(text) or text.index(0, start) - start > _MAX_TABLE_VALUE for start in starts):
+        raise damaged
 
 
 def _charsmap(normalizer: Any) -> bytes:
     """SentencePiece's table in the normaliser of a ``tokenizer.json``; SentencePiece does the other steps anyway."""
     tables = []
     for step in _steps(normalizer, "normalizers"):
-        if step["type"] == "Precompiled":
+        if step.get("type") == "Precompiled" and isinstance(step.get("precompiled_charsmap"), str):
             tables.append(base64.b64decode(step["precompiled_charsmap"], validate=True))
-        elif step["type"] not in ("NFC", "NFKC", "Strip") and step.get("pattern") not in _HARMLESS_PATTERNS:
-            raise ValueError(f"its normaliser has {step['type']}, which XLM-R's has not")
+        elif step.get("type") != "Strip" and step not in _HARMLESS_STEPS:
+            raise ValueError(f"its normaliser has {shown(step.get('type'))}, which XLM-R's has not")
     if len(tables) != 1 and normalizer is not None:
         raise ValueError(f"its normaliser has {len(tables)} tables, expected 1")
     return b"".join(tables)
 
 
-def _steps(part: Any, name: str) -> Iterator[dict[str, Any]]:
-    """The steps of a part of a ``tokenizer.json``, in order."""
-    if part is not None and part["type"] == "Sequence":
-        for step in part[name]:
-            yield from _steps(step, name)
-    elif part is not None:
-        yield part
+def _steps(part: Any, name: str) -> list[dict[str, Any]]:
+    """The steps of a part of a ``tokenizer.json``, in order; sequences may lie in a sequence."""
+    steps = [] if part is None else [part]
+    for _ in range(_MAX_STEPS):
+        if not all(isinstance(step, dict) for step in steps) or len(steps) > _MAX_STEPS:
+            break
+        if not any(step.get("type") == "Sequence" for step in steps):
+            return steps
+        steps = [
+            inner
+            for step in steps
+            for inner in ((step.get(name) or [None]) if step.get("type") == "Sequence" else [step])
+        ]
+    raise ValueError(f"its {name} are no list of steps")
 
 
 def _twin(model: bytes, named: Mapping[str, int]) -> XLMRobertaTokenizer:

@@ -37,6 +37,8 @@ class Fault:
         pause_s: Seconds between pieces of the body.
         piece_bytes: Size of those pieces.
         chunked: Send the body in chunks, without its length.
+        raw: Sent instead of any answer, status line and headers included.
+        endless: Sent again and again after ``raw``, until the other side leaves; ``pause_s`` and ``piece_bytes`` count.
     """
 
     status: int | None = None
@@ -49,6 +51,8 @@ class Fault:
     pause_s: float = 0.0
     piece_bytes: int = 1 << 14
     chunked: bool = False
+    raw: bytes | None = None
+    endless: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,7 @@ class HubServer:
         models: BAAI's hub: model -> file -> content.
         repositories: Hugging Face: owner/name -> path -> content.
         files: Plain files: path (with a leading slash) -> content.
+        answer_url: Base of the addresses that BAAI's hub hands out, if not ``url``.
         requests: Every request, in order.
         faults: Path -> faults of the next answers there, used up one by one.
         always: Path -> fault of every further answer there.
@@ -80,6 +85,7 @@ class HubServer:
     models: dict[str, dict[str, bytes]] = field(default_factory=dict)
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    answer_url: str = ""
     requests: list[Request] = field(default_factory=list)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     always: dict[str, Fault] = field(default_factory=dict)
@@ -129,7 +135,11 @@ class HubServer:
         files, file = self.models.get(model, {}), question["checkpoint_name"]
         if file not in files:
             return {"code": "40002", "files": sorted(files)}
-        return {"code": "20000", "url": self.url + self.file_path(model, file), "size": len(files[file])}
+        return {
+            "code": "20000",
+            "url": (self.answer_url or self.url) + self.file_path(model, file),
+            "size": len(files[file]),
+        }
 
     def _tree(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         repository = path.removeprefix("/api/models/").partition("/tree/")[0]
@@ -201,6 +211,9 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             self._serve()
 
+        def do_CONNECT(self) -> None:
+            self._serve()
+
         def do_POST(self) -> None:
             self._serve()
 
@@ -220,9 +233,18 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             hub.requests.append(request)
             fault = hub.next_fault(request.path)
             time.sleep(fault.stall_s)
-            status, body, headers = _ranged(request, fault, *hub.answer(request))
             with suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
-                self._send(status, body, headers, fault)
+                if fault.raw is not None:
+                    self._send_raw(fault.raw, fault)
+                else:
+                    self._send(*_ranged(request, fault, *hub.answer(request)), fault)
+
+        def _send_raw(self, raw: bytes, fault: Fault) -> None:
+            self.wfile.write(raw)
+            while fault.endless:
+                for start in range(0, len(fault.endless), fault.piece_bytes):
+                    self.wfile.write(fault.endless[start : start + fault.piece_bytes])
+                    time.sleep(fault.pause_s)
 
         def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: Fault) -> None:
             self.send_response(fault.status or status)
@@ -258,7 +280,7 @@ def _ranged(
     if fault.body is not None:
         return 200, fault.body, headers
     wanted = request.headers.get("range", "")
-    fresh = request.headers.get("if-range") in (None, headers.get("ETag"))
+    fresh = request.headers.get("if-range") in (None, headers.get("ETag"), fault.headers.get("Last-Modified"))
     if status != 200 or not wanted.startswith("bytes=") or fault.ignore_range or not fresh:
         return status, body, headers
     start = int(wanted.removeprefix("bytes=").split("-")[0])

@@ -15,9 +15,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from flagai_altdiff.checkpoint.diffusers_folder import weight_files
+from flagai_altdiff.checkpoint.diffusers_folder import read_weights
 from flagai_altdiff.checkpoint.json_config import ConfigFile, build, load_json
-from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.checkpoint.saving import taken, write_safetensors
 from flagai_altdiff.checkpoint.structure import _count as count_blocks
 from flagai_altdiff.clip_images import CLIP_MEAN, CLIP_STD
@@ -55,10 +54,7 @@ def read(folder: Path) -> tuple[AltCLIPConfig, dict[str, Tensor]]:
     kind = file.choice("model_type", {name: name for name in _KINDS}, "")
     text, vision = _section(file, "text_config"), _section(file, "vision_config")
     state = {
-        key: value
-        for path in weight_files(folder.parent, folder.name)
-        for key, value in read_tensors(path).items()
-        if not key.endswith(_CONSTANTS)
+        key: value for key, value in read_weights(folder.parent, folder.name).items() if not key.endswith(_CONSTANTS)
     }
     if not any(key.startswith(f"{_TEXT}roberta.") for key in state):
         first = ", ".join(sorted(state)[:3])

@@ -7,8 +7,7 @@ The class names in ``model_index.json`` are compared, never imported: the releas
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -17,14 +16,16 @@ from torch import Tensor
 
 from flagai_altdiff.checkpoint.diffusers_keys import PREFIXES
 from flagai_altdiff.checkpoint.json_config import ConfigFile, build, load_json
-from flagai_altdiff.checkpoint.saving import taken, write_safetensors
+from flagai_altdiff.checkpoint.reading import bare, read_tensors
+from flagai_altdiff.checkpoint.saving import Check, copy_files, unfinished_model, write_safetensors
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
-from flagai_altdiff.errors import CheckpointError, ConfigError
-from flagai_altdiff.files import new_file, new_folder
+from flagai_altdiff.errors import CheckpointError, ConfigError, printable, shown
 from flagai_altdiff.model_files import DIFFUSERS_INDEX
 
 PIPELINES = ("AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline", "StableDiffusionPipeline")
 """Pipeline classes whose folders may hold an AltDiffusion model."""
+_MAX_NAME_BYTES = 255
+"""Of a file, on every common file system."""
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -64,28 +65,71 @@ def read_config(folder: Path) -> LatentDiffusionConfig:
 def weight_files(folder: Path, part: str) -> list[Path]:
     """Files that hold the weights of one part.
 
-    Full precision goes before half, safetensors before pickles, one file before shards.
+    Full precision goes before half, safetensors before pickles.
 
     Args:
         folder: The diffusers folder.
         part: ``unet``, ``vae``, ``text_encoder`` or another of its folders.
 
     Raises:
-        CheckpointError: There are none, or an index names a shard that is missing or outside the part's folder.
+        CheckpointError: There are none, two answers to which they are, or an index names a shard that is missing or
+            outside the part's folder.
     """
+    return list(_choose_weights(folder / part))
+
+
+def read_weights(folder: Path, part: str) -> dict[str, Tensor]:
+    """The weights of one part, by diffusers' names.
+
+    Args:
+        folder: The diffusers folder.
+        part: As in :func:`weight_files`.
+
+    Raises:
+        CheckpointError: As in :func:`weight_files`; or a file cannot be read, two shards have a weight of one name, or
+            one lacks a weight that the index places there.
+    """
+    state: dict[str, Tensor] = {}
+    places: dict[str, Path] = {}
+    for file, promised in _choose_weights(folder / part).items():
+        tensors = read_tensors(file)
+        if lacking := {key for key in promised - tensors.keys() if bare(key) not in tensors}:
+            key = printable(min(lacking), 120)
+            raise CheckpointError(f"{file} has no {key}, which its index places there. Fetch the folder again.")
+        if twice := places.keys() & tensors.keys():
+            key = min(twice)
+            raise CheckpointError(
+                f"{file} and {places[key].name} both have {printable(key, 120)}, and nothing tells which is meant. "
+                "Fetch the folder again."
+            )
+        places |= dict.fromkeys(tensors, file)
+        state |= tensors
+    return state
+
+
+def _choose_weights(folder: Path) -> dict[Path, Set[str]]:
+    """Files of weights -> the names of weights that an index places there; none for a whole file."""
     for variant in ("", ".fp16"):
         for suffix in (".safetensors", ".bin"):
             for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-                whole = folder / part / f"{stem}{variant}{suffix}"
-                if whole.is_file() and whole.stat().st_size:
-                    return [whole]
-                for index in {f"{whole.name}.index.json", f"{stem}{suffix}.index{variant}.json"}:
-                    if (folder / part / index).is_file():
-                        return _shards(folder / part / index, suffix)
+                whole = folder / f"{stem}{variant}{suffix}"
+                indexes = sorted({f"{whole.name}.index.json", f"{stem}{suffix}.index{variant}.json"})
+                found = [path for path in (whole, *(folder / name for name in indexes)) if _is_filled(path)]
+                if len(found) > 1:
+                    names = " and ".join(path.name for path in found)
+                    raise CheckpointError(
+                        f"{folder} has {names}, and nothing tells which are the weights. Remove the wrong one."
+                    )
+                if found:
+                    return {whole: frozenset()} if found == [whole] else _shards(found[0], suffix)
     raise CheckpointError(
-        f"{folder / part} has no weights; expected diffusion_pytorch_model.safetensors, model.safetensors, "
+        f"{folder} has no weights; expected diffusion_pytorch_model.safetensors, model.safetensors, "
         "pytorch_model.bin or their .fp16 or sharded forms. Was the download complete?"
     )
+
+
+def _is_filled(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def write_folder(
@@ -93,6 +137,8 @@ def write_folder(
     config: LatentDiffusionConfig,
     parts: Mapping[str, Mapping[str, Tensor]],
     tokenizer: Sequence[Path],
+    *,
+    check: Check | None = None,
 ) -> None:
     """Write a model as a diffusers folder like the released ones; it appears whole or not at all.
 
@@ -101,15 +147,17 @@ def write_folder(
         config: The model's config.
         parts: ``unet``, ``vae`` and ``text_encoder`` -> name -> weight, as ``to_diffusers`` gives them, and no others.
         tokenizer: Files of the XLM-R tokenizer, to be copied.
+        check: Is given the finished folder.
 
     Raises:
-        CheckpointError: ``target`` exists, or ``parts`` is not exactly these three.
+        CheckpointError: ``target`` exists, the disk refuses, or ``parts`` is not exactly these three.
         ConfigError: diffusers' classes cannot express the config.
     """
     if set(parts) != set(PREFIXES):
         names = [f"{part}: {key}" for part in sorted(set(parts) - set(PREFIXES)) for key in list(parts[part])[:3]]
         raise CheckpointError(
-            f"expected the parts {', '.join(PREFIXES)}, got {', '.join(parts)} {names or ''}".strip() + "."
+            f"expected the parts {', '.join(PREFIXES)}, got {', '.join(parts)} {shown(names) if names else ''}".strip()
+            + "."
         )
     configs = {
         DIFFUSERS_INDEX: _index(_scheduler_class(config), has_tokenizer=bool(tokenizer)),
@@ -118,20 +166,19 @@ def write_folder(
         "text_encoder/config.json": _TEXT.write(config.cond_stage),
         "scheduler/scheduler_config.json": _scheduler_fields(config),
     }
-    try:
-        with new_folder(target) as made:
-            for name, fields in configs.items():
-                (made / name).parent.mkdir(exist_ok=True)
-                (made / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            for part, tensors in parts.items():
-                stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
-                with new_file(made / part / f"{stem}.safetensors") as weights:
-                    write_safetensors(weights, tensors)
-            for file in tokenizer:
-                (made / "tokenizer").mkdir(exist_ok=True)
-                shutil.copyfile(file, made / "tokenizer" / file.name)
-    except FileExistsError as error:
-        raise taken(target) from error
+    every = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
+    with unfinished_model(target, every) as made:
+        for name, fields in configs.items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for part, tensors in parts.items():
+            stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+            write_safetensors(made / part / f"{stem}.safetensors", tensors)
+        if tokenizer:
+            (made / "tokenizer").mkdir()
+            copy_files(tokenizer, made / "tokenizer")
+        if check:
+            check(made)
 
 
 def _check_index(index: ConfigFile) -> None:
@@ -336,7 +383,7 @@ def _read_autoencoder(file: ConfigFile) -> AutoencoderConfig:
 
 def _read_text_encoder(file: ConfigFile) -> TextEncoderConfig:
     names = file.fields.get("architectures") or ["Roberta"]
-    if not isinstance(names, list) or "Roberta" not in str(names[0]):
+    if not isinstance(names, list) or not isinstance(names[0], str) or "Roberta" not in names[0]:
         raise file.error("architectures", "a Roberta class")
     return build(file.path, TextEncoderConfig, **_TEXT.read(file))
 
@@ -377,24 +424,35 @@ def _heads(file: ConfigFile, widths: Sequence[int]) -> tuple[int | None, int | N
     raise file.error(field, f"one number of heads, or one for each of {len(widths)} levels with equally wide heads")
 
 
-def _shards(index: Path, suffix: str) -> list[Path]:
-    file = load_json(index)
-    names = file.fields.get("weight_map")
+def _shards(index: Path, suffix: str) -> dict[Path, Set[str]]:
+    """Shards -> the names of the weights that the index places there."""
+    names = load_json(index).fields.get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: weight_map is missing; it says which shard holds which weight.")
-    shards = []
-    for name in sorted(map(str, set(names.values()))):
-        # Links are normal (the hub's cache is made of them), so the name is judged, not where it leads.
-        if name != PureWindowsPath(name).name or name.startswith(".") or not name.endswith(suffix):
+    shards: dict[str, set[str]] = {}
+    for key, name in names.items():
+        if not isinstance(name, str) or not _is_file_name(name, suffix):
             raise CheckpointError(
-                f"{index}: shard {name!r} is not the name of a {suffix} file in {index.parent}; refused."
+                f"{index}: shard {shown(name)} is not the name of a {suffix} file in {index.parent}; refused."
             )
+        shards.setdefault(name, set()).add(key)
+    for name in shards:
         if not (index.parent / name).is_file():
             raise CheckpointError(
                 f"{index.parent / name} is missing, but {index.name} lists it. Was the download complete?"
             )
-        shards.append(index.parent / name)
-    return shards
+    return {index.parent / name: shards[name] for name in sorted(shards)}
+
+
+def _is_file_name(name: str, suffix: str) -> bool:
+    """Whether a name is one of a file in a folder. Where that leads is not judged: the hub's cache is made of links."""
+    return (
+        name == PureWindowsPath(name).name
+        and not name.startswith(".")
+        and name.endswith(suffix)
+        and name.isprintable()
+        and len(name.encode()) <= _MAX_NAME_BYTES
+    )
 
 
 def _index(scheduler_class: str, has_tokenizer: bool) -> dict[str, object]:

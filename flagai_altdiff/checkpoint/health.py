@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +42,20 @@ def check_weights(state: Mapping[str, Tensor], where: str, *, thorough: bool = F
             if not (torch.isfinite(low) and torch.isfinite(high)):
                 kind = "NaN" if torch.isnan(low) else "infinity"
                 raise CheckpointError(
-                    f"{where}: {key} holds {kind}, so every image would be black or noise. The training that made it "
-                    "failed, or the file is damaged: fetch it again, or take an earlier checkpoint."
+                    f"{where}: {printable(key, 120)} holds {kind}, so every image would be black or noise. "
+                    "The training that made it failed, or the file is damaged: fetch it again, or take an earlier one."
                 )
             nonzero = nonzero or bool(low) or bool(high)
         if not (nonzero or _MAY_BE_ZERO.search(key) or tensor.any()):
             zeros.append(key)
     if zeros:
-        shown = ", ".join(zeros[:3]) + (f" and {len(zeros) - 3} more" if len(zeros) > 3 else "")
-        logger.warning("%s: %d tensors are all zero: %s. Is the file whole? Fetch it again.", where, len(zeros), shown)
+        first = ", ".join(printable(key, 120) for key in zeros[:3])
+        logger.warning(
+            "%s: %d tensors are all zero: %s. Is the file whole? Fetch it again.",
+            printable(where),
+            len(zeros),
+            first + (f" and {len(zeros) - 3} more" if len(zeros) > 3 else ""),
+        )
 
 
 def _parts(tensor: Tensor, thorough: bool) -> Iterator[Tensor]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from flagai_altdiff.errors import ConfigError
+from flagai_altdiff.errors import ConfigError, printable, shown
+from flagai_altdiff.plain_data import parse_json, read_config
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,10 +36,7 @@ class ConfigFile:
 
     def error(self, field: str, expected: str) -> ConfigError:
         """What to raise for a field that is not as expected."""
-        shown = repr(self.fields.get(field))
-        return ConfigError(
-            f"{self.path}: {field}={shown if len(shown) <= 80 else shown[:77] + '...'}: expected {expected}."
-        )
+        return ConfigError(f"{self.path}: {printable(field, 80)}={shown(self.fields.get(field))}: expected {expected}.")
 
     def integer(self, field: str, default: int) -> int:
         """A whole number from 1 to ``MAX_SIZE``."""
@@ -110,20 +108,7 @@ def load_json(path: Path) -> ConfigFile:
     Raises:
         ConfigError: Unreadable, too long, no JSON object, or one that asks for code.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_JSON_BYTES + 1)
-        if len(data) > _MAX_JSON_BYTES:
-            raise ConfigError(
-                f"{path} has over {_MAX_JSON_BYTES} bytes; such a file has a few thousand. Is it another file?"
-            )
-        fields = json.loads(data.decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. Was the download complete?") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+    fields = read_config(path, _MAX_JSON_BYTES, parse_json, "JSON")
     if not isinstance(fields, dict):
         raise ConfigError(f"{path}: expected a JSON object, got {type(fields).__name__}.")
     asked = [field for field in _CODE_FIELDS if fields.get(field)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,16 @@ from torch import Tensor
 from flagai_altdiff.checkpoint import diffusers_folder, diffusers_keys
 from flagai_altdiff.checkpoint.ldm_yaml import load_config
 from flagai_altdiff.checkpoint.reading import read_tensors
-from flagai_altdiff.checkpoint.structure import complete_text_encoder, fill_unread, infer_config, refuse_other_models
+from flagai_altdiff.checkpoint.structure import (
+    check_counts,
+    complete_config,
+    counts,
+    fill_unread,
+    infer_config,
+    refuse_other_models,
+)
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, ConfigError, printable
 from flagai_altdiff.model_files import (
     CHECKER_FOLDERS,
     DIFFUSERS_INDEX,
@@ -41,6 +48,7 @@ class Layout:
         folder: The folder that its tokenizer and safety checker are searched in.
         weights: The one file of weights; ``None`` for a diffusers folder.
         config: Its config.yaml; ``None`` for a diffusers folder and for a lone file.
+        other_configs: What else describes these weights, and must agree.
         tokenizer: The model's own tokenizer file.
         safety_checker: Folder of the safety checker that lies with the model.
         missing: What is missing for a model, in words; empty if there is one, with or without tokenizer and checker.
@@ -50,6 +58,7 @@ class Layout:
     folder: Path
     weights: Path | None = None
     config: Path | None = None
+    other_configs: tuple[Path, ...] = ()
     tokenizer: Path | None = None
     safety_checker: Path | None = None
     missing: str = ""
@@ -67,10 +76,10 @@ def detect(path: Path) -> Layout:
         CheckpointError: Several files may be the weights, and nothing tells which; the message lists them.
     """
     if path.is_file():
-        beside = [path.with_suffix(".yaml"), path.with_suffix(".yml"), path.with_name(FLAGAI_CONFIG)]
-        return _layout("single file", path.parent, weights=path, config=next((c for c in beside if c.is_file()), None))
+        return _layout("single file", path.parent, weights=path, configs=configs_of(path))
     if not path.is_dir():
-        return Layout(name="nothing", folder=path, missing=f"{path} does not exist.")
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        return Layout(name="nothing", folder=path, missing=f"{path} {what}.")
     bare = [part for part in WEIGHED_PARTS if not _weights_in(path / part)]
     is_diffusers = diffusers_folder.is_diffusers_folder(path)
     if is_diffusers and not bare:
@@ -78,13 +87,28 @@ def detect(path: Path) -> Layout:
     config = path / FLAGAI_CONFIG
     weights = _choose(path)
     if weights and config.is_file():
-        return _layout("FlagAI folder", path, weights=weights, config=config)
+        others = [other for other in configs_of(weights) if other != config]
+        return _layout("FlagAI folder", path, weights=weights, configs=[config, *others])
     if is_diffusers:
         lacking = ", ".join(f"{part}/*.safetensors" for part in bare)
         return _layout("diffusers folder", path, missing=f"{path} lacks {lacking}. Was the download complete?")
-    if (path / "snapshots").is_dir():
+    if (path / "snapshots").is_dir() and path.parent.name != "snapshots":
         return detect(_snapshot(path))
     return detect(weights) if weights else Layout(name="nothing", folder=path, missing=_nothing_known(path))
+
+
+def configs_of(weights: Path, *, has_own: bool = False) -> list[Path]:
+    """The configs that describe a file of weights, the one to take first: of its name, and of its folder's model.
+
+    Args:
+        weights: The file.
+        has_own: Whether one of its name counts as there in any case.
+    """
+    found = [path for suffix in (".yaml", ".yml") if (path := weights.with_suffix(suffix)).is_file()]
+    folders = weights.with_name(FLAGAI_CONFIG)
+    if (not (found or has_own) or weights.name in FLAGAI_WEIGHTS) and folders not in found and folders.is_file():
+        found.append(folders)
+    return found
 
 
 def checker_folder(folder: Path) -> Path | None:
@@ -98,13 +122,14 @@ def checker_folder(folder: Path) -> Path | None:
 
 
 def _layout(
-    name: str, folder: Path, *, weights: Path | None = None, config: Path | None = None, missing: str = ""
+    name: str, folder: Path, *, weights: Path | None = None, configs: Sequence[Path] = (), missing: str = ""
 ) -> Layout:
     return Layout(
         name=name,
         folder=folder,
         weights=weights,
-        config=config,
+        config=next(iter(configs), None),
+        other_configs=tuple(configs[1:]),
         tokenizer=own_tokenizer(folder),
         safety_checker=checker_folder(folder),
         missing=missing,
@@ -133,7 +158,7 @@ def _choose(folder: Path) -> Path | None:
         logger.log(
             logging.WARNING if newer else logging.INFO,
             "%s has %s: taking %s%s. Give the path of another to load that.",
-            folder,
+            printable(str(folder)),
             " and ".join(path.name for path in known),
             known[0].name,
             f", although {newer[0].name} is newer" if newer else "",
@@ -164,25 +189,52 @@ def read(layout: Layout) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
         ConfigError: The config cannot be built, or contradicts the weights.
     """
     layout.require()
-    where = str(layout.weights or layout.folder)
+    where = printable(str(layout.weights or layout.folder))
     if layout.weights is None:
         config, state = _read_diffusers(layout.folder)
     else:
         state = read_tensors(layout.weights)
         refuse_other_models(state, where)
         config = load_config(layout.config) if layout.config else infer_config(state, where)
-    config = replace(config, cond_stage=complete_text_encoder(config.cond_stage, state, where), use_ema=False)
+        check_counts(config, counts(state), where)
+    config = _completed(config, state, where)
+    for other in layout.other_configs:
+        require_agreement(config, other, state, where)
     return config, fill_unread(config.cond_stage, state)
+
+
+def require_agreement(config: LatentDiffusionConfig, other: Path, state: Mapping[str, Tensor], where: str) -> None:
+    """Refuse two answers to the question what a file of weights is.
+
+    Args:
+        config: The first answer, complete.
+        other: The file with the second; one that is no config of these weights says nothing.
+        state: LDM key -> tensor.
+        where: The file of weights, for errors.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    try:
+        its = _completed(load_config(other), state, where)
+    except ConfigError:
+        return
+    if its != config:
+        raise ConfigError(
+            f"{where} has two configs that describe different models, one of them {other}, and nothing tells which is "
+            "right. Remove or rename the one that is not its own."
+        )
+
+
+def _completed(config: LatentDiffusionConfig, state: Mapping[str, Tensor], where: str) -> LatentDiffusionConfig:
+    return replace(complete_config(config, state, where), use_ema=False)
 
 
 def _read_diffusers(folder: Path) -> tuple[LatentDiffusionConfig, dict[str, Tensor]]:
     config = diffusers_folder.read_config(folder)
-    parts: dict[str, Mapping[str, Tensor]] = {}
-    for part in ("unet", "vae", "text_encoder"):
-        tensors: dict[str, Tensor] = {}
-        for file in diffusers_folder.weight_files(folder, part):
-            tensors.update(read_tensors(file))
-        parts[part] = tensors
+    parts = {part: diffusers_folder.read_weights(folder, part) for part in diffusers_keys.PREFIXES}
+    found = {prefix: len(parts[part]) for part, prefix in diffusers_keys.PREFIXES.items()}
+    check_counts(config, found, str(folder))
     return config, diffusers_keys.to_ldm(parts, config)
 
 

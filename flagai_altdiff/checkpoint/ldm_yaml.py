@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
-from flagai_altdiff.errors import ConfigError, UnknownTargetError
+from flagai_altdiff.errors import ConfigError, UnknownTargetError, printable, shown
+from flagai_altdiff.plain_data import read_config
 
 T = TypeVar("T")
 
 _MAX_CONFIG_BYTES = 64 << 10
-_MAX_NESTING = 50
+_MAX_NAMED = 8
 
 # Parameters that appear in released files and change nothing here.
 _INERT_MODEL = frozenset(
@@ -102,23 +103,9 @@ def load_config(path: Path) -> LatentDiffusionConfig:
     Raises:
         ConfigError: The file is not such a config; UnknownTargetError for a foreign ``target:``.
     """
-    import yaml
-    from omegaconf.errors import OmegaConfBaseException
+    from flagai_altdiff.checkpoint.plain_yaml import parse_yaml
 
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_CONFIG_BYTES + 1)
-        if len(text) > _MAX_CONFIG_BYTES:
-            raise ConfigError(
-                f"it has over {_MAX_CONFIG_BYTES} bytes; a config.yaml has a few thousand. Is it another file?"
-            )
-        data = _read_yaml(text.decode("utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. Was the download complete?") from error
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, ValueError, AssertionError) as error:
-        # OmegaConf asserts that there is more than one number or date.
-        raise ConfigError(f"{path} cannot be read as YAML data: {str(error) or 'expected a mapping'}") from error
-    return parse_config(data, str(path))
+    return parse_config(read_config(path, _MAX_CONFIG_BYTES, parse_yaml, "YAML"), str(path))
 
 
 def parse_config(data: object, where: str = "config") -> LatentDiffusionConfig:
@@ -134,7 +121,9 @@ def parse_config(data: object, where: str = "config") -> LatentDiffusionConfig:
     Raises:
         ConfigError: See :func:`load_config`.
     """
-    model = _mapping(_mapping(data, where).get("model"), f"{where}: model")
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected a mapping with the key model, got {type(data).__name__}.")
+    model = _mapping(data.get("model"), f"{where}: model")
     params = dict(_mapping(model.get("params"), f"{where}: model.params"))
     parts: dict[str, Any] = {}
     for key, name, kind in (
@@ -147,14 +136,18 @@ def parse_config(data: object, where: str = "config") -> LatentDiffusionConfig:
         parse = TARGETS.get(target) if isinstance(target, str) else None
         if parse is None:
             known = "\n  ".join(TARGETS)
-            raise UnknownTargetError(f"{where}: {key} has the unknown target {target!r}. Known targets:\n  {known}")
+            raise UnknownTargetError(
+                f"{where}: {key} has the unknown target {shown(target)}. Known targets:\n  {known}"
+            )
         parts[name] = parse(_mapping(part.get("params") or {}, f"{where}: {key}.params"), f"{where}: {key}.params")
         if not isinstance(parts[name], kind):
-            raise UnknownTargetError(f"{where}: {key} has the target {target!r}, which is not a {kind.__name__[:-6]}.")
+            raise UnknownTargetError(
+                f"{where}: {key} has the target {shown(target)}, which is not a {kind.__name__[:-6]}."
+            )
     if "timesteps" not in params:
         raise ConfigError(f"{where}: model.params.timesteps is missing; every released config says 1000.")
     # The released configs say nothing of the text encoder's projection: it is as wide as the UNet's context.
-    if "project_dim" not in (_mapping(data, where)["model"]["params"]["cond_stage_config"].get("params") or {}):
+    if "project_dim" not in (data["model"]["params"]["cond_stage_config"].get("params") or {}):
         parts["cond_stage"] = replace(parts["cond_stage"], project_dim=parts["unet"].context_dim)
     return _build(LatentDiffusionConfig, {**params, **parts}, _INERT_MODEL, f"{where}: model.params")
 
@@ -197,21 +190,6 @@ def _plain(config: LatentDiffusionConfig) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(config)))
 
 
-def _read_yaml(text: str) -> object:
-    """YAML as plain data: no tags, no interpolation, no aliases (a few lines of them can stand for gigabytes)."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError("YAML aliases are not accepted in a config.")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _MAX_NESTING:
-            raise ConfigError(f"nested deeper than {_MAX_NESTING} levels.")
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-
-
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         raise ConfigError(f"{where}: expected a mapping, got {type(value).__name__}.")
@@ -221,7 +199,9 @@ def _mapping(value: object, where: str) -> Mapping[str, Any]:
 def _reject_unknown(params: Mapping[str, Any], known: frozenset[str], where: str) -> None:
     unknown = sorted(set(params) - known)
     if unknown:
-        raise ConfigError(f"{where}: unknown parameter {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+        names = ", ".join(printable(name, 80) for name in unknown[:_MAX_NAMED])
+        more = f" and {len(unknown) - _MAX_NAMED} more" if len(unknown) > _MAX_NAMED else ""
+        raise ConfigError(f"{where}: unknown parameter {names}{more}. Known: {', '.join(sorted(known))}.")
 
 
 def _build(kind: type[T], params: Mapping[str, Any], inert: frozenset[str], where: str) -> T:

@@ -13,14 +13,20 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.checkpoint.mapped import map_file
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, printable
 
-_MAX_DIMENSIONS = 16
+MAX_DIMENSIONS = 16
+MAX_KEY_LENGTH = 1000
+"""The longest names in files of this family have some hundred letters."""
+MAX_TENSORS = 20_000
+"""The weights of this family, with averages, are some two thousand."""
+_MAX_NUMBERS = 1 << 50
+"""In a tensor, where each empty dimension counts as one: torch multiplies them all, and must not overflow."""
 _MAX_SHARING = 4
 """Tensors may share numbers (a file with averaged weights under two names), but not stand for many times the file."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """Place and shape of one tensor.
 
@@ -44,10 +50,12 @@ class Record:
         """What is impossible about it in a file of ``file_size`` bytes; empty if nothing is."""
         numbers, rest = divmod(self.size_bytes, self.dtype.itemsize)
         stride = self.stride if self.stride is not None else (0,) * len(self.shape)
-        if len(self.shape) > _MAX_DIMENSIONS or len(stride) != len(self.shape):
+        if len(self.shape) > MAX_DIMENSIONS or len(stride) != len(self.shape):
             return f"has {len(self.shape)} dimensions and {len(stride)} strides"
         if min((*self.shape, *stride, self.offset, self.start, self.size_bytes), default=0) < 0:
             return "has a negative size, stride or offset"
+        if math.prod(max(size, 1) for size in self.shape) > _MAX_NUMBERS:
+            return f"of shape {list(self.shape)} is larger than any file"
         if self.start + self.size_bytes > file_size:
             return f"ends at byte {self.start + self.size_bytes}, but the file has {file_size}"
         count = math.prod(self.shape)
@@ -76,10 +84,13 @@ def open_tensors(file: BinaryIO, records: Mapping[str, Record], where: str) -> d
         CheckpointError: A record lies outside the file, or together they claim many times its length.
     """
     size = os.fstat(file.fileno()).st_size
+    if len(records) > MAX_TENSORS:
+        raise CheckpointError(f"{where} holds {len(records)} tensors; at most {MAX_TENSORS} are read.")
     for key, record in records.items():
         if trouble := record.trouble(size):
             raise CheckpointError(
-                f"{where} is a truncated or corrupt file of weights: {key} {trouble}. Fetch the file again."
+                f"{where} is a truncated or corrupt file of weights: {printable(key, 120)} {trouble}. "
+                "Fetch the file again."
             )
     total = sum(math.prod(record.shape) * record.dtype.itemsize for record in records.values())
     if total > _MAX_SHARING * size:
@@ -103,7 +114,10 @@ def _mapped(mapping: mmap.mmap, record: Record) -> Tensor:
 
 
 def _read(file: BinaryIO, record: Record, where: str) -> Tensor:
-    numbers = torch.empty(record.size_bytes // record.dtype.itemsize, dtype=record.dtype, device="cpu")
+    try:
+        numbers = torch.empty(record.size_bytes // record.dtype.itemsize, dtype=record.dtype, device="cpu")
+    except RuntimeError as error:  # what torch raises instead
+        raise MemoryError from error
     file.seek(record.start)
     if numbers.numel() and file.readinto(numbers.view(torch.uint8).numpy()) != record.size_bytes:  # type: ignore[attr-defined]
         raise CheckpointError(
@@ -117,4 +131,6 @@ def _view(numbers: Tensor, record: Record) -> Tensor:
         return torch.empty(record.shape, dtype=record.dtype, device="cpu")
     if record.stride is None:
         return numbers[record.offset : record.offset + math.prod(record.shape)].view(record.shape)
-    return numbers.as_strided(record.shape, record.stride, record.offset)
+    # A stride that is never taken may be any number; torch multiplies it all the same.
+    stride = [step if size > 1 else 1 for size, step in zip(record.shape, record.stride, strict=True)]
+    return numbers.as_strided(record.shape, stride, record.offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.checkpoint.health import check_weights
 from flagai_altdiff.checkpoint.mapped import is_mapped, let_go
-from flagai_altdiff.errors import CheckpointError, StateDictMismatchError
+from flagai_altdiff.errors import CheckpointError, StateDictMismatchError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,8 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], where: str, *, mapped:
     if any(parameter.is_meta for parameter in want.values()):
         model.load_state_dict({k: _own(v, mapped) for k, v in weights.items()}, strict=False, assign=True)
     else:
-        with torch.no_grad():
-            for key, value in weights.items():
-                want[key].copy_(value)
+        with torch.no_grad():  # in one step of Python, between which and the next an interruption comes
+            deque(map(Tensor.copy_, map(want.__getitem__, weights), weights.values()), maxlen=0)
 
 
 def _own(value: Tensor, mapped: bool) -> Tensor:
@@ -80,7 +80,7 @@ def _warn_of_another_schedule(buffers: Mapping[str, Tensor], state: Mapping[str,
         logger.warning(
             "%s: the noise schedule stored in it (%s) is not the one of the config, which is used. If the model was "
             "trained with another, set timesteps, linear_start, linear_end and beta_schedule in its config.yaml.",
-            where,
+            printable(where),
             ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
         )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flagai_altdiff.cli.common import add_model_dir, add_option, fail
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import read_prompt_file
 from flagai_altdiff.registry import DRAWING, MATCHING, locate
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best"}
+_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best", "strength": "--lora"}
 """What is no option of a request, by the flag that sets it."""
 
 
@@ -53,6 +54,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         help="read prompts from a text file; each line is drawn once, --n-samples at a time",
     )
     add("--comments", action="store_true", help="leave out lines of --from-file that begin with #")
+    add("--lora", action="append", default=[], metavar="FILE[:X]", help="add a LoRA, X times as strong; repeatable")
     add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
     add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
     add("--judge", default=_JUDGE, metavar="NAME", help="the matching model that chooses (default: %(default)s)")
@@ -83,16 +85,19 @@ def _draw(args: argparse.Namespace) -> int:
     output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
-    locate(args.model, args.model_dir, task=DRAWING)
+    _, place = locate(args.model, args.model_dir, task=DRAWING)
+    loras = [_lora(text) for text in args.lora]
     if args.best:
         locate(args.judge, args.model_dir, task=MATCHING)
     print(f"loading {args.model}", file=sys.stderr)
     import torch
 
     from flagai_altdiff.loading import load_model
+    from flagai_altdiff.lora import add_lora, check_loras
     from flagai_altdiff.output import draw_to_folder
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_loras(loras, place)
     best_of = _best_of(args, request, device) if args.best else None
     model = load_model(
         args.model,
@@ -102,12 +107,33 @@ def _draw(args: argparse.Namespace) -> int:
         mapped=True,  # this process writes no weights
         safety_checker=False if args.no_safety_checker else True if args.require_safety_checker else "auto",
     )
+    for path, strength in loras:
+        add_lora(model, path, strength)
     result = draw_to_folder(model, request, output, best_of=best_of)
     for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
         print(path)
     count = len(result.samples)
     print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
     return 0
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well."""
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        path, strength = Path(text), 1.0
+    else:
+        try:
+            path, strength = Path(name), float(number)
+        except ValueError:
+            path, strength = Path(text), 1.0
+            if Path(name).exists():
+                expected = f"a number behind the last colon in place of {shown(number)}, for example {name}:0.8"
+                raise InvalidRequestError("--lora", text, expected) from None
+    if not path.is_file():
+        expected = "the name of a file in that folder" if path.is_dir() else f"a file; there is no {path}"
+        raise InvalidRequestError("--lora", text, expected)
+    return path, strength
 
 
 def _best_of(args: argparse.Namespace, request: GenerationRequest, device: str) -> BestOf:

@@ -18,6 +18,7 @@ _VERIFY_ADVICE = {
     "missing": "altdiff download fetches the files of a model that has a name.",
     "wrong size": "remove the file and get it again.",
     "wrong hash": "remove the file and get it again; if you changed it yourself, strike it from altdiff-manifest.json.",
+    "mixed": "files of two versions lie together; move the folder away and fetch the model again.",
     "not recorded": "nothing is known to compare with; --record takes the files as they are now.",
 }
 

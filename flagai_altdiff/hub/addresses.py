@@ -7,27 +7,37 @@ import re
 import unicodedata
 from urllib.parse import urlsplit
 
-from flagai_altdiff.errors import HubError
+from flagai_altdiff.errors import HubError, printable, shown
 
 WEB = ("http", "https")
+MAX_LENGTH = 8192
+"""Of an address that is asked; those that servers sign are long."""
+SHOWN = 200
+"""Characters of an address in a message."""
 
 
 def redact_url(url: str) -> str:
     """``url`` as messages show it: printable, and without user, password, query and fragment, where secrets are."""
+    return printable(without_secrets(url), SHOWN).replace("\n", "\\n")
+
+
+def without_secrets(url: str) -> str:
+    """``url`` without user, password, query and fragment."""
     if trouble(url):
         return _behind_secrets(url)
     parts = urlsplit(url)
-    return _printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def first_line(text: str, length: int = 120) -> str:
     """The first line of a server's text, escaped and shortened."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return ascii(line if len(line) <= length else line[: length - 3] + "...")
+    return shown(text[: 10 * length].strip().partition("\n")[0].strip(), length)
 
 
 def trouble(url: str, schemes: tuple[str, ...] = WEB) -> str | None:
     """Why ``url`` is no address of a server; ``None`` if it is one."""
+    if len(url) > MAX_LENGTH:
+        return f"it is longer than {MAX_LENGTH} characters"
     try:
         parts = urlsplit(url)
         if parts.scheme not in schemes or url.partition("://")[0].lower() != parts.scheme:
@@ -42,7 +52,8 @@ def trouble(url: str, schemes: tuple[str, ...] = WEB) -> str | None:
 def check_url(url: str) -> None:
     """HubError unless ``url`` is http or https and names a host."""
     if problem := trouble(url):
-        raise HubError(f"refused the address {redact_url(url)!a} ({problem}): only http:// and https:// are fetched.")
+        address = shown(without_secrets(url), SHOWN)
+        raise HubError(f"refused the address {address} ({problem}): only http:// and https:// are fetched.")
 
 
 def check_typed(url: str, name: str, schemes: tuple[str, ...] = WEB) -> None:
@@ -58,10 +69,8 @@ def check_typed(url: str, name: str, schemes: tuple[str, ...] = WEB) -> None:
     elif ":" in server and "@" in url.partition(server)[2]:
         problem = "it has an @ behind the server; in a password, write / ? # @ as %2F %3F %23 %40"
     if problem:
-        example = f"{schemes[-1]}://name.example"
-        raise HubError(
-            f"{name} is {_behind_secrets(url)!a}: {problem}. Expected for example {example}; set or unset it."
-        )
+        address, example = shown(_behind_secrets(url), SHOWN), f"{schemes[-1]}://name.example"
+        raise HubError(f"{name} is {address}: {problem}. Expected for example {example}; set or unset it.")
 
 
 def _is_host(name: str) -> bool:
@@ -87,8 +96,4 @@ def is_private(url: str) -> bool:
 
 def _behind_secrets(text: str) -> str:
     """What is surely no secret of a text that should be an address."""
-    return _printable(re.split("[?#]", text.rpartition("@")[2], maxsplit=1)[0][:200])
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return re.split("[?#]", re.split("@|%40", text)[-1], maxsplit=1)[0][:SHOWN]

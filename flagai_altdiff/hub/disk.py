@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from flagai_altdiff.errors import DiskError, HubError
+from flagai_altdiff.files import open_regular, require_regular
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.model_files import is_part, lacking
 from flagai_altdiff.registry import ModelSpec
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Stamp = tuple[int, int, int]
+"""Inode, size and time of change of a file: the same ones mean the same content."""
 
 
 def missing_files(spec: ModelSpec, folder: Path, *, config_only: bool = False) -> list[str]:
@@ -49,8 +55,89 @@ def model_files(folder: Path) -> list[str]:
 
 
 def size_of(path: Path) -> int | None:
-    """Size of a file in bytes; ``None`` if there is none."""
-    return path.stat().st_size if os.path.isfile(path) else None
+    """Size of a file in bytes; ``None`` if there is none, or something else that is never opened."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What tells a file from a later one at its place; ``None`` if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def digest(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file."""
+    with open_regular(path) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), sha256
+
+
+class Digests:
+    """SHA-256 of files; a file is read once as long as it stays what it is."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Stamp], str] = {}
+
+    def of(self, path: Path) -> str | None:
+        """The digest of a file; ``None`` if there is no file.
+
+        Raises:
+            DiskError: It cannot be read.
+        """
+        stamp = stamp_of(path)
+        if stamp is None:
+            return None
+        if (str(path), stamp) not in self._known:
+            with on_disk(path):
+                self._known[str(path), stamp] = digest(path)[1]
+        return self._known[str(path), stamp]
+
+    def learn(self, path: Path, stamp: Stamp, sha256: str) -> None:
+        """Take a digest from one who has read the file."""
+        self._known[str(path), stamp] = sha256
+
+
+def read_small(path: Path, most_bytes: int) -> bytes:
+    """A small file of the books of a download; HubError if it has more bytes, OSError if it cannot be read."""
+    with open_regular(path) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise HubError(f"{path} has more than {most_bytes} bytes; it is not what its name says. Remove it.")
+    return data
+
+
+def make_folder(root: Path, inner: PurePath | str = "") -> Path:
+    """The folder ``root/inner``, made where it is missing; below ``root`` no link is followed.
+
+    Raises:
+        HubError: A link or a file stands where a folder is needed.
+        DiskError: The disk refuses.
+    """
+    place = root
+    with on_disk(root):
+        root.mkdir(parents=True, exist_ok=True)
+        for part in PurePath(inner).parts:
+            place = place / part
+            try:
+                os.mkdir(place)
+            except FileExistsError:
+                check_folder(place)
+    return place
+
+
+def check_folder(place: Path) -> None:
+    """HubError if something else than a folder is at ``place``, a link to one included."""
+    if place.is_symlink():
+        raise HubError(f"{place} is a symbolic link; refused. Remove it.")
+    if os.path.lexists(place) and not place.is_dir():
+        raise HubError(f"{place} is no folder, but one is needed there. Move it away and try again.")
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:
@@ -63,8 +150,25 @@ def check_space(folder: Path, needed_bytes: int) -> None:
 
 
 def open_no_link(path: str, flags: int) -> int:
-    """For ``open(..., opener=)``: a link planted at ``path`` is an error, never followed."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    """For ``open(..., opener=)``: write a file of ours, never through what is planted at its name.
+
+    Args:
+        path: A link, a pipe, a device or a second name of another file there is an error.
+        flags: From ``open``; the file is emptied only after it was looked at.
+    """
+    careful = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    handle = os.open(path, (flags & ~os.O_TRUNC) | careful, 0o666)
+    try:
+        found = os.fstat(handle)
+        require_regular(found, path)
+        if found.st_nlink > 1:
+            raise OSError(errno.EMLINK, "A second name of another file", path)
+        if flags & os.O_TRUNC:
+            os.ftruncate(handle, 0)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from flagai_altdiff.errors import HubError
+from flagai_altdiff.errors import HubError, shown
 from flagai_altdiff.hub.addresses import WEB, check_typed
 from flagai_altdiff.progress import is_on
 
@@ -97,7 +97,7 @@ def ca_bundle() -> str | None:
     except (OSError, ValueError) as error:
         reason = "no certificates in PEM format are in it" if isinstance(error, ssl.SSLError) else _reason(error)
         raise HubError(
-            f"{name} names {path!a}: {reason}. Name a file with certificates in PEM format, or unset it."
+            f"{name} names {shown(path, 200)}: {reason}. Name a file with certificates in PEM format, or unset it."
         ) from error
     return path
 
@@ -106,7 +106,7 @@ def certificate_advice() -> str:
     """What to do where a server's certificate is refused."""
     name = next((name for name in CERTIFICATE_VARIABLES if os.environ.get(name)), None)
     if name:
-        return f"Trusted are only the certificates that {name} names: {os.environ[name]!a}."
+        return f"Trusted are only the certificates that {name} names: {shown(os.environ[name], 200)}."
     return f"Where a network replaces certificates, name the file with its own in {CERTIFICATE_VARIABLES[0]}."
 
 
@@ -166,9 +166,9 @@ def _reason(error: Exception) -> str:
 @functools.cache
 def _warn_of_timeout(text: str) -> None:
     logger.warning(
-        "%s=%a is no number of seconds up to %.0f; %.0f are used",
+        "%s=%s is no number of seconds up to %.0f; %.0f are used",
         TIMEOUT_VARIABLE,
-        text,
+        shown(text),
         LONGEST_TIMEOUT_S,
         READ_TIMEOUT_S,
     )

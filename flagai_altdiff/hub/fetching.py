@@ -5,32 +5,49 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TypeVar
 
 from flagai_altdiff.errors import (
     DiskError,
+    FilesInTheWayError,
     HubError,
     HubUnavailableError,
     IntegrityError,
     ModelNotFoundError,
     OfflineError,
+    last_net,
 )
+from flagai_altdiff.files import claim
 from flagai_altdiff.hub import manifest
 from flagai_altdiff.hub.addresses import redact_url
-from flagai_altdiff.hub.disk import check_space, on_disk, size_of
+from flagai_altdiff.hub.disk import (
+    Digests,
+    Stamp,
+    check_folder,
+    check_space,
+    make_folder,
+    on_disk,
+    present_files,
+    size_of,
+    stamp_of,
+)
 from flagai_altdiff.hub.environment import BAAI_VARIABLE, HF_VARIABLE, MIRROR_VARIABLE, in_force, offline_switch
+from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.lock import folder_lock
 from flagai_altdiff.hub.manifest import FileRecord
-from flagai_altdiff.hub.names import STAGING_PREFIX, safe_name
-from flagai_altdiff.hub.planning import Plan, PlannedFile, Source, Wanted, find_sources, make_plan, read_records
+from flagai_altdiff.hub.names import MANIFEST_NAME, STAGING_PREFIX, safe_name
+from flagai_altdiff.hub.planning import Plan, PlannedFile, in_the_way, make_plan
 from flagai_altdiff.hub.progress import Progress, Report, human
 from flagai_altdiff.hub.remote import Location
+from flagai_altdiff.hub.sources import CACHE, HUBS, Source, Wanted, find_sources
 from flagai_altdiff.hub.threads import Stop, run_all
 from flagai_altdiff.hub.transfer import Received, copy, download
 from flagai_altdiff.model_files import DIFFUSERS_INDEX, FLAGAI_CONFIG
@@ -42,6 +59,13 @@ T = TypeVar("T")
 
 MARKERS = (DIFFUSERS_INDEX, FLAGAI_CONFIG)
 """Files that say which layout a folder has; moved into place last."""
+MAX_TEXT = 1000
+"""Longest address or ETag that is recorded."""
+RECHECK_S = 60.0
+"""After so long, a source without hashes is asked again whether it still has what it sent first."""
+_STAGING = re.compile(
+    rf"{re.escape(STAGING_PREFIX)}({'|'.join(HUBS)}|{CACHE}|mirror-[0-9a-f]{{12}})(-[0-9a-f]{{12,16}})*"
+)
 
 
 def fetch(
@@ -53,6 +77,10 @@ def fetch(
     their order: the mirror that the user named, Hugging Face's cache on this disk, the model's hubs. The files of one
     source arrive in ``folder/.incoming-<source>``, where an interrupted download goes on next time, and are moved into
     place when they are complete; size, hash and origin of each are recorded.
+
+    A file that no fetch has brought, or that was changed since, is never replaced. Where it is not the source's, only a
+    tokenizer is put beside it: no model of two versions is made. What an earlier fetch brought from another version
+    gives way.
 
     Args:
         spec: The model.
@@ -68,14 +96,16 @@ def fetch(
         OfflineError: Files are missing and the offline switch is on.
         ModelNotFoundError: Every source answered that it does not have the model.
         HubUnavailableError: No source could give the files.
+        FilesInTheWayError: Files of the user's would become part of another version; nothing came.
         DiskError: The local disk failed.
     """
     wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
-    if wanted.missing():
-        sources = find_sources(wanted, source, revision)
-        with folder_lock(folder, lambda: f"{human(_arrived_bytes(folder))} so far") as held:
-            if wanted.missing():
-                _try_each(wanted, sources, lambda plan: _carry_out(plan, held))
+    with last_net(folder, HubError):
+        if wanted.missing():
+            sources = find_sources(wanted, source, revision)
+            with folder_lock(folder, lambda: f"{human(_arrived_bytes(folder))} so far") as held:
+                if wanted.missing():
+                    _try_each(wanted, sources, lambda plan: _carry_out(plan, held))
     return folder
 
 
@@ -84,14 +114,16 @@ def plan(
 ) -> Plan:
     """What :func:`fetch` would do now with the first source that answers; arguments and errors as there."""
     wanted = Wanted(spec=spec, folder=folder, config_only=config_only)
-    return _try_each(wanted, find_sources(wanted, source, revision), lambda made: made)
+    with last_net(folder, HubError):
+        return _try_each(wanted, find_sources(wanted, source, revision), lambda made: made)
 
 
 def _try_each(wanted: Wanted, sources: list[Source], act: Callable[[Plan], T]) -> T:
     attempts: dict[Source, HubError] = {}
     for source in sources:
         try:
-            return act(make_plan(wanted, source))
+            with last_net(source, HubError):
+                return act(make_plan(wanted, source))
         except DiskError:
             raise
         except HubError as error:
@@ -103,33 +135,45 @@ def _try_each(wanted: Wanted, sources: list[Source], act: Callable[[Plan], T]) -
 def _carry_out(plan: Plan, locked: bool) -> None:
     """Bring all files of a plan into its staging folder, then into place; without a lock, in a folder of its own."""
     plan = plan if locked else _apart(plan)
-    folder = plan.wanted.folder
+    folder, began = plan.wanted.folder, time.monotonic()
+    if (folder / MANIFEST_NAME).is_dir():
+        raise DiskError(f"{folder / MANIFEST_NAME} is a folder; the record of the files goes there. Move it away.")
     check_space(folder, plan.to_come_bytes)
     logger.info("%s: %d files to fetch from %s", folder, len(plan.to_come), plan.source.label)
-    stop, guard, staged = Stop(), threading.Lock(), read_records(plan.staging)
+    make_folder(folder, plan.staging.name)
+    journal = Journal(plan.staging, plan.wanted.digests)
+    _gather(plan, journal)
+    arrived = [file for file in plan.files if not file.is_there and size_of(plan.staging / file.name)]
+    gives_way = plan.leftovers.keys() | {file.name for file in plan.files if file.replaces}
+    if gone := plan.wanted.lacking((present_files(folder) - gives_way) | {file.name for file in arrived}):
+        raise HubError(f"{plan.source.label} sent {', '.join(gone)} empty.")
+    if time.monotonic() - began > RECHECK_S:
+        _check_unchanged(arrived, journal)
+    _put_in_place(plan, arrived, journal)
+    for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
+        if _STAGING.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)  # never follows a link
+
+
+def _gather(plan: Plan, journal: Journal) -> None:
+    """Bring what is to come into the staging folder, several files side by side."""
+    stop, guard = Stop(), threading.Lock()
 
     def bring(file: PlannedFile) -> None:
+        path = _in_folder(plan.wanted.folder, plan.staging.name, file.name)
         try:
             with progress.file(file.name, file.size_bytes) as report:
-                received = _bring(file, _inside(plan.staging, file.name), report, stop)
+                received = _bring(file, path, report, stop)
         except ModelNotFoundError as error:
             with guard:
                 plan.do_without(file.name, error)
-            return
-        with guard:
-            staged[file.name] = _record(file, received, plan.source)
-            manifest.write(plan.staging, staged)
+        except IntegrityError as error:
+            raise _explained(error, plan, file) from error
+        else:
+            journal.add(file.name, received.sha256, received.validator)
 
     with Progress(plan.wanted.spec.name, sum(file.size_bytes or 0 for file in plan.to_come)) as progress:
         run_all([functools.partial(bring, file) for file in plan.to_come], stop)
-    arrived = {file.name: file for file in plan.files if file.state != "present" and size_of(plan.staging / file.name)}
-    for name in arrived.keys() - staged.keys():
-        size, sha256 = manifest.digest(plan.staging / name)
-        staged[name] = _record(arrived[name], Received(size_bytes=size, sha256=sha256), plan.source)
-    manifest.write(folder, read_records(folder) | {name: staged[name] for name in arrived})
-    _move(arrived, plan.staging, folder)
-    for leftover in folder.glob(f"{STAGING_PREFIX}*") if locked else (plan.staging,):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _apart(plan: Plan) -> Plan:
@@ -138,11 +182,29 @@ def _apart(plan: Plan) -> Plan:
     return replace(plan, staging=Path(f"{plan.staging}-{secrets.token_hex(8)}"), files=tuple(files))
 
 
+def _check_unchanged(arrived: list[PlannedFile], journal: Journal) -> None:
+    """HubError if what came first may be of another version than what came last, where no hash tells them apart."""
+    for file in arrived:
+        arrival = journal.get(file.name)
+        if arrival and not file.is_certain and file.unchanged(arrival.validator) is False:
+            raise HubError(f"{file.name} has changed at its source while the others came. Try again.")
+
+
+def _explained(error: IntegrityError, plan: Plan, file: PlannedFile) -> IntegrityError:
+    if not file.is_bound:
+        return error
+    return IntegrityError(
+        f"{error} {MANIFEST_NAME} has that SHA-256 from an earlier download. If {plan.source.label} has a new version "
+        f"that you trust, move {plan.wanted.folder} away and try again: all of it will come."
+    )
+
+
 def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Received:
     """One file into the staging folder: copied where this disk has it, else downloaded."""
     size, sha256 = file.size_bytes, file.sha256
 
     def get(location: Location) -> Received:
+        location.check_way(sha256)
         headers = location.headers
         return download(location.url, target, size_bytes=size, sha256=sha256, headers=headers, report=report, stop=stop)
 
@@ -166,42 +228,87 @@ def _bring(file: PlannedFile, target: Path, report: Report, stop: Stop) -> Recei
         return get(renewed)  # an address that was valid for a while only
 
 
-def _record(file: PlannedFile, received: Received, source: Source) -> FileRecord:
+def _put_in_place(plan: Plan, arrived: list[PlannedFile], journal: Journal) -> None:
+    """Give what has arrived its place; before that, what we brought from another version leaves it.
+
+    Interrupted in between, the model lacks files, and the next attempt goes on.
+    """
+    folder, digests, stock = plan.wanted.folder, plan.wanted.digests, plan.wanted.inventory()
+    records, coming = dict(stock.records), {file.name: file for file in arrived}
+    aside = dict(plan.leftovers)
+    for file in plan.files:
+        record = records.get(file.name)
+        is_new = file.name in coming and digests.of(folder / file.name) != digests.of(plan.staging / file.name)
+        if file.replaces and record and (is_new or (file.name not in coming and record.version != plan.version)):
+            aside[file.name] = file.replaces
+        if file.name in coming:
+            records[file.name] = _record(plan, file, journal)
+        elif file.state == "present" and record and record.version != plan.version and stock.is_ours(file.name):
+            records[file.name] = replace(_record(plan, file, None), sha256=record.sha256)
+    for name, stamp in aside.items():
+        if not _set_aside(folder / name, stamp, plan.staging):
+            raise in_the_way(plan, [name])
+        if name not in coming:
+            del records[name]
+    manifest.write(folder, records)
+    for name in sorted(coming, key=lambda name: name in MARKERS):
+        if not _place(plan.staging / name, _in_folder(folder, name), digests):
+            raise in_the_way(plan, [name])
+
+
+def _record(plan: Plan, file: PlannedFile, journal: Journal | None) -> FileRecord:
+    path = (plan.staging if journal else plan.wanted.folder) / file.name
+    arrival = journal.get(file.name) if journal else None
+    etag = arrival.validator if arrival and (arrival.validator or "").startswith('"') else None
+    url = redact_url(file.location.url)
     return FileRecord(
         name=file.name,
-        size_bytes=received.size_bytes,
-        sha256=received.sha256,
-        source=source.label,
-        url=redact_url(file.location.url),
+        size_bytes=size_of(path) or 0,
+        sha256=plan.wanted.digests.of(path) or "",
+        source=plan.source.label,
+        url=url if len(url) <= MAX_TEXT else None,
         revision=file.remote.revision,
-        etag=received.etag,
+        etag=etag if etag and len(etag) <= MAX_TEXT else None,
     )
 
 
-def _move(names: Iterable[str], staging: Path, folder: Path) -> None:
-    for name in sorted(names, key=lambda name: name in MARKERS):
-        target = _inside(folder, name)
-        if target.exists():
-            logger.warning("%s is replaced: its size differs from the announced one", target)
-        with on_disk(target):
-            os.replace(staging / name, target)
+def _set_aside(path: Path, stamp: Stamp, staging: Path) -> bool:
+    """Move a file of ours out of its place; whether it was that file, and not one that came there meanwhile."""
+    hidden = staging / f".{secrets.token_hex(8)}"
+    check_folder(path.parent)
+    with on_disk(path):
+        if not os.path.lexists(path):
+            return True
+        if os.path.islink(path) or stamp_of(path) != stamp:
+            return False
+        os.rename(path, hidden)
+        if stamp_of(hidden) == stamp:
+            return True
+        if not os.path.lexists(path):
+            os.rename(hidden, path)
+        return False
 
 
-def _inside(root: Path, name: str) -> Path:
-    """``root/name`` with its folder made; HubError if a symbolic link leads that folder out of ``root``."""
-    path = root / safe_name(name)
-    with on_disk(path.parent):
-        root.mkdir(parents=True, exist_ok=True)
-        if not path.parent.resolve().is_relative_to(root.resolve()):
-            raise HubError(f"{path.parent} leads out of {root} through a symbolic link; refused. Remove the link.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+def _place(staged: Path, target: Path, digests: Digests) -> bool:
+    """Give a file its place, unless another is there by now; whether the content is there."""
+    with on_disk(target):
+        try:
+            claim(staged, target)
+        except FileExistsError:
+            return digests.of(target) == digests.of(staged)
+        return True
+
+
+def _in_folder(folder: Path, *inner: str) -> Path:
+    """A file's path below a folder, with the folders between made; no link among them is followed."""
+    path = safe_name(inner[-1])
+    return make_folder(folder, PurePath(*inner[:-1], path.parent)) / path.name
 
 
 def _arrived_bytes(folder: Path) -> int:
     """Bytes that downloads into a folder have brought so far."""
-    parts = (path for staging in folder.glob(f"{STAGING_PREFIX}*") for path in staging.rglob("*"))
-    return sum(size_of(path) or 0 for path in parts)
+    places = (staging for staging in folder.glob(f"{STAGING_PREFIX}*") if not staging.is_symlink())
+    return sum(size_of(path) or 0 for staging in places for path in staging.rglob("*"))
 
 
 def _all_failed(wanted: Wanted, attempts: dict[Source, HubError]) -> HubError:
@@ -219,6 +326,9 @@ def _all_failed(wanted: Wanted, attempts: dict[Source, HubError]) -> HubError:
         f"  - or put the files into {folder.absolute()} yourself, in the FlagAI or the diffusers layout.",
     ]
     text = "\n".join(lines)
+    in_way = [error for error in attempts.values() if isinstance(error, FilesInTheWayError)]
+    if in_way:
+        return in_way[0] if len(in_way) == len(attempts) else FilesInTheWayError(text)
     if offline_switch():
         return OfflineError(text)
     if all(isinstance(error, ModelNotFoundError) for error in attempts.values()):

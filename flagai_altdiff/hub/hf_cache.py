@@ -6,14 +6,15 @@ import os
 import re
 from pathlib import Path
 
-from flagai_altdiff.errors import ModelNotFoundError
+from flagai_altdiff.errors import DiskError, ModelNotFoundError
 from flagai_altdiff.hub import environment
-from flagai_altdiff.hub.disk import size_of
+from flagai_altdiff.hub.disk import present_files, read_small, size_of
 from flagai_altdiff.hub.names import safe_name
 from flagai_altdiff.hub.remote import Location, RemoteFile
-from flagai_altdiff.model_files import diffusers_files
+from flagai_altdiff.model_files import repository_files
 
 BRANCH = "main"
+MAX_REF_BYTES = 200
 COMMIT, SHA256 = "[0-9a-f]{40}", "[0-9a-f]{64}"
 
 
@@ -28,8 +29,11 @@ def list_files(name: str, revision: str | None = None) -> list[RemoteFile]:
     if snapshot is None:
         place = ascii(str(environment.hf_cache()))
         raise ModelNotFoundError(f"{place} has no snapshot of {name} at {revision or BRANCH}.")
-    paths = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if os.path.isfile(path))
-    return [_file(snapshot, path) for path in diffusers_files(paths)]
+    try:
+        paths = sorted(present_files(snapshot))
+    except DiskError as error:
+        raise ModelNotFoundError(str(error)) from error  # the hub may have what the cache does not give
+    return [_file(snapshot, path) for path in repository_files(paths)]
 
 
 def has(name: str, revision: str | None = None) -> bool:
@@ -50,7 +54,7 @@ def _snapshot(name: str, revision: str) -> Path | None:
     commit = revision
     if not re.fullmatch(COMMIT, revision):
         try:
-            commit = (repository / "refs" / safe_name(revision)).read_text("utf-8").strip()
+            commit = read_small(repository / "refs" / safe_name(revision), MAX_REF_BYTES).decode().strip()
         except (OSError, ValueError):
             return None
     snapshot = repository / "snapshots" / commit

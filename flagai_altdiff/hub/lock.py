@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from flagai_altdiff.files import require_regular
 from flagai_altdiff.hub.disk import on_disk
 from flagai_altdiff.hub.names import LOCK_NAME
 
@@ -40,6 +42,8 @@ def folder_lock(folder: Path, describe: Callable[[], str]) -> Iterator[bool]:
     lock = FileLock(path, fallback_to_soft=False)
     with on_disk(path):
         folder.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):  # a pipe, a device, or a link to one, is never opened
+            require_regular(os.lstat(path), path)
         held = _acquire(lock, folder, describe)
     try:
         yield held

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from flagai_altdiff.errors import HubError
+from flagai_altdiff.errors import HubError, last_net, printable, shown
 from flagai_altdiff.files import new_file
-from flagai_altdiff.hub.disk import missing_files, model_files, on_disk, size_of
+from flagai_altdiff.hub.disk import digest, missing_files, model_files, on_disk, read_small, size_of
 from flagai_altdiff.hub.names import MANIFEST_NAME, safe_names
 from flagai_altdiff.registry import ModelSpec
 
 VERSION = 1
 MAX_BYTES = 4 << 20
+MAX_RECORDS = 5_000
+MAX_SIZE_BYTES = 1 << 60
 LOCAL = "this disk"
 """Source of a record that was made from a file already there."""
 
@@ -44,6 +47,14 @@ class FileRecord:
     revision: str | None = None
     etag: str | None = None
 
+    @property
+    def version(self) -> str:
+        """What the files of one version have in common, as far as records can tell."""
+        return version(self.source, self.revision)
+
+
+_FIELDS = {field.name for field in fields(FileRecord)}
+
 
 @dataclass(frozen=True)
 class FileCheck:
@@ -56,8 +67,20 @@ class FileCheck:
     """
 
     name: str
-    state: Literal["ok", "missing", "unreadable", "wrong size", "wrong hash", "not recorded"]
+    state: Literal["ok", "missing", "unreadable", "wrong size", "wrong hash", "not recorded", "mixed"]
     detail: str
+
+
+def version(source: str, revision: str | None) -> str:
+    """A name for the version that a source has: a commit is the same one everywhere."""
+    if revision is None or is_commit(revision):
+        return revision or source
+    return f"{source} at {revision}"
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision can never mean other content."""
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
 def parse(text: str, where: str) -> dict[str, FileRecord]:
@@ -71,14 +94,20 @@ def parse(text: str, where: str) -> dict[str, FileRecord]:
         HubError: It is no manifest, or names files outside the folder.
     """
     try:
-        book = json.loads(text)
-        records = [_parse_record(entry) for entry in book["files"]]
-        if book["version"] != VERSION:
-            raise ValueError(f"version {book['version']!a}, expected {VERSION}")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise HubError(f"{where} is not a record of files ({ascii(str(error))[1:81]}).") from error
+        book = json.loads(text, object_pairs_hook=_object)
+        if not isinstance(book, dict) or book.get("version") != VERSION:
+            raise ValueError(f"no object of version {VERSION}")
+        files = book.get("files")
+        if not isinstance(files, list) or len(files) > MAX_RECORDS:
+            raise ValueError(f"no list of at most {MAX_RECORDS:,} files")
+        records = [_parse_record(entry) for entry in files]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise HubError(f"{where} is not a record of files ({printable(ascii(str(error))[1:-1], 80)}).") from error
     safe_names(record.name for record in records)
-    return {record.name: record for record in records}
+    by_name = {record.name: record for record in records}
+    if len(by_name) < len(records):
+        raise HubError(f"{where} is not a record of files (it has a file twice).")
+    return by_name
 
 
 def read(folder: Path) -> dict[str, FileRecord]:
@@ -91,16 +120,21 @@ def read(folder: Path) -> dict[str, FileRecord]:
     path = folder / MANIFEST_NAME
     with on_disk(path):
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise HubError(f"{path} has more than {MAX_BYTES} bytes; it is not a record of files. Remove it.")
-            text = path.read_text("utf-8-sig")
-        except FileNotFoundError:
+            text = read_small(path, MAX_BYTES).decode("utf-8-sig")
+        except (FileNotFoundError, NotADirectoryError):
             return {}
     return parse(text, str(path))
 
 
 def write(folder: Path, records: Mapping[str, FileRecord]) -> None:
-    """Replace the manifest of a folder; the old one stays until the new one is whole."""
+    """Replace the manifest of a folder; the old one stays until the new one is whole.
+
+    Raises:
+        HubError: So many files that the manifest could not be read again.
+        DiskError: The disk refuses.
+    """
+    if len(records) > MAX_RECORDS:
+        raise HubError(f"{folder} would have {len(records):,} files to record; at most {MAX_RECORDS:,} can be.")
     files = [{k: v for k, v in asdict(records[name]).items() if v is not None} for name in sorted(records)]
     with on_disk(folder / MANIFEST_NAME), new_file(folder / MANIFEST_NAME, replace=True) as new:
         text = json.dumps({"version": VERSION, "files": files}, ensure_ascii=False, indent=2) + "\n"
@@ -108,20 +142,30 @@ def write(folder: Path, records: Mapping[str, FileRecord]) -> None:
 
 
 def record_missing(folder: Path) -> list[str]:
-    """Record the files of a model's folder that have no record yet, as they are now; their names."""
-    records = read(folder)
-    new = [name for name in model_files(folder) if name not in records]
-    for name in new:
-        with on_disk(folder / name):
-            size, sha256 = digest(folder / name)
-        records[name] = FileRecord(name=name, size_bytes=size, sha256=sha256, source=LOCAL)
-    if new:
-        write(folder, records)
-    return new
+    """Record the files of a model's folder that have no record yet, as they are now; their names.
+
+    Raises:
+        HubError: The manifest cannot be understood, or so many files are there that they are no model.
+    """
+    with last_net(folder, HubError):
+        records = read(folder)
+        new = [name for name in model_files(folder) if name not in records]
+        safe_names([*records, *new])
+        if len(records) + len(new) > MAX_RECORDS:
+            raise HubError(f"{folder} has {len(new):,} files to record; a model has at most {MAX_RECORDS:,}.")
+        for name in new:
+            with on_disk(folder / name):
+                size, sha256 = digest(folder / name)
+            records[name] = FileRecord(name=name, size_bytes=size, sha256=sha256, source=LOCAL)
+        if new:
+            write(folder, records)
+        return new
 
 
 def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
     """Check every file of a model: against what the registry knows of it, else against its record.
+
+    Files that are what their record says are "mixed" where records name another version than that of most bytes.
 
     Args:
         folder: The model's folder.
@@ -133,23 +177,37 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
     Raises:
         HubError: The manifest cannot be understood.
     """
-    records, present = read(folder), model_files(folder)
-    known = {file.name: file for file in spec.files} if spec else {}
-    for name in sorted({*records, *present, *(missing_files(spec, folder) if spec else ())}):
-        fact, record = known.get(name), records.get(name)
-        if name not in present:
-            yield FileCheck(name, "missing", f"expected in {folder}")
-            continue
-        size = (fact.size_bytes if fact else None) or (record.size_bytes if record else None)
-        sha256 = (fact.sha256 if fact else None) or (record.sha256 if record else None)
-        yield _check(folder / name, name, size, sha256, "registry" if fact and fact.sha256 else "record")
+    with last_net(folder, HubError):
+        records, present = read(folder), set(model_files(folder))
+        known = {file.name: file for file in spec.files} if spec else {}
+        main = _main_version([record for record in records.values() if record.name in present])
+        for name in sorted({*records, *present, *(missing_files(spec, folder) if spec else ())}):
+            fact, record = known.get(name), records.get(name)
+            if name not in present:
+                yield _absent(folder, name)
+                continue
+            size = (fact.size_bytes if fact else None) or (record.size_bytes if record else None)
+            sha256 = (fact.sha256 if fact else None) or (record.sha256 if record else None)
+            check = _check(folder / name, name, size, sha256, "registry" if fact and fact.sha256 else "record")
+            mixed = main and record and record.source != LOCAL and record.version != main
+            if check.state == "ok" and record and mixed and not (fact and fact.sha256):
+                check = FileCheck(name, "mixed", f"of {record.version}, but the largest files are of {main}")
+            yield check
 
 
-def digest(path: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file."""
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), sha256
+def _main_version(records: list[FileRecord]) -> str | None:
+    """The version that most bytes of the files are of that a hub gave."""
+    sizes = defaultdict[str, int](int)
+    for record in records:
+        if record.source != LOCAL:
+            sizes[record.version] += record.size_bytes
+    return max(sorted(sizes), key=lambda name: sizes[name], default=None)
+
+
+def _absent(folder: Path, name: str) -> FileCheck:
+    if os.path.lexists(folder / name) and size_of(folder / name) is None:
+        return FileCheck(name, "unreadable", "no regular file")
+    return FileCheck(name, "missing", f"expected in {folder}")
 
 
 def _check(path: Path, name: str, size: int | None, sha256: str | None, origin: str) -> FileCheck:
@@ -167,15 +225,25 @@ def _check(path: Path, name: str, size: int | None, sha256: str | None, origin: 
     return FileCheck(name, "ok", f"{there:,} bytes, SHA-256 {got} ({origin})")
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        raise ValueError("a key comes twice")
+    return entry
+
+
 def _parse_record(entry: object) -> FileRecord:
     if not isinstance(entry, dict):
         raise TypeError("an entry is not an object")
+    if strange := sorted(entry.keys() - _FIELDS):
+        raise ValueError(f"an entry has the key {shown(strange[0], 40)}")
     record = FileRecord(**entry)
     texts = [record.name, record.sha256, record.source]
     texts += [option for option in (record.url, record.revision, record.etag) if option is not None]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("an entry has a value of another type")
     "".join(texts).encode()  # half a character cannot be written again
-    if type(record.size_bytes) is not int or record.size_bytes < 0 or not re.fullmatch("[0-9a-f]{64}", record.sha256):
-        raise ValueError(f"{record.name!a} has no size and SHA-256")
+    believed = type(record.size_bytes) is int and 0 <= record.size_bytes < MAX_SIZE_BYTES
+    if not believed or not re.fullmatch("[0-9a-f]{64}", record.sha256):
+        raise ValueError(f"{shown(record.name, 40)} has no size and SHA-256")
     return record

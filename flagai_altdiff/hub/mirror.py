@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from flagai_altdiff.errors import ModelNotFoundError
+from flagai_altdiff.errors import HubError, ModelNotFoundError, shown
 from flagai_altdiff.hub import manifest
 from flagai_altdiff.hub.addresses import check_typed, redact_url
-from flagai_altdiff.hub.client import ask, read_number
+from flagai_altdiff.hub.client import ask
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.hub.remote import Location, RemoteFile
 from flagai_altdiff.model_files import EQUIVALENTS
+
+MAX_FILES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Mirror:
         check_typed(base, self.setting)
         if revision is not None:
             raise ModelNotFoundError(
-                f"{redact_url(base)} is a plain folder without revisions, so not {revision!a} either."
+                f"{redact_url(base)} is a plain folder without revisions, so not {shown(revision)} either."
             )
         folders = [f"{base}/{quote(name)}", base]
         for folder in folders:
@@ -52,6 +54,8 @@ def _recorded(folder: str) -> list[RemoteFile]:
     except ModelNotFoundError:
         return []
     records = manifest.parse(answer.text, redact_url(answer.url)).values()
+    if len(records) > MAX_FILES:
+        raise HubError(f"{redact_url(answer.url)} lists {len(records):,} files, {MAX_FILES:,} at most are believed.")
     return [_file(folder, record.name, record.size_bytes, record.sha256) for record in records]
 
 
@@ -63,7 +67,7 @@ def _probe(folder: str, usual: str) -> RemoteFile | None:
             answer = ask("HEAD", f"{folder}/{name}")
         except ModelNotFoundError:
             continue
-        return _file(folder, name, read_number(answer.headers, "Content-Length"), None)
+        return _file(folder, name, answer.size_bytes, None)
     return None
 
 

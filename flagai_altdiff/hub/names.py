@@ -12,6 +12,9 @@ MAX_NAME_BYTES = 255
 STAGING_PREFIX = ".incoming-"
 MANIFEST_NAME = "altdiff-manifest.json"
 LOCK_NAME = ".altdiff.lock"
+JOURNAL_NAME = "altdiff-journal.jsonl"
+MAX_PATH_CHARACTERS = 1000
+MAX_LEVELS = 16
 PART_SUFFIX = ".part"
 STATE_SUFFIX = ".part.json"
 
@@ -33,9 +36,10 @@ def safe_name(text: str) -> PurePosixPath:
     Raises:
         HubError: It could leave the folder, is not portable between file systems, or is one that downloads use.
     """
-    for part in text.split("/"):
-        if problem := _problem(part):
-            raise HubError(f"refused the file name {text[:300]!a}: {problem}.")
+    too_long = len(text) > MAX_PATH_CHARACTERS or text.count("/") >= MAX_LEVELS
+    problems = [f"it has more than {MAX_PATH_CHARACTERS} characters or {MAX_LEVELS} levels"] if too_long else []
+    for problem in problems or filter(None, map(_problem, text.split("/"))):
+        raise HubError(f"refused the file name {text[:300]!a}: {problem}.")
     return PurePosixPath(text)
 
 
@@ -46,10 +50,10 @@ def safe_names(texts: Iterable[str]) -> list[PurePosixPath]:
         other = seen.setdefault(_folded(path), str(path))
         if other != str(path):
             raise HubError(f"refused the file names {other!a} and {str(path)!a}: they differ in case only.")
-    for path in paths:
-        for parent in path.parents:
-            if _folded(parent) in seen:
-                raise HubError(f"refused the file name {str(path)!a}: {str(parent)!a} is a file.")
+    for folded, name in seen.items():
+        for level in range(1, folded.count("/") + 1):
+            if (parent := folded.rsplit("/", level)[0]) in seen:
+                raise HubError(f"refused the file name {name!a}: {seen[parent]!a} is a file.")
     return paths
 
 
@@ -75,6 +79,6 @@ def _problem(part: str) -> str | None:
     folded = part.casefold()
     if folded.startswith(STAGING_PREFIX) or folded.endswith((PART_SUFFIX, STATE_SUFFIX)):
         return "unfinished downloads have such names"
-    if folded in (MANIFEST_NAME, LOCK_NAME):
+    if folded in (MANIFEST_NAME, LOCK_NAME, JOURNAL_NAME):
         return "downloads keep their own books under this name"
     return None

@@ -1,78 +1,35 @@
-"""What a fetch will do: the sources of a model in their order; for one source, the files there and to come."""
+"""What a fetch from one source will do: which files are there, which are to come, give way or stand in the way."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterator, Set
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
-from flagai_altdiff.errors import HubError, ModelNotFoundError, OfflineError
-from flagai_altdiff.hub import baai, environment, hf_cache, huggingface, manifest
-from flagai_altdiff.hub.addresses import redact_url
-from flagai_altdiff.hub.disk import missing_files, present_files, size_of
-from flagai_altdiff.hub.environment import MIRROR_VARIABLE, offline_switch
-from flagai_altdiff.hub.manifest import FileRecord
-from flagai_altdiff.hub.mirror import Mirror
+from flagai_altdiff.errors import FilesInTheWayError, HubError, ModelNotFoundError, printable
+from flagai_altdiff.hub import manifest
+from flagai_altdiff.hub.disk import Stamp, check_folder, present_files, size_of, stamp_of
+from flagai_altdiff.hub.inventory import Inventory
+from flagai_altdiff.hub.journal import Journal
 from flagai_altdiff.hub.names import PART_SUFFIX, STAGING_PREFIX, safe_names
-from flagai_altdiff.hub.remote import Hub, Location, RemoteFile
-from flagai_altdiff.model_files import EQUIVALENTS, is_hidden, is_weight, lacking
-from flagai_altdiff.registry import ModelSpec
+from flagai_altdiff.hub.remote import Location, RemoteFile
+from flagai_altdiff.hub.sources import Source, Wanted, tag
+from flagai_altdiff.hub.transfer import validator_of
+from flagai_altdiff.model_files import EQUIVALENTS, decides, is_fetched, is_tokenizer, is_weight, most_bytes
 
 logger = logging.getLogger(__name__)
 
-HUBS: dict[str, Hub] = {"baai": baai, "huggingface": huggingface}
-"""Every hub by the name that ``ModelSpec.sources`` uses."""
-
-CACHE = "huggingface-cache"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The model that is to be fetched.
-
-    Args:
-        spec: What it is.
-        folder: Where it is to be.
-        config_only: Whether its weights are left out.
-    """
-
-    spec: ModelSpec
-    folder: Path
-    config_only: bool = False
-
-    def missing(self) -> list[str]:
-        """What its folder lacks now."""
-        return missing_files(self.spec, self.folder, config_only=self.config_only)
-
-    def lacking(self, names: Set[str]) -> list[str]:
-        """What it would lack with files of these names."""
-        return lacking((file.name for file in self.spec.files), names, config_only=self.config_only)
+MAX_LISTED = 10_000
+MAX_FILES = 2_000
+"""Most files that a source may list, and most of them that can be a model's."""
+MAX_TIMES_USUAL = 4
+"""How much larger than the registry says a model may be."""
 
 
-FileState = Literal["present", "arrived", "cached", "absent"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A place that may have a model.
-
-    Args:
-        label: Short name, for messages and for the folder where its files are gathered.
-        hub: Lists the files.
-        name: Name of the model there.
-        revision: Version to ask for, if not the hub's newest.
-    """
-
-    label: str
-    hub: Hub = field(repr=False)
-    name: str
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.label} ({self.name}{f' at {self.revision}' if self.revision else ''})"
+FileState = Literal["present", "yours", "arrived", "cached", "absent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +42,10 @@ class PlannedFile:
         location: Where it can be downloaded now.
         size_bytes: Size, if the registry or the source knows it.
         sha256: Hex digest, if the registry or the source knows it, or an earlier download from there recorded it.
-        state: Whether it is in the folder, came in an earlier attempt, lies in another program's cache, or none.
+        is_bound: Whether only an earlier download tells the digest.
+        state: Whether it is in the folder, came in an earlier attempt, lies in another program's cache, or none; or the
+            user has another file of that name there, which stays.
+        replaces: What we brought earlier and is replaced by it.
     """
 
     name: str
@@ -93,7 +53,30 @@ class PlannedFile:
     location: Location = field(repr=False)
     size_bytes: int | None
     sha256: str | None
+    is_bound: bool = False
     state: FileState
+    replaces: Stamp | None = field(default=None, repr=False)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing is to come, because a file of that name is there and stays."""
+        return self.state in ("present", "yours")
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether hash or commit tell its version, so that nobody need be asked."""
+        return (self.sha256 is not None and not self.is_bound) or manifest.is_commit(self.remote.revision)
+
+    def unchanged(self, validator: str | None) -> bool | None:
+        """Whether the source still has the content that it gave this validator; ``None`` if that cannot be told."""
+        if validator is None:
+            return None
+        try:
+            self.location.check_way(self.sha256)
+            now = validator_of(self.location.url, self.location.headers)
+        except HubError:
+            return None
+        return None if now is None else now == validator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +89,8 @@ class Plan:
         staging: Folder where the files are gathered.
         files: All files of the model, the small ones first.
         available: Names of the files that the model's folder will have.
+        revision: Version that the files are of, if the hub has versions.
+        leftovers: What we brought earlier from another version, and this one does not have.
     """
 
     wanted: Wanted
@@ -113,6 +98,17 @@ class Plan:
     staging: Path
     files: tuple[PlannedFile, ...] = ()
     available: set[str] = field(repr=False)
+    revision: str | None = None
+    leftovers: Mapping[str, Stamp] = field(default_factory=dict, repr=False)
+
+    @property
+    def version(self) -> str:
+        """The version that its files are of, as records name it."""
+        return manifest.version(self.source.label, self.revision)
+
+    def is_left_out(self, name: str) -> bool:
+        """Whether nothing is done about a file, because only the config is wanted."""
+        return self.wanted.config_only and is_weight(name)
 
     @property
     def to_come(self) -> list[PlannedFile]:
@@ -133,112 +129,180 @@ class Plan:
         logger.warning("%s: goes on without %s: %s", self.wanted.spec.name, name, error)
 
 
-def find_sources(wanted: Wanted, only: str | None, revision: str | None) -> list[Source]:
-    """Where to look, in order; offline, only what is on this disk. Arguments as in :func:`fetching.fetch`."""
-    spec = wanted.spec
-    versions = {"huggingface": revision or spec.revision}
-    hubs = [
-        Source(label=label, hub=HUBS[label], name=name, revision=versions.get(label, revision))
-        for label, name in spec.sources
-        if only == label or (only is None and (revision is None or label in versions))
-    ]
-    cache = [
-        replace(source, label=CACHE, hub=hf_cache)
-        for source in hubs
-        if source.hub is huggingface and hf_cache.has(source.name, source.revision)
-    ]
-    mirrors = [] if only in HUBS or spec.embedded else _mirrors(spec, only, revision)
-    if switch := offline_switch():
-        if not cache:
-            places = f"{wanted.folder} or in Hugging Face's cache, {str(environment.hf_cache())!a}"
-            raise OfflineError(
-                f"{spec.name}: {', '.join(wanted.missing())} not found in {places}, and {switch} forbids "
-                "downloads. Unset it and try again, or put the files there."
-            )
-        return cache
-    return [*mirrors, *cache, *hubs]
-
-
-def _mirrors(spec: ModelSpec, only: str | None, revision: str | None) -> list[Source]:
-    """The mirror that was asked for, else that of the environment; its address is checked when it is its turn."""
-    address = only or (environment.mirror() if revision is None else None)
-    if address is None:
-        return []
-    if only and "://" not in only:
-        known = ", ".join(HUBS)
-        raise HubError(f"unknown source {redact_url(only)!a}: expected {known}, or the http(s) address of a mirror.")
-    usual = tuple(file.name for file in spec.files)
-    hub = Mirror(address=address, setting="source" if only else MIRROR_VARIABLE, usual_files=usual)
-    return [Source(label=f"mirror-{_tag(address)}", hub=hub, name=spec.name, revision=revision)]
-
-
-def _tag(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-
-
 def make_plan(wanted: Wanted, source: Source) -> Plan:
     """What is to come from one source.
 
     Raises:
         ModelNotFoundError: It does not have the whole model.
+        FilesInTheWayError: Files of the user's would become part of another version than theirs.
         HubError: It cannot be asked, or what it says is refused.
+        DiskError: What is there cannot be read.
     """
-    listed = source.hub.list_files(source.name, source.revision)
-    safe_names(file.name for file in listed)
+    listed = _listed(source)
     files = sorted(_asked_for(wanted, listed), key=lambda file: is_weight(file.name))
     revision, available = (
         next((f.revision for f in files), None),
         present_files(wanted.folder) | {f.name for f in files},
     )
-    staging = wanted.folder / f"{STAGING_PREFIX}{source.label}{f'-{_tag(revision)}' if revision else ''}"
-    plan = Plan(wanted=wanted, source=source, staging=staging, available=available)
+    staging = wanted.folder / f"{STAGING_PREFIX}{source.label}{f'-{tag(revision)}' if revision else ''}"
+    plan = Plan(wanted=wanted, source=source, revision=revision, staging=staging, available=available)
     if gone := wanted.lacking(available):
         raise ModelNotFoundError(f"{source.label} lists {source.name}, but without {', '.join(gone)}.")
-    if staging.is_symlink():
-        raise HubError(f"{staging} is a symbolic link; refused. Remove it.")
-    records, planned = read_records(wanted.folder), list[PlannedFile]()
+    check_folder(staging)
+    stock, journal = wanted.inventory(), Journal(staging, wanted.digests)
+    planned = list[PlannedFile]()
     for file in files:
         try:
             location = file.locate()
         except ModelNotFoundError as error:
             plan.do_without(file.name, error)
         else:
-            record = records.get(file.name)
-            same = record and (record.source, record.revision) == (source.label, file.revision)
-            planned.append(_plan_file(plan, file, location, record if same else None))
-    return replace(plan, files=tuple(planned))
+            planned.append(_plan_file(plan, stock, journal, file, location))
+    return _checked(replace(plan, files=tuple(planned)), stock, {file.name: file for file in listed})
 
 
-def _plan_file(plan: Plan, file: RemoteFile, location: Location, record: FileRecord | None) -> PlannedFile:
+def _listed(source: Source) -> list[RemoteFile]:
+    """What a source lists, but for what no model has: the names are refused as a whole, or safe."""
+    listed = source.hub.list_files(source.name, source.revision)
+    if len(listed) > MAX_LISTED:
+        raise HubError(f"{source.label} lists {len(listed):,} files; a model has at most {MAX_FILES:,}.")
+    safe_names(file.name for file in listed)
+    taken = [file for file in listed if is_fetched(file.name)]
+    if len(taken) > MAX_FILES:
+        raise HubError(f"{source.label} lists {len(taken):,} files of a model, which has at most {MAX_FILES:,}.")
+    if strange := [file.name for file in listed if not is_fetched(file.name)]:
+        names = ", ".join(printable(name, 60) for name in strange[:5])
+        logger.info("%s: passed over %d files that are no part of a model: %s", source.label, len(strange), names)
+    return taken
+
+
+def _plan_file(plan: Plan, stock: Inventory, journal: Journal, file: RemoteFile, location: Location) -> PlannedFile:
     known = next((known for known in plan.wanted.spec.files if known.name == file.name), None)
-    size = (known.size_bytes if known else None) or file.size_bytes or location.size_bytes or None
-    sha256 = (known.sha256 if known else None) or file.sha256 or (record.sha256 if record else None)
-    state: FileState = "cached" if file.copy else "absent"
-    if _has_size(plan.wanted.folder / file.name, size):
-        state = "present"
-    elif _has_size(plan.staging / file.name, size):
-        state = "arrived"
-    return PlannedFile(name=file.name, remote=file, location=location, size_bytes=size, sha256=sha256, state=state)
+    record = stock.records.get(file.name)
+    bound = record.sha256 if record and record.version == plan.version else None
+    announced = (known.sha256 if known else None) or file.sha256
+    planned = PlannedFile(
+        name=file.name,
+        remote=file,
+        location=location,
+        size_bytes=(known.size_bytes if known else None) or file.size_bytes or location.size_bytes or None,
+        sha256=announced or bound,
+        is_bound=not announced and bound is not None,
+        state="cached" if file.copy else "absent",
+    )
+    standing = stock.standing(file.name, planned.size_bytes, planned.sha256)
+    if standing == "same" and record and not planned.is_certain and not _is_current(planned, record.etag):
+        standing = "ours"
+    if standing in ("same", "alike"):
+        return replace(planned, state="present")
+    if standing == "other":
+        return replace(planned, state="yours")
+    if _has_arrived(plan, journal, planned):
+        planned = replace(planned, state="arrived")
+    return replace(planned, replaces=stamp_of(stock.folder / file.name) if standing == "ours" else None)
+
+
+def _is_current(file: PlannedFile, validator: str | None) -> bool:
+    """Whether a file that we once brought is the source's still. Large ones are believed where it tells nothing."""
+    still = file.unchanged(validator)
+    return is_weight(file.name) if still is None else still
+
+
+def _has_arrived(plan: Plan, journal: Journal, file: PlannedFile) -> bool:
+    """Whether a file lies in the staging folder and is surely of the version that the source has now."""
+    path, arrival = plan.staging / file.name, journal.get(file.name)
+    if not size_of(path) or file.size_bytes not in (None, size_of(path)):
+        return False
+    if file.sha256 not in (None, plan.wanted.digests.of(path) if file.sha256 else None):
+        return False
+    return file.is_certain or (arrival is not None and file.unchanged(arrival.validator) is True)
+
+
+def _checked(plan: Plan, stock: Inventory, listed: Mapping[str, RemoteFile]) -> Plan:
+    """A plan that fits what is there: no size beyond belief, no way through links, nothing mixed.
+
+    Raises:
+        FilesInTheWayError: A stray that stays, and more than a tokenizer is to come.
+        ModelNotFoundError: The model would not be whole without a stray.
+        HubError: A size beyond belief, or a link on the way.
+    """
+    _check_sizes(plan)
+    strays = _strays(plan, stock, listed)
+    if stay := [name for name, is_ours in strays.items() if not is_ours or plan.is_left_out(name)]:
+        plan = _tokenizer_only(plan, stay)
+    else:
+        plan.available.difference_update(strays)
+        if gone := plan.wanted.lacking(plan.available):
+            raise ModelNotFoundError(f"{plan.source.label} lists {plan.source.name}, but without {', '.join(gone)}.")
+        plan = replace(plan, leftovers={name: stamp for name in strays if (stamp := stamp_of(stock.folder / name))})
+    for file in plan.files:
+        if not file.is_there:
+            for parent in PurePath(file.name).parents[:-1]:
+                check_folder(stock.folder / parent)
+    return plan
+
+
+def _strays(plan: Plan, stock: Inventory, listed: Mapping[str, RemoteFile]) -> dict[str, bool]:
+    """Files that would take part in the model and are of another version than the source's; whether we brought them."""
+    roles, planned = [file.name for file in plan.wanted.spec.files], {file.name for file in plan.files}
+    yours = [file.name for file in plan.files if file.state == "yours"]
+    strays = {name: False for name in yours if "/" in name or decides(name, roles)}
+    for name in sorted(present_files(stock.folder) - planned):
+        file, is_ours = listed.get(name), stock.is_ours(name)
+        is_version = is_ours and stock.records[name].version == plan.version
+        if not decides(name, roles):
+            is_stray = is_ours and not is_version and not plan.is_left_out(name)
+        elif file is None:
+            is_stray = is_ours or not is_tokenizer(name) or any(map(is_tokenizer, planned))
+        else:
+            standing = stock.standing(name, file.size_bytes or None, file.sha256)
+            is_stray = standing == "other" or (standing == "ours" and not (is_version and file.sha256 is None))
+        if is_stray:
+            strays[name] = is_ours
+    return strays
+
+
+def _tokenizer_only(plan: Plan, strays: list[str]) -> Plan:
+    """The plan beside strays that stay: to a model that lacks its tokenizer, a tokenizer may come, and nothing else."""
+    lacking = plan.wanted.missing()
+    come = [file for file in plan.files if not file.is_there and is_tokenizer(file.name)] if lacking else []
+    names = present_files(plan.wanted.folder) | {file.name for file in come}
+    if plan.wanted.lacking(names) or not all(map(is_tokenizer, lacking)):
+        raise in_the_way(plan, strays)
+    logger.info("%s: %s stay, so that only the tokenizer comes", plan.wanted.folder, ", ".join(strays))
+    return replace(plan, files=(*(file for file in plan.files if file.is_there), *come))
+
+
+def _check_sizes(plan: Plan) -> None:
+    """HubError where a source announces what no model has; that says nothing about this disk."""
+    for file in plan.files:
+        if (file.size_bytes or 0) > most_bytes(file.name):
+            text = f"{plan.source.label} announces {file.size_bytes:,} bytes for {file.name}"
+            raise HubError(f"{text}, which has at most {most_bytes(file.name):,}; not believed.")
+    total, usual = sum(file.size_bytes or 0 for file in plan.files), plan.wanted.spec.size_bytes
+    if usual and total > usual * MAX_TIMES_USUAL:
+        raise HubError(f"{plan.source.label} announces {total:,} bytes; the model has about {usual:,}. Not believed.")
+
+
+def in_the_way(plan: Plan, names: list[str]) -> FilesInTheWayError:
+    """The error for files of the user's that stand where a source's would go, or would be mixed with them."""
+    folder, spec = plan.wanted.folder, plan.wanted.spec
+    shown = ", ".join(printable(name, 120) for name in names[:8]) + (f" and {len(names) - 8} more" if names[8:] else "")
+    aside = f"{folder}.mine"
+    moved = " ".join(shlex.quote(str(folder / name)) for name in names[:8])
+    return FilesInTheWayError(
+        f"{folder} has files of yours, or of another version, that are not those of {plan.source.label}: {shown}. "
+        f"They stay, and nothing of another version is put beside them. To have {spec.name} fetched whole, "
+        f"move them away (mkdir {shlex.quote(aside)} && mv {moved} {shlex.quote(aside)}), or fetch into another folder "
+        f"(altdiff download {spec.name} --model-dir OTHER)."
+    )
 
 
 def _asked_for(wanted: Wanted, listed: list[RemoteFile]) -> Iterator[RemoteFile]:
-    """All but hidden files and needless weights: any if only the config is wanted, else those that are no part."""
+    """All but needless weights: any if only the config is wanted, else those that are no part."""
     names = {file.name for file in listed}
     own = {file.name if file.name in names else EQUIVALENTS.get(file.name) for file in wanted.spec.files}
     for file in listed:
         needed = not wanted.config_only and ("/" in file.name or file.name in own)
-        if not is_hidden(file.name) and (needed or not is_weight(file.name)):
+        if needed or not is_weight(file.name):
             yield file
-
-
-def read_records(folder: Path) -> dict[str, FileRecord]:
-    """The records of a folder; a manifest that cannot be understood counts as none."""
-    try:
-        return manifest.read(folder)
-    except HubError as error:
-        logger.warning("%s A new record is begun.", error)
-        return {}
-
-
-def _has_size(path: Path, size: int | None) -> bool:
-    return size_of(path) is not None and size in (None, size_of(path))

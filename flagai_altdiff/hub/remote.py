@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-MAX_SIZE_BYTES = 1 << 60
+from flagai_altdiff.errors import HubError
+from flagai_altdiff.hub.addresses import redact_url
+from flagai_altdiff.hub.environment import BAAI_VARIABLE
+from flagai_altdiff.hub.manifest import MAX_SIZE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +21,26 @@ class Location:
         url: http or https; may be valid for a while only.
         size_bytes: Announced size, if the hub tells it with the address.
         headers: What the request needs.
+        named_by: Address of the server that named this one, if the user did not choose it.
     """
 
     url: str
     size_bytes: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    named_by: str | None = None
+
+    def check_way(self, sha256: str | None) -> None:
+        """HubError if https is left on the way to a file that nothing vouches for.
+
+        Args:
+            sha256: Digest of the file, if it is known before.
+        """
+        if sha256 is None and (self.named_by or "").startswith("https:") and not self.url.startswith("https:"):
+            raise HubError(
+                f"{redact_url(self.named_by or '')} hands out an address without https, {redact_url(self.url)}, and no "
+                "SHA-256 of the file is known, so everybody on the way could change it; refused. Take another source; "
+                f"or, if you trust your network, name the hub with http:// in {BAAI_VARIABLE}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

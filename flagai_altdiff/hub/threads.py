@@ -6,10 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import requests
+from typing import Protocol
 
 PARALLEL = 4
 """Files of one model that are on their way at once."""
@@ -21,13 +18,21 @@ class Stopped(Exception):
     """Raised in a thread whose work is no longer wanted."""
 
 
+class Readable(Protocol):
+    """What a thread reads from another machine."""
+
+    def shutdown(self) -> None:
+        """End a read that waits."""
+        ...
+
+
 class Stop:
     """Tells threads to end, and wakes those that wait for a server or for the next try."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._lock = threading.Lock()
-        self._answers: list[requests.Response] = []
+        self._answers: list[Readable] = []
 
     def set(self) -> None:
         """End the work."""
@@ -35,7 +40,7 @@ class Stop:
         with self._lock:
             for answer in self._answers:
                 with suppress(Exception):  # it may have ended by itself just now
-                    answer.raw.shutdown()
+                    answer.shutdown()
 
     def check(self) -> None:
         """Raise Stopped if the work has been ended."""
@@ -48,7 +53,7 @@ class Stop:
             raise Stopped
 
     @contextmanager
-    def watching(self, answer: requests.Response) -> Iterator[None]:
+    def watching(self, answer: Readable) -> Iterator[None]:
         """While its body is read, ``set`` closes ``answer``."""
         with self._lock:
             self._answers.append(answer)

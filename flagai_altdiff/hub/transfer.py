@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import email.utils
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import requests
 
-from flagai_altdiff.errors import HubError, IntegrityError
-from flagai_altdiff.files import new_file
-from flagai_altdiff.hub.addresses import check_url, first_line, redact_url
-from flagai_altdiff.hub.client import PIECE_BYTES, TransientError, read_number, read_pieces, refusal, retry, send
-from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link, size_of
+from flagai_altdiff.errors import DiskError, HubError, IntegrityError, printable
+from flagai_altdiff.files import new_file, open_regular
+from flagai_altdiff.hub.addresses import check_url, first_line, redact_url, without_secrets
+from flagai_altdiff.hub.client import PIECE_BYTES, TRIES, Reply, refusal, retry, send
+from flagai_altdiff.hub.disk import check_space, on_disk, open_no_link
 from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
+from flagai_altdiff.hub.wire import TransientError
+from flagai_altdiff.model_files import most_bytes
 
 logger = logging.getLogger(__name__)
 
 PAGES = (".html", ".htm")
 PAGE_BEGINNINGS = (b"<!doctype html", b"<html")
+STATE_BYTES = 1 << 16
+MOST_BEGINNINGS = 2 * TRIES
+"""How often a file is begun anew in one call."""
+MAX_VALIDATOR = 256
+SETTLED_S = 60
+"""How old a date of change must be to tell versions apart: clocks differ, and a file may change twice in a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +46,12 @@ class Received:
     Args:
         size_bytes: Size of the file.
         sha256: Hex digest of its content.
-        etag: What the server called this content.
+        validator: What the server called this content: a strong ETag, or a date of change that is long past.
     """
 
     size_bytes: int
     sha256: str
-    etag: str | None = None
+    validator: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +68,123 @@ class _Identity:
 class _Job:
     url: str
     path: Path
-    identity: _Identity
+    size_bytes: int | None
+    sha256: str | None
     headers: Mapping[str, str] = field(repr=False)
     report: Report
     stop: Stop
 
-    @property
-    def part(self) -> Path:
-        return self.path.with_name(self.path.name + PART_SUFFIX)
+
+class _Partial:
+    """``<path>.part``: what has arrived of a file, which file that is, and its SHA-256 so far.
+
+    Args:
+        path: The file to be.
+        identity: What was asked for.
+    """
+
+    def __init__(self, path: Path, identity: _Identity) -> None:
+        self.path = path.with_name(path.name + PART_SUFFIX)
+        self._state = path.with_name(path.name + STATE_SUFFIX)
+        self.identity, self.size_bytes, self.digest = identity, 0, hashlib.sha256()
+        self._begun = 0
 
     @property
-    def state(self) -> Path:
-        return self.path.with_name(self.path.name + STATE_SUFFIX)
+    def resumable_bytes(self) -> int:
+        """How much of it the rest can be joined to: all if its version can be told, by hash or by validator, else
+        none; a size tells nothing."""
+        return self.size_bytes if self.identity.sha256 or self.identity.validator else 0
 
-    @property
-    def arrived_bytes(self) -> int:
-        return size_of(self.part) or 0
+    def recall(self) -> None:
+        """Take up what an earlier call left of the same file."""
+        recorded = self._recorded()
+        if recorded is None or replace(recorded, validator=None) != self.identity:
+            return
+        if recorded.validator != _usable(recorded.validator) or not (recorded.validator or recorded.sha256):
+            return
+        there = _size_of_own(self.path) or 0
+        if recorded.size_bytes is not None and there > recorded.size_bytes:
+            return
+        if there == recorded.size_bytes and recorded.sha256 is None:
+            there -= 1  # the last byte is asked for again, so that the server says whether this is still the version
+        with on_disk(self.path):
+            if there:
+                with open(self.path, "r+b", opener=open_no_link) as file:
+                    file.truncate(there)
+                    self.digest = hashlib.file_digest(file, "sha256")
+            self.identity, self.size_bytes = recorded, there
+
+    def begin(self, validator: str | None) -> None:
+        """Begin the file from its first byte; the version is on record before the first byte is there.
+
+        Raises:
+            HubError: It was begun too often already.
+        """
+        self.discard()
+        self._begun += 1
+        if self._begun > MOST_BEGINNINGS:
+            raise HubError(
+                f"{redact_url(self.identity.url)}: begun {MOST_BEGINNINGS} times; each time it broke off and came as "
+                "another version next, so that what had come could not be used. Try another source."
+            )
+        self.identity = replace(self.identity, validator=validator)
+        with on_disk(self.path):
+            with new_file(self._state, replace=True) as new:
+                new.write_text(json.dumps(asdict(self.identity)), encoding="utf-8")
+            with open(self.path, "xb", opener=open_no_link):
+                pass
+
+    def extend(self, pieces: Iterator[bytes], total: int | None) -> None:
+        """Write what comes to its end, up to where it breaks off."""
+        with on_disk(self.path, total), open(self.path, "ab", opener=open_no_link) as file:
+            if os.fstat(file.fileno()).st_size != self.size_bytes:
+                raise self.start_over("another process writes the same file")
+            for piece in pieces:
+                file.write(piece)
+                self.digest.update(piece)
+                self.size_bytes += len(piece)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def start_over(self, reason: str) -> TransientError:
+        """Remove it; the error to raise."""
+        self.discard()
+        return TransientError(f"{reason}; starting over")
+
+    def discard(self) -> None:
+        """Remove it with its record."""
+        self.size_bytes, self.digest = 0, hashlib.sha256()
+        for path in (self.path, self._state):
+            with on_disk(path):
+                _size_of_own(path)
+                path.unlink(missing_ok=True)
+
+    def become(self, path: Path) -> None:
+        """Take the final name."""
+        with on_disk(path):
+            os.replace(self.path, path)
+            self._state.unlink(missing_ok=True)
+
+    def _recorded(self) -> _Identity | None:
+        try:
+            with open(self._state, "rb", opener=open_no_link) as file:
+                return _Identity(**json.loads(file.read(STATE_BYTES)))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+
+
+def _size_of_own(path: Path) -> int | None:
+    """Size of a file that only we write, if it is there; DiskError if something else lies there."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return found.st_size
+    code = errno.ELOOP if stat.S_ISLNK(found.st_mode) else errno.EEXIST
+    raise DiskError(
+        f"{path} is no ordinary file but a link, a folder or a device, not made by this program. Remove it.", code
+    )
 
 
 def download(
@@ -107,18 +219,30 @@ def download(
         Stopped: ``stop`` was set.
     """
     check_url(url)
-    digest = sha256.lower() if sha256 else None
-    identity = _Identity(url=redact_url(url), size_bytes=size_bytes or None, sha256=digest)
-    job = _Job(url=url, path=path, identity=identity, headers=headers or {}, report=report, stop=stop or Stop())
+    size_bytes, sha256 = size_bytes or None, sha256.lower() if sha256 else None
+    _check_most(path.name, size_bytes, url)
+    job = _Job(
+        url=url, path=path, size_bytes=size_bytes, sha256=sha256,
+        headers=headers or {}, report=report, stop=stop or Stop(),
+    )  # fmt: skip
+    partial = _Partial(path, _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256))
     with on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    received = retry(lambda: _attempt(job), url, progress=lambda: job.arrived_bytes, stop=job.stop)
+    partial.recall()
+    received = retry(lambda: _attempt(job, partial), url, progress=lambda: partial.resumable_bytes, stop=job.stop)
     job.stop.check()
-    with on_disk(path):
-        os.replace(job.part, path)
-        job.state.unlink(missing_ok=True)
-    logger.info("%s: downloaded %d bytes from %s", path.name, received.size_bytes, redact_url(url))
+    partial.become(path)
+    logger.info("%s: downloaded %d bytes from %s", printable(path.name, 120), received.size_bytes, redact_url(url))
     return received
+
+
+def _check_most(name: str, size_bytes: int | None, url: str) -> None:
+    """HubError if a server announces, or sends, more than a file of that name may have."""
+    most = most_bytes(name)
+    if size_bytes is not None and size_bytes > most:
+        raise HubError(
+            f"{redact_url(url)}: {size_bytes:,} bytes for {printable(name, 120)}; no such file has more than {most:,}."
+        )
 
 
 def copy(
@@ -144,140 +268,142 @@ def copy(
     return Received(size_bytes=got, sha256=digest.hexdigest())
 
 
+def validator_of(url: str, headers: Mapping[str, str] | None = None) -> str | None:
+    """What a server calls the content at ``url`` now, as in :class:`Received`; ``None`` if it does not tell.
+
+    Raises:
+        HubError: It cannot be asked, or has no such file.
+    """
+    asked = {**(headers or {}), "Range": "bytes=0-0"}  # signed addresses allow no HEAD
+
+    def attempt() -> str | None:
+        with send("GET", url, headers=asked) as reply:
+            if reply.status not in (requests.codes.ok, requests.codes.partial_content):
+                raise refusal(reply)
+            return _validator(reply)
+
+    return retry(attempt, url)
+
+
 def _pieces_of(source: Path) -> Iterator[bytes]:
     """A file of this disk; HubError if it cannot be read, which another source would mend."""
     try:
-        with open(source, "rb") as file:
+        with open_regular(source) as file:
             while piece := file.read(PIECE_BYTES):
                 yield piece
     except OSError as error:
         raise HubError(f"{source} cannot be read: {error.strerror}.") from error
 
 
-def _attempt(job: _Job) -> Received:
+def _attempt(job: _Job, partial: _Partial) -> Received:
     job.stop.check()
-    have, validator = _resume_point(job)
-    if have and have == job.identity.size_bytes:
-        return _verified(job, have, _hash_of(job, have), validator, resumed=True)
-    headers = {**job.headers, "Accept-Encoding": "identity"}
+    have, validator = partial.resumable_bytes, partial.identity.validator
+    if have and have == job.size_bytes:
+        return _verified(job, partial, resumed=True)
+    headers = dict(job.headers)
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
-    with send("GET", job.url, headers=headers) as response, job.stop.watching(response):
-        if have and response.status_code == requests.codes.requested_range_not_satisfiable:
-            if response.headers.get("Content-Range") != f"bytes */{have}":
-                raise _start_over(job, "the partial file does not fit the server's")
-            return _verified(job, have, _hash_of(job, have), validator, resumed=True)
-        start, total = _check_answer(job, response, have, validator)
-        return _receive(job, response, start, total, _validator(response) or (validator if start else None))
+    with send("GET", job.url, headers=headers) as reply, job.stop.watching(reply):
+        if have and reply.status == requests.codes.requested_range_not_satisfiable:
+            if job.sha256 is None or reply.headers.get("Content-Range") != f"bytes */{have}":
+                raise partial.start_over("the partial file does not fit the server's")
+            return _verified(job, partial, resumed=True)
+        start, total = _check_answer(job, reply, partial, have)
+        if total is not None:
+            check_space(job.path.parent, total - start)
+        if not start:
+            partial.begin(_validator(reply))
+        partial.extend(_checked_pieces(job, reply, partial, total), total)
+    if total is not None and partial.size_bytes < total:
+        raise TransientError(f"expected {total} bytes, the connection ended after {partial.size_bytes}")
+    return _verified(job, partial, resumed=start > 0)
 
 
-def _resume_point(job: _Job) -> tuple[int, str | None]:
-    """How many bytes of the partial file can be trusted, and the validator to send with the request for the rest."""
-    try:
-        recorded = _Identity(**json.loads(job.state.read_text("utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return 0, None
-    if recorded.validator != _usable(recorded.validator) or replace(recorded, validator=None) != job.identity:
-        return 0, None
-    checkable = recorded.validator or recorded.sha256 or recorded.size_bytes
-    return (job.arrived_bytes, recorded.validator) if checkable else (0, None)
-
-
-def _check_answer(job: _Job, response: requests.Response, have: int, validator: str | None) -> tuple[int, int | None]:
+def _check_answer(job: _Job, reply: Reply, partial: _Partial, have: int) -> tuple[int, int | None]:
     """Where the body begins and how long the file will be; raises if the answer is not (the rest of) the file."""
-    where, size = redact_url(job.url), job.identity.size_bytes
-    if response.status_code not in (requests.codes.ok, requests.codes.partial_content):
-        raise refusal(response)
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise HubError(f"{where}: the server compresses the file although it was asked not to.")
-    if response.headers.get("Content-Type", "").startswith("text/html") and job.path.suffix not in PAGES:
-        raise _page(job, next(read_pieces(response), b""))
-    if response.status_code == requests.codes.partial_content:
-        match = re.fullmatch("bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", response.headers.get("Content-Range", ""))
-        start, total = map(int, match.groups()) if match else (-1, 0)
-        changed = validator is not None and _validator(response) not in (None, validator)
-        if not have or start != have or size not in (None, total) or changed:
-            raise _start_over(job, "another part of the file came than was asked for")
-        return start, total
-    announced = read_number(response.headers, "Content-Length")
-    announced = size if announced is None else announced
-    if size is not None and announced != size:
-        raise IntegrityError(f"{where}: expected {size} bytes, the server has {announced}.")
-    if (
-        announced is None
-        and job.identity.sha256 is None
-        and "chunked" not in response.headers.get("Transfer-Encoding", "")
-    ):
-        raise HubError(
-            f"{where}: neither size nor hash of the file is known, so it cannot be told whether it is whole."
-        )
-    return 0, announced
+    where, size = redact_url(job.url), job.size_bytes
+    if reply.status not in (requests.codes.ok, requests.codes.partial_content):
+        raise refusal(reply)
+    announced = reply.size()
+    if reply.headers.get("Content-Type", "").startswith("text/html") and job.path.suffix not in PAGES:
+        raise _page(job, next(reply.pieces(), b""))
+    if reply.status == requests.codes.partial_content:
+        start, total = _range(reply)  # type: tuple[int, int | None]
+        if not have or start != have or size not in (None, total) or not _same_version(reply, partial):
+            raise partial.start_over("another part of the file came than was asked for, or of another version")
+    else:
+        start, total = 0, size if announced is None else announced
+        if size is not None and total != size:
+            raise IntegrityError(f"{where}: expected {size} bytes, the server has {total}.")
+        whole = "chunked" in reply.headers.get("Transfer-Encoding", "").lower()
+        if total is None and job.sha256 is None and not whole:
+            raise HubError(
+                f"{where}: neither size nor hash of the file is known, so it cannot be told whether it is whole."
+            )
+    _check_most(job.path.name, total, job.url)
+    return start, total
 
 
-def _receive(job: _Job, response: requests.Response, start: int, total: int | None, validator: str | None) -> Received:
-    if total is not None:
-        check_space(job.path.parent, total - start)
-    got, digest = start, _hash_of(job, start)
-    with on_disk(job.part, total), open(job.part, "ab" if start else "wb", opener=open_no_link) as file:
-        with open(job.state, "w", encoding="utf-8", opener=open_no_link) as state:
-            json.dump(asdict(replace(job.identity, validator=validator)), state)
+def _range(reply: Reply) -> tuple[int, int]:
+    """Beginning of the part that came, and size of the whole; (-1, 0) if they are not told."""
+    match = re.fullmatch("bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})", reply.headers.get("Content-Range", ""))
+    return (int(match[1]), int(match[2])) if match else (-1, 0)
+
+
+def _same_version(reply: Reply, partial: _Partial) -> bool:
+    """Whether a part is of the version that the partial file is of; where the hash is known, it will tell."""
+    got, known = _validator(reply), partial.identity.validator
+    return got == known or (partial.identity.sha256 is not None and None in (got, known))
+
+
+def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | None) -> Iterator[bytes]:
+    """The pieces of the body; raises at the first that cannot be the file's."""
+    got, most = partial.size_bytes, most_bytes(job.path.name) if total is None else total
+    job.report(got, total)
+    for piece in reply.pieces():
+        job.stop.check()
+        if got == 0 and piece[:512].lstrip().lower().startswith(PAGE_BEGINNINGS) and job.path.suffix not in PAGES:
+            partial.discard()
+            raise _page(job, piece)
+        got += len(piece)
+        if got > most:
+            partial.discard()
+            raise IntegrityError(
+                f"{redact_url(job.url)}: expected {most} bytes at most, more came. The file was removed."
+            )
+        yield piece
         job.report(got, total)
-        for piece in read_pieces(response):
-            job.stop.check()
-            if got == 0 and piece[:512].lstrip().lower().startswith(PAGE_BEGINNINGS) and job.path.suffix not in PAGES:
-                raise _page(job, piece)
-            got += len(piece)
-            if total is not None and got > total:
-                _start_over(job, "too long")
-                raise IntegrityError(f"{redact_url(job.url)}: expected {total} bytes, more came. The file was removed.")
-            file.write(piece)
-            digest.update(piece)
-            job.report(got, total)
-        file.flush()
-        os.fsync(file.fileno())
-    if total is not None and got < total:
-        raise TransientError(f"expected {total} bytes, the connection ended after {got}")
-    if job.arrived_bytes != got:
-        raise _start_over(job, "another process writes the same file")
-    return _verified(job, got, digest, validator, resumed=start > 0)
 
 
-def _verified(job: _Job, size_bytes: int, digest: hashlib._Hash, validator: str | None, *, resumed: bool) -> Received:
-    want, got = job.identity.sha256, digest.hexdigest()
+def _verified(job: _Job, partial: _Partial, *, resumed: bool) -> Received:
+    want, got, validator = job.sha256, partial.digest.hexdigest(), partial.identity.validator
     if want in (None, got):
-        etag = validator if validator and validator.startswith('"') else None
-        return Received(size_bytes=size_bytes, sha256=got, etag=etag)
-    again = _start_over(job, "what was resumed does not have the announced SHA-256")
+        return Received(size_bytes=partial.size_bytes, sha256=got, validator=validator)
+    again = partial.start_over("what was resumed does not have the announced SHA-256")
     if resumed:
         raise again
     raise IntegrityError(f"{redact_url(job.url)}: expected SHA-256 {want}, got {got}. The file was removed.")
 
 
-def _start_over(job: _Job, reason: str) -> TransientError:
-    """Remove the partial file; the error to raise."""
-    with on_disk(job.part):
-        job.part.unlink(missing_ok=True)
-        job.state.unlink(missing_ok=True)
-    return TransientError(f"{reason}; starting over")
-
-
-def _hash_of(job: _Job, length: int) -> hashlib._Hash:
-    """SHA-256 of the partial file, ``length`` bytes that an earlier attempt left."""
-    if not length:
-        return hashlib.sha256()
-    with on_disk(job.part), open(job.part, "rb") as file:
-        return hashlib.file_digest(file, "sha256")
-
-
-def _validator(response: requests.Response) -> str | None:
-    """A strong ETag or the date of change; a weak ETag says nothing about bytes."""
-    etag = response.headers.get("ETag", "")
-    return _usable(etag if etag.startswith('"') else response.headers.get("Last-Modified"))
+def _validator(reply: Reply) -> str | None:
+    """What tells this version from others: a strong ETag, or a date of change that is long past."""
+    etag, changed = reply.headers.get("ETag", ""), reply.headers.get("Last-Modified", "")
+    if re.fullmatch('"[^"]+"', etag):
+        return _usable(etag)
+    try:
+        age = email.utils.parsedate_to_datetime(reply.headers["Date"]) - email.utils.parsedate_to_datetime(changed)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+        return None
+    return _usable(changed) if age.total_seconds() >= SETTLED_S else None
 
 
 def _usable(validator: object) -> str | None:
     """A validator that can be sent back in a header."""
-    return validator if isinstance(validator, str) and re.fullmatch("[!-~][ -~]*", validator) else None
+    return (
+        validator
+        if isinstance(validator, str) and re.fullmatch(f"[!-~][ -~]{{0,{MAX_VALIDATOR}}}", validator)
+        else None
+    )
 
 
 def _page(job: _Job, beginning: bytes) -> HubError:

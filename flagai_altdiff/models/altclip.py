@@ -93,8 +93,11 @@ class AltCLIP(nn.Module):
         """A transformers tokenizer for scripts that call one, made when first asked for; matching does without."""
         return self.text_tokenizer.to_transformers() if self.text_tokenizer else None
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, (B, L) int64, cut at 77 and padded to the longest, on the model's device."""
+    def token_ids(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, (B, L) int64, cut at 77 and padded to the longest, on the model's device.
+
+        Not called ``tokenize``: FlagAI's zero-shot script takes a model with that for one of another kind.
+        """
         assert self.text_tokenizer is not None, "load the model from its folder, which has a tokenizer"
         rows = self.text_tokenizer.ids(texts, ENCODED_TOKENS)
         return trim_padding(torch.tensor(rows, dtype=torch.long)).to(self.device)

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -44,11 +47,41 @@ class LitEma(nn.Module):
         copies = [self.get_buffer(buffer) for buffer in self._names.values()]
         torch._foreach_lerp_(copies, [parameters[name].detach() for name in self._names], weight)
 
+    @contextmanager
+    def in_place_of_parameters(self, model: nn.Module) -> Iterator[None]:
+        """Run the block with the copies as the parameters of ``model``, which are themselves again after it.
+
+        Nothing is copied: a parameter refers to other numbers meanwhile. However often a signal interrupts it, the
+        parameters are all the averaged or all the trained ones; after one interruption, the trained ones.
+
+        Args:
+            model: The module that is followed.
+        """
+        parameters = dict(model.named_parameters())
+        followed = [parameters[name] for name in self._names]
+        trained = [parameter.data for parameter in followed]
+        averaged = [self.get_buffer(buffer) for buffer in self._names.values()]
+        try:
+            try:
+                _refer(followed, averaged)
+                yield
+            finally:
+                _refer(followed, trained)
+        finally:
+            _refer(followed, trained)  # an interruption may have come before the first of the two
+
     @torch.no_grad()
-    def swap(self, model: nn.Module) -> None:
-        """Exchange the copies with the parameters of ``model``; twice is the identity."""
+    def copy_to(self, model: nn.Module) -> None:
+        """Put the copies in the place of the parameters of ``model``, for good."""
         parameters = dict(model.named_parameters())
         for name, buffer in self._names.items():
-            copy = self.get_buffer(buffer).clone()
-            self.get_buffer(buffer).copy_(parameters[name])
-            parameters[name].copy_(copy)
+            parameters[name].copy_(self.get_buffer(buffer))
+
+
+def _refer(parameters: Sequence[nn.Parameter], numbers: Sequence[Tensor]) -> None:
+    """Let parameters be other numbers, on the device and in the precision that they have, all at once.
+
+    A signal's exception comes between two steps of Python, and the last line is one.
+    """
+    fitting = [number.to(parameter) for parameter, number in zip(parameters, numbers, strict=True)]
+    deque(map(setattr, parameters, repeat("data"), fitting), maxlen=0)

@@ -7,8 +7,9 @@ wrapper, for one) drive this class unchanged.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.models.autoencoder import AutoencoderKL, DiagonalGaussianDistribution
 from flagai_altdiff.models.ema import LitEma
-from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
+from flagai_altdiff.models.text_encoder import PAD_ID, RobertaSeriesModelWithTransformation
 from flagai_altdiff.models.unet import UNetModel
 from flagai_altdiff.registry import UNREGISTERED
 from flagai_altdiff.sampling.schedule import add_noise, make_betas, schedule_buffers, v_target
@@ -39,6 +40,24 @@ class ImageChecker(Protocol):
     def check(self, images: Sequence[Image.Image], device: torch.device) -> list[bool]:
         """For each image, whether it must not be shown."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedLora:
+    """A LoRA that has become part of a model's weights.
+
+    Args:
+        name: Of its file, without the ending.
+        strength: With which it was added.
+        sha256: First ten digits of the file's hash.
+    """
+
+    name: str
+    strength: float
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.strength:g} ({self.sha256})"
 
 
 class DiffusionWrapper(nn.Module):
@@ -63,8 +82,9 @@ class LatentDiffusion(nn.Module):
         config: Sizes, schedule and parameterization.
 
     Attributes:
-        text_tokenizer: Turns prompts into ids. It and the next three are set by the loader, outside the state dict.
+        text_tokenizer: Turns prompts into ids. It and the next four are set from outside, not in the state dict.
         spec: Defaults of its images.
+        loras: What :func:`flagai_altdiff.lora.add_lora` has added to its weights.
         safety_checker: Judges its images, where it has one.
         autocast_dtype: Precision of the UNet and the decoder on a GPU; ``None`` is that of their weights.
     """
@@ -97,6 +117,7 @@ class LatentDiffusion(nn.Module):
         self._scripts_tokenizer: PreTrainedTokenizerBase | None = None
         self._drawing_tokenizer: PreTrainedTokenizerBase | None = None
         self.spec = UNREGISTERED
+        self.loras: tuple[AddedLora, ...] = ()
         self.safety_checker: ImageChecker | None = None
         self.autocast_dtype: torch.dtype | None = None
 
@@ -196,19 +217,29 @@ class LatentDiffusion(nn.Module):
 
     # Training
 
-    def get_input(self, batch: dict[str, Any], k: str) -> tuple[Tensor, Any]:
+    def get_input(self, batch: Mapping[str, Any], k: str) -> tuple[Tensor, Any]:
         """Latents and conditioning of a batch.
 
         Args:
             batch: ``batch[k]`` (B, 3, H, W) in [-1, 1] and ``batch[cond_stage_key]``, B captions or (B, L, D) states.
+                Where there are fewer captions than images, as in FlagAI's script with prior preservation, the B rows of
+                ``batch["input_ids"]`` stand for them.
             k: Key of the images.
 
         Returns:
-            (B, C, h, w) scaled latents, and what ``batch`` holds under ``cond_stage_key``.
+            (B, C, h, w) scaled latents, and the texts' states (B, L, D); the captions themselves where the text
+            encoder is to learn, so that gradients reach it.
         """
         with torch.no_grad():
-            z = self.get_first_stage_encoding(self.encode_first_stage(batch[k]))
-        return z, batch[self.cond_stage_key]
+            z = self.get_first_stage_encoding(self.encode_first_stage(batch[k].to(self.device)))
+            captions, ids = batch[self.cond_stage_key], batch.get("input_ids")
+            if isinstance(captions, Tensor):
+                return z, captions.to(self.device)
+            if len(captions) != len(z) and ids is not None and len(ids) == len(z):
+                padded = F.pad(ids[:, :MAX_TOKENS], (0, max(MAX_TOKENS - ids.shape[1], 0)), value=PAD_ID)
+                return z, self.cond_stage_model(padded.to(self.device))
+            learns = any(parameter.requires_grad for parameter in self.cond_stage_model.parameters())
+            return z, captions if learns else self.get_learned_conditioning(captions)
 
     def forward(self, x: Tensor, c: Tensor | Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Training loss of latents at uniformly drawn timesteps.
@@ -220,6 +251,8 @@ class LatentDiffusion(nn.Module):
         Returns:
             Scalar loss, and the values to log.
         """
+        if len(c) != len(x):
+            raise ValueError(f"{len(c)} texts for {len(x)} latents; a batch needs one for each")
         t = torch.randint(0, self.num_timesteps, (x.shape[0],), device=x.device)
         return self.p_losses(x, c if isinstance(c, Tensor) else self.get_learned_conditioning(c), t)
 
@@ -241,21 +274,13 @@ class LatentDiffusion(nn.Module):
         loss = F.mse_loss(output, target[self.parameterization]())
         return loss, {"loss_simple": loss.detach()}
 
-    @contextmanager
-    def ema_scope(self, context: str | None = None) -> Iterator[None]:
+    def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
         """Run the block with the averaged weights in place of the trained ones; without an average, change nothing.
 
         Args:
             context: Ignored; LDM's callers pass a label.
         """
-        if self.model_ema is None:
-            yield
-            return
-        self.model_ema.swap(self.model)
-        try:
-            yield
-        finally:
-            self.model_ema.swap(self.model)
+        return nullcontext() if self.model_ema is None else self.model_ema.in_place_of_parameters(self.model)
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:

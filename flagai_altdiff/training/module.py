@@ -142,16 +142,13 @@ class StageTraining(LightningModule):
         if self.average is None:
             yield
             return
-        self.average.swap(self.model)
-        try:
+        with self.average.in_place_of_parameters(self.model):
             yield
-        finally:
-            self.average.swap(self.model)
 
     def take_average(self) -> None:
         """Put the averaged weights, if there are any, in the place of the trained ones, for good."""
         if self.average is not None:
-            self.average.swap(self.model)
+            self.average.copy_to(self.model)
             self.average = None
 
     def _no_gradients(self) -> Tensor:

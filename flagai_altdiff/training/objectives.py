@@ -133,7 +133,7 @@ class TeacherLearning:
             return torch.zeros(0, device=model.device)
         with torch.no_grad():
             wanted = self._teach(list(batch["english"])).to(model.device)
-        return feature_losses(model.text_model.pooled(model.tokenize(texts))[1], wanted, self._loss)
+        return feature_losses(model.text_model.pooled(model.token_ids(texts))[1], wanted, self._loss)
 
 
 class ContrastiveTuning:
@@ -163,7 +163,7 @@ class ContrastiveTuning:
         those of the parameters are sent.
         """
         model, captions = self.model, list(batch["caption"])
-        texts = F.normalize(model.get_text_features(model.tokenize(captions or [""])), dim=-1)
+        texts = F.normalize(model.get_text_features(model.token_ids(captions or [""])), dim=-1)
         if not captions:
             return texts[:0], texts.detach()[:0]
         with torch.no_grad():

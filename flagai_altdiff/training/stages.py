@@ -117,7 +117,7 @@ STAGES = {
         ),
         Stage(
             name="lora",
-            help="the same as a small addition to the UNet's attention, in a file of its own",
+            help="the same as a small addition to the UNet's transformers, in a file of its own",
             kind="diffusion",
             trainable="lora",
             steps=400,

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.checkpoint.altclip_folder import CONFIG
-from flagai_altdiff.checkpoint.diffusers_folder import weight_files
+from flagai_altdiff.checkpoint.diffusers_folder import read_weights
 from flagai_altdiff.checkpoint.json_config import load_json
-from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.config import AltCLIPConfig, TextEncoderConfig, VisionConfig
 from flagai_altdiff.errors import CheckpointError, last_net
 from flagai_altdiff.models.altclip import AltCLIP
@@ -86,9 +85,8 @@ def new_student(teacher: Teacher, encoder: Path, generator: torch.Generator) -> 
     found = own_tokenizer(encoder)
     if found is None:
         raise CheckpointError(f"{encoder} has no tokenizer (sentencepiece.bpe.model or tokenizer.json).")
-    weights: dict[str, Tensor] = {}
-    for path in weight_files(encoder.parent, encoder.name):
-        weights |= {key.removeprefix("roberta."): value for key, value in read_tensors(path).items()}
+    found_weights = read_weights(encoder.parent, encoder.name)
+    weights = {key.removeprefix("roberta."): value for key, value in found_weights.items()}
     roberta = {
         f"text_model.roberta.{key}": value
         for key, value in weights.items()

@@ -291,7 +291,7 @@ def test_arguments_without_meaning_are_named_once(model_dir: Path, caplog: pytes
         "text2img",
         "AltDiffusion-m9",
         model_dir,
-        lora_dir="x",
+        qlora_dir="x",
         all_devices=True,
         inference_mode=False,
         surprise=1,
@@ -299,7 +299,7 @@ def test_arguments_without_meaning_are_named_once(model_dir: Path, caplog: pytes
     )
     lines = [r for r in caplog.records if "no effect" in r.getMessage()]
     assert len(lines) == 1 and lines[0].levelno == logging.WARNING
-    for name in ("lora_dir", "surprise", "all_devices", "inference_mode"):
+    for name in ("qlora_dir", "surprise", "all_devices", "inference_mode"):
         assert name in lines[0].getMessage()
     assert "fp16" not in lines[0].getMessage()
 

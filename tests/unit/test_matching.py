@@ -20,6 +20,7 @@ from flagai_altdiff.matching import load_matching_model, match
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.registry import MATCHING, MODELS
 from tests import tiny
+from tests.servers import serve
 
 TEXTS = [tiny.CAT, tiny.SENTENCES[5], ""]
 
@@ -233,3 +234,17 @@ def test_only_the_config(folder: Path) -> None:
     assert np.asarray(loader.get_transform()(noise(1))["pixel_values"]).shape == (1, 3, 28, 28)
     with pytest.raises(CheckpointError, match="only_download_config"):
         loader.get_model()
+
+
+@pytest.mark.parametrize("source", ["baai", "huggingface"])
+def test_a_model_that_is_missing_is_fetched(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny.write_altclip_folder(tmp_path / "theirs", "flagai" if source == "baai" else "huggingface")
+    files = {path.name: path.read_bytes() for path in whole.iterdir()}
+    held = (
+        {"models": {"AltCLIP-XLMR-L-m9": files}} if source == "baai" else {"repositories": {"BAAI/AltCLIP-m9": files}}
+    )
+    with serve(**held) as running:  # type: ignore[arg-type]
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("FLAGAI_ALTDIFF_BAAI_ENDPOINT", running.url)
+        fetched = AutoLoader("txt_img_matching", "AltCLIP-XLMR-L-m9", tmp_path / "checkpoints").get_model()
+    assert torch.equal(features(fetched), features(load_matching_model(whole)))

@@ -129,13 +129,15 @@ def test_each_folder_is_looked_through_once(
 
 
 @pytest.mark.fault(120)
-def test_a_grid_of_thousands_is_found_again(m9: LatentDiffusion, tmp_path: Path) -> None:
+def test_a_grid_of_thousands_is_found_again(
+    m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its pixels are more than Pillow opens; resume must know it all the same, and not draw it again."""
     first = draw(m9, tmp_path)
     assert first.grid_path is not None
-    texts = images.read_texts(first.grid_path)
-    first.grid_path.unlink()
-    images.NumberedFolder(tmp_path, "grid-%04d.png").save(Image.new("L", (20_000, 10_000)), texts)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(first.grid_path)
     again = draw(m9, tmp_path, resume=True, callback=lambda step: pytest.fail("it drew"))
     assert again.grid_path == tmp_path / "grid-0000.png"
     assert files(tmp_path) == ["grid-0000.png", "samples/00000.png"]
@@ -348,3 +350,15 @@ def test_samples_that_are_exchanged_while_it_draws_are_not_written_through(m9: L
     with pytest.raises(OutputError, match="another folder was put in its place"):
         draw(m9, out, images_per_prompt=1, iterations=2, callback=exchange)
     assert files(tmp_path) == ["moved/00000.png"]
+
+
+@pytest.mark.fault(154)
+def test_a_forged_grid_is_no_grid(m9: LatentDiffusion, tmp_path: Path) -> None:
+    first = draw(m9, tmp_path, images_per_prompt=2)
+    assert first.grid_path is not None
+    texts = images.read_texts(first.grid_path)
+    first.grid_path.unlink()
+    images.NumberedFolder(tmp_path, "grid-%04d.png").save(Image.new("RGB", (1, 1)), texts)
+    again = draw(m9, tmp_path, images_per_prompt=2, resume=True)
+    assert again.grid_path == tmp_path / "grid-0001.png" and Image.open(again.grid_path).size == (134, 68)
+    assert draw(m9, tmp_path, images_per_prompt=2, resume=True).grid_path == again.grid_path

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flagai_altdiff.checkpoint.diffusers_folder import is_diffusers_folder, read_config, weight_files, write_folder
+from flagai_altdiff.checkpoint.diffusers_folder import (
+    is_diffusers_folder,
+    read_config,
+    read_weights,
+    weight_files,
+    write_folder,
+)
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from flagai_altdiff.errors import CheckpointError, ConfigError
@@ -404,6 +411,96 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, shard: object) ->
 
 
 @pytest.mark.fault(34)
+@pytest.mark.parametrize(
+    "shard",
+    [
+        ["x.safetensors"],
+        {"a": "x.safetensors"},
+        None,
+        1.5,
+        "a" * 300 + ".safetensors",
+        "é" * 130 + ".safetensors",
+        "\x1b[31m.safetensors",
+        "a\0.safetensors",
+        "\ud800.safetensors",
+        "a\n.safetensors",
+        "C:/x.safetensors",
+    ],
+)
+def test_a_shard_whose_name_no_file_can_have_is_refused(tmp_path: Path, shard: object) -> None:
+    (tmp_path / "unet").mkdir()
+    index = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"v": "x.safetensors", "w": shard}}))
+    (tmp_path / "unet" / "x.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"is not the name of a \.safetensors file in .*; refused") as caught:
+        weight_files(tmp_path, "unet")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+ONE, TWO = "x-1.safetensors", "x-2.safetensors"
+
+
+def sharded(folder: Path, shards: Mapping[str, Sequence[str]], weight_map: Mapping[str, str], prefix: str = "") -> Path:
+    (folder / "unet").mkdir()
+    for i, (name, keys) in enumerate(shards.items()):
+        save_file({prefix + key: torch.full((2,), float(i)) for key in keys}, folder / "unet" / name)
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {prefix + k: v for k, v in weight_map.items()}}))
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_shards_are_read_as_one(tmp_path: Path, prefix: str) -> None:
+    sharded(tmp_path, {ONE: ["a", "b", "more"], TWO: ["c"]}, {"a": ONE, "b": ONE, "c": TWO}, prefix)
+    state = read_weights(tmp_path, "unet")
+    assert {key: value[0].item() for key, value in state.items()} == {"a": 0, "b": 0, "more": 0, "c": 1}
+
+
+@pytest.mark.fault(141)
+def test_a_weight_in_two_shards_is_an_error_that_names_both(tmp_path: Path) -> None:
+    sharded(tmp_path, {ONE: ["a", "b"], TWO: ["b", "c"]}, {"a": ONE, "b": ONE, "c": TWO})
+    with pytest.raises(CheckpointError, match=r"x-2\.safetensors and x-1\.safetensors both have b, and nothing tells"):
+        read_weights(tmp_path, "unet")
+
+
+@pytest.mark.fault(141)
+@pytest.mark.parametrize("weight_map", [{"a": ONE, "b": TWO, "c": TWO}, {"a": ONE, "b": ONE, "c": TWO, "d": TWO}])
+def test_a_weight_that_is_not_where_the_index_says_is_an_error(tmp_path: Path, weight_map: dict[str, str]) -> None:
+    sharded(tmp_path, {ONE: ["a", "b"], TWO: ["c"]}, weight_map)
+    with pytest.raises(CheckpointError, match=r"x-2\.safetensors has no [bd], which its index places there"):
+        read_weights(tmp_path, "unet")
+
+
+@pytest.mark.fault(141)
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model.fp16.safetensors.index.json", "model.safetensors.index.fp16.json"),
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.fp16.bin", "pytorch_model.bin.index.fp16.json"),
+    ],
+)
+def test_two_answers_to_which_weights_are_meant_are_an_error(tmp_path: Path, names: tuple[str, str]) -> None:
+    (tmp_path / "unet").mkdir()
+    for name in names:
+        (tmp_path / "unet" / name).write_text(json.dumps({"weight_map": {"w": ONE}}))
+    (tmp_path / "unet" / ONE).touch()
+    with pytest.raises(CheckpointError, match=r".* and .*, and nothing tells which are the weights") as caught:
+        weight_files(tmp_path, "unet")
+    assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.fault(143)
+def test_a_pipe_is_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    os.mkfifo(tmp_path / "unet" / "model.safetensors")
+    (tmp_path / "unet" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": ONE}}))
+    os.mkfifo(tmp_path / "unet" / ONE)
+    with pytest.raises(CheckpointError, match=r"x-1\.safetensors is missing"):
+        weight_files(tmp_path, "unet")
+
+
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("weight_map", [{}, None, ["x.safetensors"]])
 def test_an_index_without_a_map_is_refused(tmp_path: Path, weight_map: object) -> None:
     (tmp_path / "unet").mkdir()
@@ -481,7 +578,7 @@ def test_an_existing_target_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CheckpointError, match="absent"):
         write_folder(tmp_path / "out", TINY, NO_WEIGHTS, [tmp_path / "absent.model"])
     assert list(tmp_path.iterdir()) == []
 

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError, UnsafeCheckpointError
+from tests.cost import in_proportion
 
 
 def archive(path: Path, program: bytes, blocks: dict[str, bytes] | None = None) -> Path:
@@ -64,6 +66,8 @@ def tensor(
 
 
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n("
+MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03." + pickle.dumps({"little_endian": True}, 2)
+"""What precedes the weights in torch's old format."""
 SIX = torch.arange(6.0).numpy().tobytes()
 
 
@@ -191,6 +195,194 @@ def test_programs_that_ask_for_time_or_memory_end_at_once(program: bytes, zipped
     with pytest.raises(CheckpointError):
         read_tensors(path)
     assert time.process_time() - start < 20
+
+
+NAME = b"ctorch._utils\n_rebuild_tensor_v2\nq\x02"
+ORDERED = b"ccollections\nOrderedDict\n"
+
+
+def many(value: bytes, times: int = 400_000) -> bytes:
+    return b"\x80\x04" + value * times + b"."
+
+
+def doubled(times: int) -> bytes:
+    """A tuple of two times itself, and so on: a few steps, two to the power of ``times`` values to whoever looks."""
+    return b")" + b"2\x86" * times
+
+
+def kept(value: bytes, index: int) -> bytes:
+    return value + b"q" + bytes([index]) + b"0"
+
+
+COSTLY: dict[str, bytes] = {
+    "a name of doubled tuples": b"\x80\x04" + doubled(100) + text("x") + b"\x93.",
+    "a name of tuples 5,000 deep": b"\x80\x04)" + b"\x85" * 5000 + text("x") + b"\x93.",
+    "a name of a megabyte": b"\x80\x04" + text("posix") + text("s" * 1_000_000) + b"\x93.",
+    "a key of doubled tuples": b"\x80\x02}" + doubled(100) + b"Ns.",
+    "a storage of doubled tuples": b"\x80\x02" + doubled(100) + b"Q.",
+    "a storage whose name is a doubled tuple": b"\x80\x02("
+    + text("storage")
+    + b"ctorch\nFloatStorage\n"
+    + doubled(100)
+    + text("cpu")
+    + number(6)
+    + b"tQ.",
+    "a shape of doubled tuples": b"\x80\x02" + REBUILD + storage() + number(0) + doubled(100) + b"2tR.",
+    "names without end": b"\x80\x02" + b"".join(b"comegaconf\nx%d\n0" % i for i in range(60_000)) + b".",
+    "refused names without end": b"\x80\x02" + b"".join(b"cposix\nx%d\n0" % i for i in range(60_000)) + b".",
+    "one shape for many tensors": b"\x80\x02"
+    + kept(b"(" + b"K\1" * 100_000 + b"t", 0)
+    + kept(storage(), 1)
+    + kept(NAME, 2)
+    + b"h\2(h\1K\0h\0h\0tR" * 30_000
+    + b".",
+    "one list for many dicts": b"\x80\x02"
+    + kept(b"(" + b"".join(text(f"{i:06}") + b"N\x86" for i in range(20_000)) + b"l", 0)
+    + kept(ORDERED, 1)
+    + b"h\1h\0\x85R" * 3000
+    + b".",
+    "one long pair many times": b"\x80\x02"
+    + kept(b"(" + b"N" * 100_000 + b"t", 0)
+    + kept(b"(" + b"h\0" * 1000 + b"l", 1)
+    + kept(ORDERED, 2)
+    + b"h\2h\1\x85R" * 100
+    + b".",
+    "one long storage many times": b"\x80\x02"
+    + kept(storage()[:-2] + b"N" * 100_000 + b"t", 0)
+    + b"h\0Q" * 50_000
+    + b".",
+    "keys of one hash": b"\x80\x02}(" + b"".join(number((2**61 - 1) * i) + b"N" for i in range(1, 40_000)) + b"u.",
+    "fractions of one hash": b"\x80\x02}(" + (b"G\x7f\xf8" + bytes(6) + b"N") * 100_000 + b"u.",
+    "two long keys in turn": b"\x80\x02"
+    + kept(text("a" * 400_000), 0)
+    + kept(text("a" * 400_000), 1)
+    + b"}"
+    + b"h\0Nsh\1Ns" * 30_000
+    + b".",
+    "one big number": b"\x80\x02\x8b" + (4 << 20).to_bytes(4, "little") + b"\x7f" * (4 << 20) + b".",
+    "6,000 digits": b"\x80\x02I" + b"9" * 6000 + b"\n.",
+    "6,000 digits as a key": b"\x80\x02}L" + b"9" * 6000 + b"L\n" + tensor(storage()) + b"s.",
+    "a line without end": b"\x80\x02V" + b"a" * 3_000_000,
+    "a memo with a gap": b"\x80\x02}r\xff\xff\xff\xff.",
+    "marks": many(b"("),
+    "marks and groups": b"\x80\x02" + b"(" * 300_000 + b"t" * 300_000 + b".",
+    "marks in marks": b"\x80\x02" + b"((N" * 200_000 + b"tt" * 200_000 + b".",
+    "lists": many(b"]"),
+    "dicts": many(b"}", 1_000_000),
+    "lists in lists": b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b".",
+    "tuples in tuples": many(b"\x85").replace(b"\x04", b"\x04)", 1),
+    "kept values": many(b"]\x94"),
+    "one kept value": many(b"\x94", 1_000_000).replace(b"\x04", b"\x04N", 1),
+    "texts": many(b"\x8c\2ab"),
+    "numbers": many(b"M\xff\xff"),
+    "copies": many(b"2", 1_000_000).replace(b"\x04", b"\x04}", 1),
+    "what is pushed and popped": many(b"N0", 1_000_000),
+    "tensors on one block": b"\x80\x02"
+    + kept(storage(), 0)
+    + kept(NAME, 1)
+    + kept(numbers((1,) * 16), 2)
+    + b"}("
+    + b"".join(b"U\4%04x" % i + b"h\1(h\0K\0h\2h\2tR" for i in range(40_000))
+    + b"u.",
+}
+
+
+@pytest.mark.fault(138)
+@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_costs_no_more_than_its_size(name: str, zipped: bool, tmp_path: Path) -> None:
+    path, program = tmp_path / "m.ckpt", COSTLY[name]
+    path.write_bytes(MAGIC + program) if not zipped else archive(path, program, {"0": SIX})
+    with in_proportion(path.stat().st_size), pytest.raises(CheckpointError) as caught:
+        read_tensors(path)
+    assert "made to look" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.fault(138)
+def test_a_training_checkpoint_with_averages_and_optimizer_is_read(tmp_path: Path) -> None:
+    """As many tensors as a whole training of the largest model leaves, each of one number."""
+    state = {
+        f"model.diffusion_model.input_blocks.{i}.0.in_layers.2.weight": torch.ones(1, 1, 1, 1) for i in range(1400)
+    }
+    averages = {f"model_ema.{key.replace('.', '')}": value.clone() for key, value in state.items()}
+    moments = {i: {"step": i, "exp_avg": torch.ones(1, 1, 1, 1), "exp_avg_sq": torch.ones(1)} for i in range(1400)}
+    optimizer = {"state": moments, "param_groups": [{"lr": 1e-4, "params": list(range(1400))}]}
+    data = {"state_dict": {**state, **averages}, "optimizer_states": [optimizer], "rng": 1 << 600}
+    torch.save(data, tmp_path / "m.ckpt")
+    assert len(read_tensors(tmp_path / "m.ckpt")) == 2800
+
+
+@pytest.mark.fault(141)
+@pytest.mark.parametrize("values", [(tensor(storage()),) * 2, (b"N", tensor(storage())), (tensor(storage()), b"N")])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_that_comes_twice_is_refused(zipped: bool, values: tuple[bytes, bytes], tmp_path: Path) -> None:
+    path = tmp_path / "m.ckpt"
+    program = b"\x80\x02}(" + text("a") + values[0] + text("a") + values[1] + b"u."
+    path.write_bytes(MAGIC + program) if not zipped else archive(path, program, {"0": SIX})
+    with pytest.raises(CheckpointError, match="gives 'a' twice"):
+        read_tensors(path)
+
+
+@pytest.mark.fault(139)
+@pytest.mark.parametrize("name", ["a" * 1001, "." * 100_000])
+def test_a_tensor_with_a_long_name_is_refused(name: str, tmp_path: Path) -> None:
+    path = archive(tmp_path / "m.ckpt", b"\x80\x02}" + text(name) + tensor(storage()) + b"s.", {"0": SIX})
+    with pytest.raises(CheckpointError, match=f"a name of {len(name)} letters"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_keys_that_name_no_weights_are_passed_over(zipped: bool, tmp_path: Path) -> None:
+    odd = {1: torch.ones(1), 1.5: 2, None: 3, (1, 2): 4, b"b": 5, "x" * 5000: 6, float("nan"): 7}
+    torch.save({"a": torch.ones(2), **odd}, tmp_path / "m.ckpt", _use_new_zipfile_serialization=zipped)
+    assert list(read_tensors(tmp_path / "m.ckpt")) == ["a"]
+
+
+@pytest.mark.parametrize(("protocol", "zipped"), [(1, True), *((n, z) for n in (2, 3, 4, 5) for z in (True, False))])
+def test_every_protocol_of_torch_is_read(protocol: int, zipped: bool, tmp_path: Path) -> None:
+    data = {"state_dict": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)[1:]}, "e": 1 << 40, "f": 0.5}
+    torch.save(data, tmp_path / "m", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    read = read_tensors(tmp_path / "m")
+    assert torch.equal(read["a"], torch.arange(6.0).reshape(2, 3)) and torch.equal(read["b"], torch.ones(2))
+
+
+ODD_TENSORS: dict[str, tuple[Callable[[], torch.Tensor], str]] = {
+    "complex": (lambda: torch.ones(2, dtype=torch.complex64), "complex numbers"),
+    "uint16": (lambda: torch.ones(2, dtype=torch.uint16), "another type of numbers"),
+    "float8": (lambda: torch.ones(2).to(torch.float8_e5m2), "another type of numbers"),
+    "sparse": (lambda: torch.ones(2).to_sparse(), "a sparse tensor"),
+    "meta": (lambda: torch.ones(2, device="meta"), "without numbers"),
+}
+
+
+@pytest.mark.fault(142)
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_a_tensor_of_another_kind_is_named(kind: str, tmp_path: Path) -> None:
+    make, words = ODD_TENSORS[kind]
+    torch.save({"a": torch.ones(1), "b": make()}, tmp_path / "m.ckpt")
+    with pytest.raises(UnsafeCheckpointError, match=f"holds .*{words}.* which no model of this family has"):
+        read_tensors(tmp_path / "m.ckpt")
+
+
+@pytest.mark.fault(142)
+def test_strides_that_are_never_taken_may_be_any(tmp_path: Path) -> None:
+    path = archive(tmp_path / "m.ckpt", dictionary(tensor(storage(), (1, 6), ((1 << 63) - 1, 1))), {"0": SIX})
+    assert read_tensors(path)["a"].clone().numpy().tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.fault(144)
+def test_names_from_a_pickle_are_shown_escaped_and_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    inert = b"".join(b"comegaconf\n\x1b[31m%d\n0" % i for i in range(500))
+    path = archive(tmp_path / "m.ckpt", b"\x80\x02" + inert + dictionary(tensor(storage()))[2:], {"0": SIX})
+    caplog.set_level(logging.INFO, "flagai_altdiff")
+    read_tensors(path)
+    (line,) = [r.getMessage() for r in caplog.records if "beside the weights" in r.getMessage()]
+    assert "\x1b" not in line and "\\x1b[31m" in line and "and 480 more" in line and len(line) < 2000
+    refused = b"".join(b"cposix\n\x1b[31m%d\n0" % i for i in range(500))
+    with pytest.raises(UnsafeCheckpointError, match=r"posix\.\\x1b\[31m0, .* and 495 more") as caught:
+        read_tensors(archive(tmp_path / "n.ckpt", b"\x80\x02" + refused + b"N."))
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 1000
 
 
 @pytest.mark.fault(28)

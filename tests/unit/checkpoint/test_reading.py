@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
+import socket
 import tarfile
 import zipfile
 from argparse import Namespace
@@ -20,6 +22,9 @@ from safetensors.torch import save_file
 
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError, UnsafeCheckpointError
+from flagai_altdiff.loading import load_path
+from tests import tiny
+from tests.cost import in_proportion
 
 WEIGHTS = {
     "a.weight": torch.arange(6.0).reshape(2, 3),
@@ -334,3 +339,79 @@ def test_torchs_old_tar_format_is_named(tmp_path: Path) -> None:
         file.addfile(member, io.BytesIO(data))
     with pytest.raises(CheckpointError, match="tar format"):
         read_tensors(path)
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def a_terminal(path: Path) -> None:
+    path.symlink_to("/dev/tty")
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.fault(143)
+@pytest.mark.parametrize("make", [a_pipe, a_device, a_terminal, a_socket, a_folder])
+def test_what_is_no_file_is_never_opened(make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "m.ckpt"
+    make(path)
+    with in_proportion(0), pytest.raises(CheckpointError, match=r"m\.ckpt is a (pipe, socket or device|folder)"):
+        read_tensors(path)
+    with in_proportion(0), pytest.raises(CheckpointError, match=r"is neither a file nor a folder|holds no model"):
+        load_path(path)
+
+
+@pytest.mark.fault(143)
+@pytest.mark.parametrize("make", [a_pipe, a_device, a_folder])
+def test_what_is_no_file_is_never_a_models_weights(make: Callable[[Path], None], tmp_path: Path) -> None:
+    tiny.write_flagai_folder(tmp_path / "m", "m9")
+    make(tmp_path / "m" / "model.safetensors")
+    assert load_path(tmp_path / "m", safety_checker=False) is not None
+    (tmp_path / "m" / "model.ckpt").unlink()
+    make(tmp_path / "m" / "model.ckpt")
+    with pytest.raises(CheckpointError, match="holds no model"):
+        load_path(tmp_path / "m")
+
+
+@pytest.mark.fault(143)
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.ckpt"
+    torch.save(WEIGHTS, path)
+    real = os.open
+
+    def replace_then_open(*args: Any, **kwargs: Any) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, "open", replace_then_open)
+    with in_proportion(0), pytest.raises(CheckpointError, match="is a pipe"):
+        read_tensors(path)
+
+
+@pytest.mark.fault(144)
+@pytest.mark.parametrize("head", [b"\x1b[2J" * 9, b"\n\n\n", b"\r\x1b]0;x\x07", b"\xff" * 300, b"ustar" * 60])
+def test_the_first_bytes_are_shown_escaped(head: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.ckpt").write_bytes(head)
+    with pytest.raises(CheckpointError, match="it begins with") as caught:
+        read_tensors(tmp_path / "m.ckpt")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+@pytest.mark.fault(142)
+def test_what_nobody_foresaw_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def surprise(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    save_file(WEIGHTS, tmp_path / "m.ckpt")
+    monkeypatch.setattr(json, "loads", surprise)
+    with pytest.raises(CheckpointError, match=r"m\.ckpt is damaged, or made to look like .* \(ZeroDivisionError"):
+        read_tensors(tmp_path / "m.ckpt")

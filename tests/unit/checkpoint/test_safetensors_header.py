@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from flagai_altdiff.checkpoint import safetensors_header
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.loading import load_path
+from tests.cost import in_proportion
 
 
 def file_of(
@@ -107,3 +110,68 @@ def test_numbers_at_odd_addresses_are_read(tmp_path: Path) -> None:
     text += " " * (1 - len(text) % 2)
     path = file_of(tmp_path / "m.safetensors", text, torch.tensor([1.5, -2.0]).numpy().tobytes())
     assert read_tensors(path)["a"].tolist() == [1.5, -2.0]
+
+
+EMPTY = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+
+
+def listing(names: Iterable[str], value: str = EMPTY) -> str:
+    return "{" + ",".join(f"{json.dumps(name)}:{value}" for name in names) + "}"
+
+
+COSTLY: dict[str, str] = {
+    "as many tensors as may be": listing(f"{i:x}" for i in range(20_000)),
+    "more tensors than may be": listing(f"{i:x}" for i in range(60_000)),
+    "every key twice": listing((f"{i // 2:x}" for i in range(200_000)), "1"),
+    "the last of many keys twice": listing((f"{min(i, 99_999):x}" for i in range(100_001)), "1"),
+    "a key of dots": listing(["." * 100_000]),
+    "a key of a megabyte": listing(["a" * 1_000_000]),
+    "long keys of dots": listing("." * 990 + f"{i:x}" for i in range(4000)),
+    "long keys of prefixes": listing("module." * 141 + f"{i:x}" for i in range(4000)),
+    "long keys that look like LoRA's": listing(".lora_" * 160 + f"{i:x}" for i in range(4000)),
+    "4 million digits": '{"a":{"dtype":"U8","shape":[' + "9" * 4_000_000 + '],"data_offsets":[0,0]}}',
+    "400 digits": '{"a":{"dtype":"U8","shape":[' + "9" * 400 + '],"data_offsets":[0,0]}}',
+    "6,000 digits in the offsets": '{"a":{"dtype":"U8","shape":[0],"data_offsets":[' + "9" * 6000 + ",0]}}",
+    "a fraction of 4 million digits": '{"a":0.' + "9" * 4_000_000 + "}",
+    "many lists": '{"a":[' + "[]," * 1_000_000 + "0]}",
+    "lists in lists": '{"a":[' + ("[" * 500 + "]" * 500 + ",") * 1000 + "0]}",
+    "many objects": '{"a":[' + '{"":0},' * 400_000 + "0]}",
+    "many numbers": '{"a":[' + "0," * 1_000_000 + "0]}",
+    "much metadata": '{"__metadata__":' + listing((f"{i:x}" for i in range(200_000)), '""') + "}",
+}
+
+
+@pytest.mark.fault(139)
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_header_costs_no_more_than_its_size(name: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "m.safetensors", COSTLY[name], b"")
+    with in_proportion(path.stat().st_size), pytest.raises(CheckpointError) as caught:
+        load_path(path)
+    assert "made to look" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.fault(142)
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**62, 0], [0, 2**62, 2**62], [0, 2**32, 2**32], [2**63 - 1, 0, 3]])
+def test_an_empty_tensor_larger_than_any_file_is_refused(shape: list[int], tmp_path: Path) -> None:
+    path = file_of(tmp_path / "m.safetensors", {"a": entry("U8", shape, [0, 0])}, b"")
+    with pytest.raises(CheckpointError, match=r"a of shape \[.* is larger than any file"):
+        read_tensors(path)
+
+
+@pytest.mark.fault(142)
+@pytest.mark.parametrize("dtype", ["U16", "U32", "U64", "C64", "F4", "F6_E2M3", "F8_E8M0", "\x1b[31m", "F" * 1_000_000])
+def test_a_type_that_is_not_read_is_named(dtype: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path / "m.safetensors", {"a": entry(dtype, [0], [0, 0])}, b"")
+    with pytest.raises(CheckpointError, match=r"a has the unknown dtype '.*known: BOOL") as caught:
+        read_tensors(path)
+    assert "\x1b" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.fault(144)
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\x1b]0;title\x07" * 50, "\ud800", "a\r\nb", "\u202e" * 900])
+def test_names_from_a_header_are_shown_escaped_and_short(name: str, tmp_path: Path) -> None:
+    for header in ({name: entry("F31")}, {name: entry(shape=[3])}, {name: 1}, {name: entry(), name + "2": entry()}):
+        with pytest.raises(CheckpointError) as caught:
+            read_tensors(file_of(tmp_path / "m.safetensors", header))
+        assert str(caught.value).replace("\n", "").isprintable() and len(str(caught.value)) < 2500

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from flagai_altdiff.errors import HubError, ModelNotFoundError
-from flagai_altdiff.hub import baai, client
+from flagai_altdiff.errors import HubError, HubUnavailableError, ModelNotFoundError
+from flagai_altdiff.hub import baai, client, fetch
+from flagai_altdiff.registry import MODELS, FileSpec
+from tests.cost import in_proportion
 from tests.servers import Fault, HubServer, serve
 
 NAME = "AltDiffusion-m18"
@@ -47,7 +52,7 @@ def test_an_unknown_model_is_told_apart_from_a_broken_hub(server: HubServer) -> 
 def test_a_missing_file_lists_the_known_ones(server: HubServer) -> None:
     (file, _) = baai.list_files(NAME)
     del server.models[NAME]["config.yaml"]
-    with pytest.raises(ModelNotFoundError, match=r"config\.yaml.*It has 'model\.ckpt'"):
+    with pytest.raises(ModelNotFoundError, match=r"config\.yaml.*It has \['model\.ckpt'\]"):
         file.locate()
 
 
@@ -140,5 +145,71 @@ def test_an_endless_answer_is_cut_off(server: HubServer, monkeypatch: pytest.Mon
 
 def test_an_answer_in_another_encoding_is_refused(server: HubServer) -> None:
     server.always[LIST] = Fault(body=b'["\xff"]')
-    with pytest.raises(HubError, match="UnicodeDecodeError"):
+    with pytest.raises(HubError, match="not UTF-8 text"):
         baai.list_files(NAME)
+
+
+@pytest.mark.fault(136)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_hub_of_https_hands_out_no_addresses_without(
+    server: HubServer,
+    secure: HubServer,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+) -> None:
+    """Unless the hash is known; where the user named the hub by http, nothing is lost."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    secure.models = server.models
+    sums = {name: hashlib.sha256(data).hexdigest() if known else None for name, data in FILES.items()}
+    spec = replace(
+        MODELS[NAME], sources=(("baai", NAME),), files=tuple(FileSpec(name=name, sha256=sums[name]) for name in FILES)
+    )
+    with monkeypatch.context() as patched:
+        patched.setenv("FLAGAI_ALTDIFF_BAAI_ENDPOINT", secure.url)
+        secure.answer_url = server.url
+        if known:
+            fetch(spec, tmp_path / "known")
+        else:
+            with pytest.raises(
+                HubUnavailableError, match=rf"https://.* hands out an address without https, {server.url}"
+            ):
+                fetch(spec, tmp_path / "unknown")
+            assert server.requests == []
+            secure.answer_url = ""
+            fetch(spec, tmp_path / "safe")
+    fetch(spec, tmp_path / "typed")
+
+
+@pytest.mark.fault(23)
+@pytest.mark.fault(132)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['" + " " * 60_000,
+        "[" + "'a'," * 16_000 + "]",
+        "[" + "," * 60_000 + "]",
+        "['" * 30_000,
+        "[" + "9" * 60_000 + "]",
+        '{"a":1}',
+        "['a' 'b']",
+        "['a\\x41']",
+        "[a]",
+        "['a',,'b']",
+        "[,]",
+        "['a'",
+        json.dumps([str(k) for k in range(1001)]),
+    ],
+    ids=lambda text: text[:8],
+)
+def test_a_list_of_names_is_read_at_a_cost_in_proportion(server: HubServer, text: str) -> None:
+    server.always[LIST] = Fault(body=text.encode())
+    with in_proportion(len(text)), pytest.raises(HubError, match="not a list of files"):
+        baai.list_files(NAME)
+
+
+@pytest.mark.fault(132)
+def test_a_name_that_is_listed_twice_is_one_file(server: HubServer) -> None:
+    server.always[LIST] = Fault(body=b'["config.yaml", "config.yaml"]')
+    assert [file.name for file in baai.list_files(NAME)] == ["config.yaml"]

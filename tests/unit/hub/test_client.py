@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from flagai_altdiff.errors import HubError
 from flagai_altdiff.hub import addresses, client, environment
 from flagai_altdiff.hub.client import ask, send
 from flagai_altdiff.hub.transfer import download
+from tests.cost import in_proportion
 from tests.servers import Fault, HubServer, serve
 
 PATH = "/answer"
@@ -136,12 +138,15 @@ def test_a_name_and_password_in_an_address_are_used(server: HubServer) -> None:
 
 
 @pytest.mark.fault(22)
-def test_a_compressed_bomb_is_cut_off(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PIECE_BYTES", 1 << 16)
-    bomb = gzip.compress(bytes(50 << 20))
-    server.always[PATH] = Fault(body=bomb, headers={"Content-Encoding": "gzip"})
-    with pytest.raises(HubError, match=f"more than {client.MAX_ANSWER_BYTES} bytes"):
+@pytest.mark.parametrize(
+    "form", ["gzip", "GZIP", "identity, gzip", "gzip, gzip, gzip", "deflate", "br", "zstd", "x" * 60_000]
+)
+def test_a_compressed_bomb_is_cut_off(server: HubServer, form: str) -> None:
+    """It is not unpacked at all: no answer is asked for in packed form."""
+    server.always[PATH] = Fault(body=gzip.compress(bytes(50 << 20)), headers={"Content-Encoding": form})
+    with in_proportion(50_000, megabytes=8), pytest.raises(HubError, match="compresses what it sends"):
         ask("GET", server.url + PATH)
+    assert server.requests[0].headers["accept-encoding"] == "identity"
 
 
 def test_an_answer_may_come_in_chunks(server: HubServer, tmp_path: Path) -> None:
@@ -161,4 +166,104 @@ def test_proxies_come_from_the_environment(server: HubServer, monkeypatch: pytes
 
 def test_an_answer_is_returned_whatever_its_status(server: HubServer) -> None:
     with send("GET", server.url + "/nothing") as response:
-        assert response.status_code == 404
+        assert response.status == 404
+
+
+SECRETS = {
+    "no such host": Fault(),
+    "cut": Fault(cut_at=1),
+    "garbage": Fault(raw=b"hunter2\r\n\r\n"),
+    "no status": Fault(raw=b"HTTP/1.1 hunter2\r\n\r\n"),
+    "no header": Fault(raw=b"HTTP/1.1 404 No\r\nnot a header hunter2\r\n\r\n"),
+    "no length": Fault(raw=b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"),
+    "redirect": Fault(status=302, headers={"Location": "http://me:hunter2@127.0.0.1:9/?token=hunter2#hunter2"}),
+    "redirect to nothing": Fault(
+        status=302, headers={"Location": "ftp://me:hunter2@127.0.0.1:9/?token=hunter2#hunter2"}
+    ),
+    "redirect to no port": Fault(status=302, headers={"Location": "http://me:hunter2@h:port/?token=hunter2"}),
+    "redirect in a circle": Fault(status=302, headers={"Location": "?token=hunter2"}),
+    "refused": Fault(status=403),
+    "not there": Fault(status=404),
+    "busy": Fault(status=503),
+    "silent": Fault(stall_s=0.3),
+    "no text": Fault(body=b"\xff"),
+    "chunks": Fault(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhunter2\r\n"),
+}
+
+
+@pytest.mark.fault(137)
+@pytest.mark.parametrize("kind", SECRETS)
+def test_no_secret_of_an_address_is_in_an_error_its_causes_or_the_log(
+    server: HubServer, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "flagai_altdiff")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "0.1")
+    server.always[PATH] = SECRETS[kind]
+    url = server.url.replace("://", "://me:hunter2@") + PATH + "?token=hunter2"
+    url = url.replace("127.0.0.1", "nowhere.invalid") if kind == "no such host" else url
+    said = []
+    for get in (lambda: ask("GET", url), lambda: download(url, tmp_path / "file")):
+        try:
+            get()
+        except HubError as error:
+            said += traceback.format_exception(error)
+    assert said
+    assert "hunter2" not in "".join(said)
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.fault(137)
+def test_no_secret_of_a_proxy_is_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "hub.example/answer?token=hunter2"
+    for proxy in ("http://me:hunter2@127.0.0.1:9", "http://me:hunter2@nowhere.invalid:80"):
+        for scheme in ("http", "https"):
+            monkeypatch.setenv(f"{scheme}_proxy", proxy)
+            with pytest.raises(HubError) as caught:
+                ask("GET", f"{scheme}://{address}")
+            assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+NASTY = "\x1b[2J\x1b]0;owned\x07" + "A" * 50_000
+
+
+@pytest.mark.fault(137)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(raw=f"HTTP/1.1 418 {NASTY}\r\n\r\n".encode()),
+        Fault(raw=f"HTTP/1.1 {NASTY}\r\n\r\n".encode()),
+        Fault(raw=f"{NASTY}\r\n\r\n".encode()),
+        Fault(raw=f"HTTP/1.1 302 Found\r\nLocation: http://h:{NASTY}/\r\n\r\n".encode()),
+        Fault(raw=f"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/{NASTY}\r\n\r\n".encode()),
+        Fault(raw=f"HTTP/1.1 200 OK\r\nContent-Encoding: {NASTY}\r\n\r\n".encode()),
+        Fault(raw=f"HTTP/1.1 200 OK\r\nContent-Length: {NASTY}\r\n\r\n".encode()),
+        Fault(raw=f"HTTP/1.1 200 OK\r\n{NASTY}\r\nContent-Length: 9\r\n\r\n{NASTY}".encode()),
+        Fault(body=NASTY.encode()),
+        Fault(body=f"<html>{NASTY}".encode(), headers={"Content-Type": "text/html"}),
+    ],
+)
+def test_what_a_server_says_is_shown_escaped_and_short(
+    server: HubServer, tmp_path: Path, fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.always[PATH] = fault
+    for get in (
+        lambda: ask("GET", server.url + PATH).parse_json(),
+        lambda: download(server.url + PATH, tmp_path / "f", sha256="0" * 64),
+    ):
+        with pytest.raises(HubError) as caught:
+            get()
+        assert len(str(caught.value)) < 700
+        assert all(char.isprintable() or char == "\n" for char in str(caught.value) + caplog.text)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "shows"),
+    [
+        ("https://me:secret%40h.example/x", "h.example/x"),
+        ("http://h.example/" + "a" * 5000, "http://h.example/" + "a" * 180 + "..."),
+        ("http://h.example:x/\n\x1b", "http://h.example:x/\\n\\x1b"),
+    ],
+)
+def test_addresses_are_shown_without_secrets_and_short(url: str, shows: str) -> None:
+    assert addresses.redact_url(url) == shows

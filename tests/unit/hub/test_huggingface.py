@@ -13,6 +13,7 @@ import pytest
 from flagai_altdiff.errors import HubError, ModelNotFoundError
 from flagai_altdiff.hub import huggingface
 from flagai_altdiff.hub.transfer import download
+from tests.cost import in_proportion
 from tests.servers import COMMIT, Fault, HubServer, serve
 
 NAME = "BAAI/AltDiffusion-m18"
@@ -100,12 +101,46 @@ def test_a_next_page_at_no_address_is_refused(server: HubServer, link: str) -> N
         huggingface.list_files(NAME)
 
 
+def page(number: int, entries: int = 1, link: str = "") -> Fault:
+    """A page of a list that names a further one."""
+    listed = [{"type": "file", "path": f"unet/{number}-{k}.json", "size": 1} for k in range(entries)]
+    return Fault(body=json.dumps(listed).encode(), headers={"Link": f'<{link or f"?cursor={number}"}>; rel="next"'})
+
+
 @pytest.mark.fault(22)
+@pytest.mark.fault(132)
 def test_an_endless_list_ends(server: HubServer) -> None:
-    server.always[TREE] = Fault(body=b"[]", headers={"Link": f'<{TREE}>; rel="next"'})
-    with pytest.raises(ModelNotFoundError):
+    server.faults[TREE] = [page(number) for number in range(10 * huggingface.MAX_PAGES)]
+    with pytest.raises(HubError, match="has no end") as caught:
         huggingface.list_files(NAME)
+    assert type(caught.value) is HubError
     assert server.paths().count(TREE) == huggingface.MAX_PAGES
+
+
+@pytest.mark.fault(132)
+@pytest.mark.parametrize("links", [[f"{TREE}?recursive=true"], ["?cursor=1", "?cursor=2", "?cursor=1"], ["", "#x"]])
+def test_a_list_that_goes_in_a_circle_ends(server: HubServer, links: list[str]) -> None:
+    server.faults[TREE] = [page(0, link=link or f"{TREE}?recursive=true") for link in links]
+    server.always[TREE] = page(0, link="?cursor=1")
+    with pytest.raises(HubError, match="has no end"):
+        huggingface.list_files(NAME)
+    assert server.paths().count(TREE) <= 4
+
+
+@pytest.mark.fault(132)
+def test_a_list_is_limited_in_entries(server: HubServer) -> None:
+    server.faults[TREE] = [page(number, 15_000) for number in range(4)]
+    with in_proportion(2_000_000), pytest.raises(HubError, match="more than 20,000 files"):
+        huggingface.list_files(NAME)
+    assert server.paths().count(TREE) == 2
+
+
+@pytest.mark.fault(132)
+def test_two_entries_for_one_file_are_refused(server: HubServer) -> None:
+    listed = [{"type": "file", "path": "model_index.json", "size": size} for size in (2, 3)]
+    server.always[TREE] = Fault(body=json.dumps(listed).encode())
+    with pytest.raises(HubError, match=r"'model_index\.json' twice"):
+        huggingface.list_files(NAME)
 
 
 @pytest.mark.fault(26)
@@ -177,3 +212,38 @@ def test_a_list_of_another_shape_is_refused(server: HubServer, text: str) -> Non
     with pytest.raises(HubError) as caught:
         huggingface.list_files(NAME)
     assert type(caught.value) is HubError
+
+
+MATCHING = {
+    "config.json": b"{}",
+    "preprocessor_config.json": b"{}",
+    "sentencepiece.bpe.model": b"pieces",
+    "tokenizer.json": b"{}",
+}
+WEIGHTS = {
+    "safetensors": {"model.safetensors": b"weights"},
+    "pickle": {"pytorch_model.bin": b"weights"},
+    "shards": {
+        "model.safetensors.index.json": b"{}",
+        "model-00001-of-00002.safetensors": b"1",
+        "model-00002-of-00002.safetensors": b"2",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_a_matching_model_lies_in_the_root(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {} if kind == "pickle" else {"pytorch_model.bin": b"twice"}
+    files = {**MATCHING, **WEIGHTS[kind], **other, "README.md": b"", "flax_model.msgpack": b"", "onnx/model.onnx": b""}
+    with serve(repositories={"BAAI/AltCLIP": files}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        listed = huggingface.list_files("BAAI/AltCLIP")
+    assert {file.name for file in listed} == {*MATCHING, *WEIGHTS[kind]}
+    assert {file.revision for file in listed} == {COMMIT}
+
+
+def test_a_repository_without_a_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(repositories={"BAAI/other": {"README.md": b"", "model.safetensors": b"x"}}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        with pytest.raises(ModelNotFoundError):
+            huggingface.list_files("BAAI/other")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.autoencoder import DiagonalGaussianDistribution
 from tests import tiny
@@ -127,13 +128,35 @@ def test_a_batch_becomes_scaled_latents(m9: LatentDiffusion) -> None:
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     batch = {m9.first_stage_key: images, m9.cond_stage_key: ["a", "b"]}
     torch.manual_seed(1)
-    z, captions = m9.get_input(batch, m9.first_stage_key)
+    z, states = m9.get_input(batch, m9.first_stage_key)
     torch.manual_seed(1)
     torch.testing.assert_close(z, 0.18215 * m9.encode_first_stage(images).sample())
-    assert captions == ["a", "b"] and not z.requires_grad
+    assert not z.requires_grad
+    torch.testing.assert_close(states, m9.get_learned_conditioning(["a", "b"]))
     posterior = m9.encode_first_stage(images)
     assert isinstance(posterior, DiagonalGaussianDistribution)
     torch.testing.assert_close(m9.get_first_stage_encoding(posterior.mode()), 0.18215 * posterior.mean)
+
+
+def test_captions_stay_captions_where_the_text_encoder_learns(m9_folder: Path) -> None:
+    model = load_path(m9_folder)
+    model.cond_stage_model.requires_grad_(True)
+    batch = {"pixels": torch.rand(2, 3, 64, 64), "caption": ["a", "b"]}
+    z, captions = model.get_input(batch, "pixels")
+    assert captions == ["a", "b"]
+    model(z, captions)[0].backward()
+    assert any(p.grad is not None for p in model.cond_stage_model.parameters())
+
+
+def test_ids_stand_for_the_captions_that_a_batch_lacks(m9: LatentDiffusion) -> None:
+    tokenizer = m9.tokenizer
+    assert tokenizer is not None
+    ids = tokenizer(["a cat", "a castle on a hill"], padding=True, return_tensors="pt")["input_ids"]
+    batch = {"pixels": torch.rand(2, 3, 64, 64), "caption": ["a cat"], "input_ids": ids}
+    _, states = m9.get_input(batch, "pixels")
+    torch.testing.assert_close(states, m9.get_learned_conditioning(["a cat", "a castle on a hill"]))
+    with pytest.raises(ValueError, match="1 texts for 2 latents"):
+        m9(torch.randn(2, 4, 8, 8), ["a cat"])
 
 
 def test_decoding_undoes_the_scale(m9: LatentDiffusion) -> None:

@@ -73,7 +73,7 @@ def kept_for_backward(model: LatentDiffusion, twice: bool) -> tuple[int, Tensor]
             kept[place] = (tensor, tensor.untyped_storage().nbytes())
         return tensor
 
-    ids = model.tokenize([tiny.CAT, tiny.CASTLE])
+    ids = model.token_ids([tiny.CAT, tiny.CASTLE])
     with computed_twice(model, twice), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         cond = model.cond_stage_model(ids)
         noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))

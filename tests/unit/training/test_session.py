@@ -120,7 +120,7 @@ def test_a_student_becomes_a_matching_model(
     assert changed == {"text_model"}
     assert isinstance(AltCLIPModel.from_pretrained(tuned), AltCLIPModel)
     model = AutoLoader("txt_img_matching", str(tuned)).get_model()
-    assert model.get_text_features(model.tokenize(["a cat"])).shape == (1, 24)
+    assert model.get_text_features(model.token_ids(["a cat"])).shape == (1, 24)
 
 
 def test_both_matching_stages_in_one_chain(

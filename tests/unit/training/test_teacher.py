@@ -43,7 +43,7 @@ def test_a_student_learns_what_its_teacher_says(teacher: Teacher, xlmr_folder: P
 
     def features(texts: list[str]) -> Tensor:
         with torch.no_grad():
-            return torch.nn.functional.normalize(student.get_text_features(student.tokenize(texts)), dim=-1)
+            return torch.nn.functional.normalize(student.get_text_features(student.token_ids(texts)), dim=-1)
 
     with torch.no_grad():
         taught = torch.nn.functional.normalize(
@@ -60,7 +60,7 @@ def test_what_a_student_is_saved_as_opens_here_and_in_transformers(
     assert student.text_tokenizer is not None
     altclip_folder.write(tmp_path / "m", student.config, student.state_dict(), student.text_tokenizer.files)
     again, theirs = load_matching_model(tmp_path / "m"), AltCLIPModel.from_pretrained(tmp_path / "m").eval()
-    pixels, ids = torch.randn(2, 3, 28, 28), student.tokenize([tiny.CAT, ""])
+    pixels, ids = torch.randn(2, 3, 28, 28), student.token_ids([tiny.CAT, ""])
     with torch.no_grad():
         assert torch.equal(again.get_text_features(ids), student.get_text_features(ids))
         expected = theirs(input_ids=ids, attention_mask=(ids != 1).long(), pixel_values=pixels)
