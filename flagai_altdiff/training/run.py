@@ -65,7 +65,12 @@ def fit(
     if state is not None:
         logger.info("%s goes on from %s", settings.row.name, state)
     with computed_twice(training.model, machine.checkpoint_activations), warnings.catch_warnings():
-        for harmless in (".*does not have many workers.*", ".*in eval mode at the start.*"):
+        for harmless in (
+            ".*does not have many workers.*",
+            ".*in eval mode at the start.*",
+            ".*is deprecated, use.*",
+            ".*broadcast_buffers. is deprecated.*",
+        ):
             warnings.filterwarnings("ignore", harmless)
         trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
     if trainer.global_step < settings.row.steps:

@@ -73,7 +73,7 @@ def kept_for_backward(model: LatentDiffusion, twice: bool) -> tuple[int, Tensor]
             kept[place] = (tensor, tensor.untyped_storage().nbytes())
         return tensor
 
-    ids = model.token_ids([tiny.CAT, tiny.CASTLE])
+    ids = model.tokenize([tiny.CAT, tiny.CASTLE])
     with computed_twice(model, twice), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         cond = model.cond_stage_model(ids)
         noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -168,7 +168,7 @@ def test_a_cache_that_cannot_be_written_or_read_is_named(
         raise OSError(28, "No space left on device")
 
     config = run(m9_folder, image_folder, tmp_path / "run", data={"cache": True})
-    monkeypatch.setattr(cache_module.np, "save", full)
+    monkeypatch.setattr("numpy.save", full)
     with pytest.raises(DiskError, match=r"cache.*No space left on device\. Make room"):
         train(config)
     assert not list((tmp_path / "run" / "cache").glob("*/*"))
@@ -244,7 +244,7 @@ def test_the_command_prints_a_plan(m9_folder: Path, tmp_path: Path, capsys: pyte
     path.write_text(json.dumps({"model": str(m9_folder), "stages": ["alignment", {"stage": "lora", "side": 64}]}))
     assert main(["train", str(path), "--plan", "--tflops", "1"]) == 0
     text = capsys.readouterr().out
-    assert "stage 1, alignment" in text and "stage 2, lora" in text and "GiB with checkpoint_activations" in text
+    assert "stage 1, alignment" in text and "stage 2, lora" in text and "iB with checkpoint_activations" in text
     with pytest.raises(ConfigError, match="no model for the stage teacher"):
         plan(parse_config({"model": str(m9_folder), "stages": ["teacher"]}))
 
