@@ -82,6 +82,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _run(config: TrainConfig, args: argparse.Namespace) -> int:
+    import flagai_altdiff.mini.examples  # noqa: F401  # so that drawn: is known
     from flagai_altdiff.training.processes import is_first
     from flagai_altdiff.training.session import LORA, SHEET, train
 

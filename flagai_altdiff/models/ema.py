@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 
@@ -35,16 +35,19 @@ class LitEma(nn.Module):
         for name, buffer in self._names.items():
             self.register_buffer(buffer, parameters[name].detach().clone())
 
-    @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
         """Move the copies towards the parameters of ``model``."""
+        self.follow(dict(model.named_parameters()))
+
+    @torch.no_grad()
+    def follow(self, parameters: Mapping[str, Tensor]) -> None:
+        """The same, for who has the parameters by their names at hand."""
         self._put_back(self._aside)
         self.num_updates += 1
         n = int(self.num_updates)
         weight = 1.0 - min(float(self.decay), (1 + n) / (10 + n))
-        parameters = dict(model.named_parameters())
-        for name, buffer in self._names.items():
-            self.get_buffer(buffer).lerp_(parameters[name].detach(), weight)
+        copies = [self.get_buffer(buffer) for buffer in self._names.values()]
+        torch._foreach_lerp_(copies, [parameters[name].detach() for name in self._names], weight)
 
     @contextmanager
     def in_place_of_parameters(self, model: nn.Module) -> Iterator[None]:

@@ -78,7 +78,7 @@ class LossLog(Callback):
 
     def __init__(self, path: Path, batch_size: int) -> None:
         self._path, self._batch_size = path, batch_size
-        self._began = time.perf_counter()
+        self._began, self._rate = time.perf_counter(), 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep what is known up to the step that the run goes on from."""
@@ -90,6 +90,10 @@ class LossLog(Callback):
                 writer.writerows(rows)
         self._began = time.perf_counter()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Note the learning rate, which is the next step's when this one is over."""
+        self._rate = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor | Mapping[str, Any] | None, *args: Any
     ) -> None:
@@ -98,10 +102,9 @@ class LossLog(Callback):
             return
         now = time.perf_counter()
         speed, self._began = self._batch_size / max(now - self._began, 1e-9), now
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
         loss = float(trainer.callback_metrics["loss"])
         with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow((trainer.global_step, repr(loss), repr(rate), f"{speed:.3g}"))
+            csv.writer(file).writerow((trainer.global_step, repr(loss), repr(self._rate), f"{speed:.3g}"))
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

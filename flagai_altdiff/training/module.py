@@ -93,7 +93,7 @@ class StageTraining(LightningModule):
         """A step of the optimizer, which the averaged weights follow."""
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
-            self.average(self.model)
+            self.average.follow(self.trainable)
 
     def train_dataloader(self) -> Iterable[Batch]:
         """The batches of this process from the step on at which the run stands."""
@@ -104,7 +104,10 @@ class StageTraining(LightningModule):
         """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
         row, decay = self.settings.row, self.settings.decay
         optimizer = torch.optim.AdamW(
-            list(self.trainable.values()), lr=row.learning_rate, weight_decay=row.weight_decay
+            list(self.trainable.values()),
+            lr=row.learning_rate,
+            weight_decay=row.weight_decay,
+            fused=self.trainer.precision == "32-true" or None,  # Lightning clips no gradients of a fused one otherwise
         )
 
         def factor(step: int) -> float:
@@ -149,8 +152,9 @@ class StageTraining(LightningModule):
             self.average = None
 
     def _no_gradients(self) -> Tensor:
-        zero = torch.zeros((), device=self.device, requires_grad=True)
-        return zero if self.spares_some else sum((p.view(-1)[0] for p in self.trainable.values()), zero) * 0.0
+        """Zero that hangs on all parameters; where some are spared on the first alone, which starts DDP."""
+        parameters = list(self.trainable.values())[: 1 if self.spares_some else None]
+        return torch.stack([parameter.view(-1)[0] for parameter in parameters]).sum() * 0.0
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]

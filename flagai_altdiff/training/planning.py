@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,8 @@ def plan_stages(config: TrainConfig) -> list[StagePlan]:
     found = []
     for stage in config.stages:
         settings = stage.settings(side)
+        if isinstance(sizes, AltCLIPConfig):
+            settings = replace(settings, side=side)
         if (STAGES[stage.stage].kind == "diffusion") is isinstance(sizes, AltCLIPConfig):
             raise ConfigError(f"{config.model} is no model for the stage {stage.stage}.")
         found.append(_plan_stage(config, settings, sizes))
@@ -284,10 +286,10 @@ def _told(number: int, stage: StagePlan, tflops: float | None) -> str:
         + f", on {stage.processes:,} processes with {each}",
         f"  parameters       {stage.parameters / 1e6:,.1f} million, of which {stage.trainable / 1e6:,.1f} learn",
         "  memory of a process",
-        *(f"    {name:<14} {size / _GIB:8.2f} GiB" for name, size in _parts(stage)),
-        f"    {'together':<14} {once / _GIB:8.2f} GiB",
-        f"    {'or':<14} {twice / _GIB:8.2f} GiB with checkpoint_activations: true "
-        f"(activations {stage.activations_twice / _GIB:.2f})",
+        *(f"    {name:<14} {_size(size)}" for name, size in _parts(stage)),
+        f"    {'together':<14} {_size(once)}",
+        f"    {'or':<14} {_size(twice)} with checkpoint_activations: true "
+        f"(activations {_size(stage.activations_twice).strip()})",
         f"  work of a step   {_short(stage.flop / 1e12)} TFLOP, or {_short(stage.flop_twice / 1e12)} with it",
         f"  data             {samples:,} samples in {row.steps:,} steps: {-(-samples // SHARD):,} shards of {SHARD:,}",
     ]
@@ -308,6 +310,10 @@ def _parts(stage: StagePlan) -> list[tuple[str, int]]:
         ("averages", stage.averages),
         ("activations", stage.activations),
     ]
+
+
+def _size(size: int) -> str:
+    return f"{size / _GIB:8.2f} GiB" if size >= _GIB / 20 else f"{size / 2**20:8.2f} MiB"
 
 
 def _short(value: float) -> str:

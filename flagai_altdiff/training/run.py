@@ -16,6 +16,7 @@ from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveSta
 from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
+from flagai_altdiff.training.processes import is_first
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def fit(
         DiskError: A state cannot be saved.
     """
     settings = training.settings
-    folder.mkdir(parents=True, exist_ok=True)
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
     stop = StopAsked()
     trainer = _trainer(
         training,
@@ -63,7 +65,13 @@ def fit(
     if state is not None:
         logger.info("%s goes on from %s", settings.row.name, state)
     with computed_twice(training.model, machine.checkpoint_activations), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        for harmless in (
+            ".*does not have many workers.*",
+            ".*in eval mode at the start.*",
+            ".*is deprecated, use.*",
+            ".*broadcast_buffers. is deprecated.*",
+        ):
+            warnings.filterwarnings("ignore", harmless)
         trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(
