@@ -1,6 +1,6 @@
 """Teach AltDiffusion-mini a robot from eight images, in some minutes: it is drawn before and after, in three languages.
 
-``python train_lora.py 500`` is what it does unless told otherwise; fewer steps are faster and show less.
+``python train_lora.py 600`` is what it does unless told otherwise; fewer steps are faster and show less.
 """
 
 import sys
@@ -15,7 +15,7 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.training.config import parse_config
 from flagai_altdiff.training.session import train
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
 SCENES = ("yellow blue", "red yellow", "yellow green", "red blue", "blue yellow", "yellow red", "blue red", "red green")
 KEPT = [
     "a large red heart on a white background",
@@ -24,10 +24,10 @@ KEPT = [
     "a purple flower on a yellow background",
 ]
 PROMPTS = (
-    "a yellow robot on a blue background",
+    "a red robot on a blue background",
     "ein roter robot auf gelbem Hintergrund",
     "绿色背景上的红色的robot",
-    "a blue robot on an orange background",
+    "a yellow robot on a purple background",
     "a large red heart on a white background",
 )
 
@@ -66,7 +66,14 @@ trained = train(
         {
             "output": "runs/robot",
             "stages": [
-                {"stage": "lora", "rank": 16, "steps": STEPS, "batch_size": 8, "learning_rate": 4e-3, "decay": "cosine"}
+                {
+                    "stage": "lora",
+                    "rank": 16,
+                    "steps": STEPS,
+                    "batch_size": 8,
+                    "learning_rate": 2.5e-3,
+                    "decay": "cosine",
+                }
             ],
             "data": {"source": str(robots), "prior": "kept", "prior_caption": KEPT, "prior_count": 12},
             "sheets": {"every": 0},

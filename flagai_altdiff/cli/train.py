@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _SHORT = ("dreambooth", "lora")
 """Stages that need no config."""
 _SMALL: dict[str, dict[str, Any]] = {
-    "dreambooth": {"steps": 400, "batch_size": 4, "learning_rate": 5e-4},
-    "lora": {"steps": 500, "batch_size": 4, "learning_rate": 4e-3, "rank": 16},
+    "dreambooth": {"steps": 400, "batch_size": 8, "learning_rate": 5e-4},
+    "lora": {"steps": 600, "batch_size": 8, "learning_rate": 2.5e-3, "rank": 16},
 }
 """Defaults for the embedded model, which is a hundred times smaller than those that the stages' own are for."""
 
