@@ -22,7 +22,7 @@ from flagai_altdiff.checkpoint.structure import _count as count_blocks
 from flagai_altdiff.clip_images import CLIP_MEAN, CLIP_STD
 from flagai_altdiff.config import AltCLIPConfig, TextEncoderConfig, VisionConfig
 from flagai_altdiff.errors import CheckpointError
-from flagai_altdiff.files import new_file, new_folder
+from flagai_altdiff.files import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +103,8 @@ def write(target: Path, config: AltCLIPConfig, state: Mapping[str, Tensor], toke
         with new_folder(target) as made:
             for name, content in ((CONFIG, fields), (PREPROCESSOR, processor)):
                 (made / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            with new_file(made / "model.safetensors") as weights:
-                write_safetensors(weights, {k: v for k, v in state.items() if not k.endswith(_CONSTANTS)})
+            weights = {k: v for k, v in state.items() if not k.endswith(_CONSTANTS)}
+            write_safetensors(made / "model.safetensors", weights)
             for file in tokenizer:
                 shutil.copyfile(file, made / file.name)
     except FileExistsError as error:

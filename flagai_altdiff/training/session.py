@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flagai_altdiff.charts import Curve, draw_curves
 from flagai_altdiff.checkpoint import altclip_folder, saving
-from flagai_altdiff.errors import BrokenExampleError, ConfigError, DiskError, InvalidRequestError
+from flagai_altdiff.errors import BrokenExampleError, CheckpointError, ConfigError, DiskError, InvalidRequestError
 from flagai_altdiff.files import new_file
 from flagai_altdiff.loading import load_model
 from flagai_altdiff.lora import finished, make_trainable, save_lora
@@ -218,10 +218,13 @@ def _writing(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, SafetensorError, CheckpointError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         text = f"{folder} cannot be written: {reason}. What was learnt is saved; make room and go on with --resume."
-        raise DiskError(text, getattr(error, "errno", None)) from error
+        raise DiskError(text, getattr(cause, "errno", None)) from error
 
 
 def _examples(data: DataConfig, side: int) -> Examples:

@@ -29,6 +29,7 @@ _OF_THE_FILE = (
     errno.EISDIR,
     errno.ENOTDIR,
     errno.EINVAL,
+    errno.ENOTSUP,  # no ordinary file
     errno.ELOOP,
     errno.ENAMETOOLONG,
 )
