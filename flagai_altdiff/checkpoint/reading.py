@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import stat
 from collections.abc import Mapping
 from heapq import nsmallest
 from pathlib import Path
@@ -17,6 +17,7 @@ from flagai_altdiff.checkpoint.pickled import Pickled, PickledTensor, interpret
 from flagai_altdiff.checkpoint.records import Record, open_tensors
 from flagai_altdiff.checkpoint.safetensors_header import read_header
 from flagai_altdiff.errors import CheckpointError, last_net, printable, shown
+from flagai_altdiff.files import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ _MAX_PREFIXES = 4
 _MAX_LISTED = 20
 _TAR_MARK_AT = 257
 _HEAD_BYTES = 512
-_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -54,22 +54,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _open(path: Path) -> BinaryIO:
-    """A file open for reading. Pipes and devices are told without opening them, since that may wait or do something."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise _no_file(path)
-        file = open(os.open(path, os.O_RDONLY | _NO_WAITING), "rb")  # noqa: SIM115
+        return open_regular(path)
     except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ENOTSUP):
+            kind = "a folder" if error.errno == errno.EISDIR else "a pipe, socket or device"
+            raise CheckpointError(f"{path} is {kind}; expected a file of weights.") from error
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it became another one meanwhile
-        file.close()
-        raise _no_file(path)
-    return file
-
-
-def _no_file(path: Path) -> CheckpointError:
-    kind = "a folder" if path.is_dir() else "a pipe, socket or device"
-    return CheckpointError(f"{path} is {kind}; expected a file of weights.")
 
 
 def _read(file: BinaryIO, where: str) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from flagai_altdiff.registry import DEFAULT_MODEL_DIR
 
 def say(line: str) -> None:
     """Print one line; what files and servers put into it is neither obeyed by the terminal nor drowns it."""
-    print(printable(line).replace("\n", "\\n"), flush=True)
+    print(printable(line), flush=True)
 
 
 def fail(error: Exception | str, status: int) -> int:

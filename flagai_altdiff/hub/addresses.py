@@ -18,7 +18,7 @@ SHOWN = 200
 
 def redact_url(url: str) -> str:
     """``url`` as messages show it: printable, and without user, password, query and fragment, where secrets are."""
-    return printable(without_secrets(url), SHOWN).replace("\n", "\\n")
+    return printable(without_secrets(url), SHOWN)
 
 
 def without_secrets(url: str) -> str:

@@ -16,6 +16,7 @@ from flagai_altdiff.errors import DiskError, HubError
 from flagai_altdiff.files import open_regular, require_regular
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.model_files import is_part, lacking
+from flagai_altdiff.plain_data import read_capped
 from flagai_altdiff.registry import ModelSpec
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -116,11 +117,10 @@ class Digests:
 
 def read_small(path: Path, most_bytes: int) -> bytes:
     """A small file of the books of a download; HubError if it has more bytes, OSError if it cannot be read."""
-    with open_regular(path) as file:
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise HubError(f"{path} has more than {most_bytes} bytes; it is not what its name says. Remove it.")
-    return data
+    try:
+        return read_capped(path, most_bytes)
+    except ValueError as error:
+        raise HubError(f"{path} has more than {most_bytes} bytes; it is not what its name says. Remove it.") from error
 
 
 class Kept:
@@ -238,6 +238,8 @@ def on_disk(path: Path, needed_bytes: int | None = None) -> Iterator[None]:
             text += " What has arrived is kept: make room and try again."
         elif code == errno.EACCES:
             text += " Ask its owner for the right to use it, or choose a folder that can be read and written to."
+        elif code == errno.ENOENT:
+            text += " It was moved or removed meanwhile; try again."
         else:
             text += " Choose a folder that can be written to."
         raise DiskError(text, code) from error

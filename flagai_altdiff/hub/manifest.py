@@ -221,7 +221,7 @@ def verify(folder: Path, spec: ModelSpec | None = None) -> Iterator[FileCheck]:
 
 def _shown(version: str) -> str:
     """A version as messages name it; whoever wrote the manifest may have written anything."""
-    return printable(version, 120).replace("\n", "\\n")
+    return printable(version, 120)
 
 
 def _main_version(records: list[FileRecord]) -> str | None:

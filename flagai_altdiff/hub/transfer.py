@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import email.utils
-import errno
 import hashlib
-import json
 import logging
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import requests
@@ -19,9 +15,9 @@ import requests
 from flagai_altdiff.errors import DiskError, HubError, IntegrityError, printable
 from flagai_altdiff.files import new_file, open_regular
 from flagai_altdiff.hub.addresses import check_url, first_line, redact_url, without_secrets
-from flagai_altdiff.hub.client import PIECE_BYTES, TRIES, Reply, refusal, retry, send
-from flagai_altdiff.hub.disk import FULL, Kept, check_space, free_bytes, on_disk, open_no_link
-from flagai_altdiff.hub.names import PART_SUFFIX, STATE_SUFFIX
+from flagai_altdiff.hub.client import PIECE_BYTES, Reply, refusal, retry, send
+from flagai_altdiff.hub.disk import FULL, Kept, check_space, free_bytes, on_disk
+from flagai_altdiff.hub.partial import Identity, Partial, usable
 from flagai_altdiff.hub.progress import Report
 from flagai_altdiff.hub.threads import Stop
 from flagai_altdiff.hub.wire import TransientError
@@ -31,10 +27,6 @@ logger = logging.getLogger(__name__)
 
 PAGES = (".html", ".htm")
 PAGE_BEGINNINGS = (b"<!doctype html", b"<html")
-STATE_BYTES = 1 << 16
-MOST_BEGINNINGS = 2 * TRIES
-"""How often a file is begun anew in one call."""
-MAX_VALIDATOR = 256
 SETTLED_S = 60
 """How old a date of change must be to tell versions apart: clocks differ, and a file may change twice in a second."""
 RESERVE_BYTES = 4 << 20
@@ -57,16 +49,6 @@ class Received:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Identity:
-    """Which content a partial file is the beginning of."""
-
-    url: str
-    size_bytes: int | None
-    sha256: str | None
-    validator: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Job:
     url: str
     path: Path
@@ -76,132 +58,6 @@ class _Job:
     headers: Mapping[str, str] = field(repr=False)
     report: Report
     stop: Stop
-
-
-class _Partial:
-    """``<path>.part``: what has arrived of a file, which file that is, and its SHA-256 so far.
-
-    Args:
-        path: The file to be.
-        identity: What was asked for.
-        kept: The folder of both.
-    """
-
-    def __init__(self, path: Path, identity: _Identity, kept: Kept) -> None:
-        self._kept = kept
-        self.path = path.with_name(path.name + PART_SUFFIX)
-        self._state = path.with_name(path.name + STATE_SUFFIX)
-        self.identity, self.size_bytes, self.digest = identity, 0, hashlib.sha256()
-        self._begun = 0
-        self._inode: int | None = None
-
-    @property
-    def resumable_bytes(self) -> int:
-        """How much of it the rest can be joined to: all if its version can be told, by hash or by validator, else
-        none; a size tells nothing."""
-        return self.size_bytes if self.identity.sha256 or self.identity.validator else 0
-
-    def recall(self) -> None:
-        """Take up what an earlier call left of the same file."""
-        recorded = self._recorded()
-        if recorded is None or replace(recorded, validator=None) != self.identity:
-            return
-        if recorded.validator != _usable(recorded.validator) or not (recorded.validator or recorded.sha256):
-            return
-        self._kept.check()
-        there = _size_of_own(self.path) or 0
-        if recorded.size_bytes is not None and there > recorded.size_bytes:
-            return
-        if there == recorded.size_bytes and recorded.sha256 is None:
-            there -= 1  # the last byte is asked for again, so that the server says whether this is still the version
-        with on_disk(self.path):
-            if there:
-                with open(self.path, "r+b", opener=open_no_link) as file:
-                    file.truncate(there)
-                    self.digest = hashlib.file_digest(file, "sha256")
-                    self._inode = os.fstat(file.fileno()).st_ino
-            self.identity, self.size_bytes = recorded, there
-
-    def begin(self, validator: str | None) -> None:
-        """Begin the file from its first byte; the version is on record before the first byte is there.
-
-        Raises:
-            HubError: It was begun too often already.
-        """
-        self.discard()
-        self._begun += 1
-        if self._begun > MOST_BEGINNINGS:
-            raise HubError(
-                f"{redact_url(self.identity.url)}: begun {MOST_BEGINNINGS} times; each time it broke off and came as "
-                "another version next, so that what had come could not be used. Try another source."
-            )
-        self.identity = replace(self.identity, validator=validator)
-        self._kept.check()
-        with on_disk(self.path):
-            with new_file(self._state, replace=True) as new:
-                new.write_text(json.dumps(asdict(self.identity)), encoding="utf-8")
-            with open(self.path, "xb", opener=open_no_link):
-                pass
-
-    def extend(self, pieces: Iterator[bytes], total: int | None) -> None:
-        """Write what comes to its end, up to where it breaks off."""
-        self._kept.check()
-        with on_disk(self.path, total), open(self.path, "ab", opener=open_no_link) as file:
-            if os.fstat(file.fileno()).st_size != self.size_bytes:
-                raise self.start_over("another process writes the same file")
-            for piece in pieces:
-                file.write(piece)
-                self.digest.update(piece)
-                self.size_bytes += len(piece)
-            file.flush()
-            os.fsync(file.fileno())
-            self._inode = os.fstat(file.fileno()).st_ino
-
-    def start_over(self, reason: str) -> TransientError:
-        """Remove it; the error to raise."""
-        self.discard()
-        return TransientError(f"{reason}; starting over")
-
-    def discard(self) -> None:
-        """Remove it with its record."""
-        self.size_bytes, self.digest = 0, hashlib.sha256()
-        self._kept.check()
-        for path in (self.path, self._state):
-            with on_disk(path):
-                _size_of_own(path)
-                path.unlink(missing_ok=True)
-
-    def become(self, path: Path) -> None:
-        """Take the final name, if it still is what was written: no other file, and no byte more or less."""
-        self._kept.check()
-        with on_disk(self.path):
-            found = os.lstat(self.path)
-            if (found.st_ino, found.st_size) != (self._inode, self.size_bytes):
-                raise self.start_over("another process has changed the same file")
-        with on_disk(path):
-            os.replace(self.path, path)
-            self._state.unlink(missing_ok=True)
-
-    def _recorded(self) -> _Identity | None:
-        try:
-            with open(self._state, "rb", opener=open_no_link) as file:
-                return _Identity(**json.loads(file.read(STATE_BYTES)))
-        except (OSError, ValueError, TypeError, RecursionError):
-            return None
-
-
-def _size_of_own(path: Path) -> int | None:
-    """Size of a file that only we write, if it is there; DiskError if something else lies there."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return None
-    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
-        return found.st_size
-    code = errno.ELOOP if stat.S_ISLNK(found.st_mode) else errno.EEXIST
-    raise DiskError(
-        f"{path} is no ordinary file but a link, a folder or a device, not made by this program. Remove it.", code
-    )
 
 
 def download(
@@ -248,8 +104,8 @@ def download(
         headers=headers or {}, report=report, stop=stop or Stop(),
     )  # fmt: skip
     _check_most(job, size_bytes)
-    identity = _Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256)
-    partial = _Partial(path, identity, kept or Kept(path.parent))
+    identity = Identity(url=without_secrets(url), size_bytes=size_bytes, sha256=sha256)
+    partial = Partial(path, identity, kept or Kept(path.parent))
     partial.recall()
     received = retry(lambda: _attempt(job, partial), url, progress=lambda: partial.resumable_bytes, stop=job.stop)
     logger.info("%s: downloaded %d bytes from %s", printable(path.name, 120), received.size_bytes, redact_url(url))
@@ -318,7 +174,7 @@ def _pieces_of(source: Path) -> Iterator[bytes]:
         raise HubError(f"{source} cannot be read: {error.strerror}.") from error
 
 
-def _attempt(job: _Job, partial: _Partial) -> Received:
+def _attempt(job: _Job, partial: Partial) -> Received:
     job.stop.check()
     have, validator = partial.resumable_bytes, partial.identity.validator
     if have and have == job.size_bytes:
@@ -347,7 +203,7 @@ def _attempt(job: _Job, partial: _Partial) -> Received:
     return _verified(job, partial, resumed=start > 0)
 
 
-def _check_answer(job: _Job, reply: Reply, partial: _Partial, have: int) -> tuple[int, int | None]:
+def _check_answer(job: _Job, reply: Reply, partial: Partial, have: int) -> tuple[int, int | None]:
     """Where the body begins and how long the file will be; raises if the answer is not (the rest of) the file."""
     where, size = redact_url(job.url), job.size_bytes
     if reply.status not in (requests.codes.ok, requests.codes.partial_content):
@@ -372,7 +228,7 @@ def _check_answer(job: _Job, reply: Reply, partial: _Partial, have: int) -> tupl
     return start, total
 
 
-def _beyond_the_disk(job: _Job, partial: _Partial, total: int | None) -> HubError:
+def _beyond_the_disk(job: _Job, partial: Partial, total: int | None) -> HubError:
     """The error for a file that nobody announced to be so large, and that the disk has no room for; it is removed."""
     free = free_bytes(job.path.parent)  # as it was when no more fitted, or nearly: others write too
     size = "without end or of unknown size" if total is None else f"of {total:,} bytes"
@@ -390,13 +246,13 @@ def _range(reply: Reply) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (-1, 0)
 
 
-def _same_version(reply: Reply, partial: _Partial) -> bool:
+def _same_version(reply: Reply, partial: Partial) -> bool:
     """Whether a part is of the version that the partial file is of; where the hash is known, it will tell."""
     got, known = _validator(reply), partial.identity.validator
     return got == known or (partial.identity.sha256 is not None and None in (got, known))
 
 
-def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | None) -> Iterator[bytes]:
+def _checked_pieces(job: _Job, reply: Reply, partial: Partial, total: int | None) -> Iterator[bytes]:
     """The pieces of the body; raises at the first that cannot be the file's."""
     got, most = partial.size_bytes, job.most_bytes if total is None else total
     job.report(got, total)
@@ -417,7 +273,7 @@ def _checked_pieces(job: _Job, reply: Reply, partial: _Partial, total: int | Non
         job.report(got, total)
 
 
-def _verified(job: _Job, partial: _Partial, *, resumed: bool) -> Received:
+def _verified(job: _Job, partial: Partial, *, resumed: bool) -> Received:
     want, got, validator = job.sha256, partial.digest.hexdigest(), partial.identity.validator
     if want in (None, got):
         job.stop.check()
@@ -433,21 +289,12 @@ def _validator(reply: Reply) -> str | None:
     """What tells this version from others: a strong ETag, or a date of change that is long past."""
     etag, changed = reply.headers.get("ETag", ""), reply.headers.get("Last-Modified", "")
     if re.fullmatch('"[^"]+"', etag):
-        return _usable(etag)
+        return usable(etag)
     try:
         age = email.utils.parsedate_to_datetime(reply.headers["Date"]) - email.utils.parsedate_to_datetime(changed)
     except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None
-    return _usable(changed) if age.total_seconds() >= SETTLED_S else None
-
-
-def _usable(validator: object) -> str | None:
-    """A validator that can be sent back in a header."""
-    return (
-        validator
-        if isinstance(validator, str) and re.fullmatch(f"[!-~][ -~]{{0,{MAX_VALIDATOR}}}", validator)
-        else None
-    )
+    return usable(changed) if age.total_seconds() >= SETTLED_S else None
 
 
 def _page(job: _Job, beginning: bytes) -> HubError:

@@ -20,7 +20,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec, Tr
 from flagai_altdiff.errors import CheckpointError
 from flagai_altdiff.loading import find_tokenizer, load_path
 from flagai_altdiff.registry import embedded_dir
-from flagai_altdiff.tokenizer import _SIMPLE, Tokenizer, _joins, load_tokenizer
+from flagai_altdiff.tokenizer import Tokenizer, load_tokenizer
+from flagai_altdiff.tokenizer.text import SIMPLE, joins
 from tests import tiny
 from tests.cost import in_proportion
 
@@ -365,9 +366,9 @@ def test_many_added_tokens_cost_a_text_little(tmp_path: Path) -> None:
 
 def test_simple_signs_are_simple() -> None:
     """None is changed by NFC, alone or after another; so a run of them need not be looked at letter by letter."""
-    signs = [chr(code) for code in range(0x110000) if _SIMPLE.fullmatch(chr(code))]
+    signs = [chr(code) for code in range(0x110000) if SIMPLE.fullmatch(chr(code))]
     assert len(signs) > 40_000
-    assert not [sign for sign in signs if any(_joins(letter, sign) for letter in "aÿ가각猫😀")]
+    assert not [sign for sign in signs if any(joins(letter, sign) for letter in "aÿ가각猫😀")]
 
 
 @pytest.mark.fault(147)
