@@ -148,8 +148,8 @@ def test_imports_go_down(path: Path) -> None:
         ("checkpoint/records.py", "from .layouts import detect"),
         ("mini/world.py", "from flagai_altdiff.mini.captions import caption"),
         ("mini/judge.py", "from .recipe.judge import judge_loss"),
-        ("mini/recipe/loop.py", "from ..accuracy import measure\nfrom .parts import PARTS"),
-        ("mini/recipe/loop.py", "from .tokenizer import build_tokenizer"),
+        ("mini/recipe/steps.py", "from ..accuracy import measure\nfrom .parts import PARTS"),
+        ("mini/recipe/steps.py", "from .tokenizer import build_tokenizer"),
     ],
 )
 def test_the_guard_sees_every_way_up(module: str, line: str) -> None:
@@ -163,9 +163,9 @@ def test_the_guard_sees_every_way_up(module: str, line: str) -> None:
         ("hub/fetching.py", "from . import client, threads\nfrom flagai_altdiff import __version__, errors"),
         (
             "mini/recipe/judge.py",
-            "from ..judge import Judge\nfrom .loop import train\nfrom ...errors import ConfigError",
+            "from ..judge import Judge\nfrom .steps import Task\nfrom ...errors import ConfigError",
         ),
-        ("mini/recipe/parts.py", "from flagai_altdiff.mini.recipe import loop, stages"),
+        ("mini/recipe/parts.py", "from flagai_altdiff.mini.recipe import steps, stages"),
         ("cli/main.py", "import torch\nfrom flagai_altdiff.cli import tools\nfrom flagai_altdiff import hub"),
     ],
 )

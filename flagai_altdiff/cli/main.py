@@ -6,6 +6,7 @@ import argparse
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -22,7 +23,7 @@ from flagai_altdiff.cli.match import add_match
 from flagai_altdiff.cli.models import add_download, add_models, add_verify
 from flagai_altdiff.cli.tools import add_convert, add_doctor, add_train_mini
 from flagai_altdiff.cli.train import add_train
-from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError, TrainingInterrupted
 
 _EPILOG = """\
 examples:
@@ -109,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except (InvalidRequestError, RegistryError) as error:
         return fail(error, 2)
+    except TrainingInterrupted as error:
+        return _to_go_on(error, words)
     except FlagAIAltDiffError as error:
         return fail(error, 1)
     except KeyboardInterrupt as interrupt:
@@ -118,6 +121,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _to_go_on(error: TrainingInterrupted, words: Sequence[str]) -> int:
+    """Say which command goes on with a training."""
+    from flagai_altdiff.training.processes import is_first
+
+    if is_first():
+        command = shlex.join(["altdiff", *(word for word in words if word != "--resume"), "--resume"])
+        print(f"{error} Go on with: {command}", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 class _Terminated(KeyboardInterrupt):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from flagai_altdiff.cli.common import add_model_dir, say
-from flagai_altdiff.errors import TrainingInterrupted
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +62,6 @@ def add_train_mini(parser: argparse.ArgumentParser) -> None:
         help="state of the run (default: %(default)s)",
     )
     add("--stage", nargs="*", default=(), metavar="NAME", help="do these stages only")
-    add("--minutes", type=float, default=150.0, metavar="N", help="length of this sitting (default: %(default)s)")
     add("--resume", action="store_true", help="go on with the run in --work")
     parser.set_defaults(run=_train_mini, kept="; --resume goes on from the last saved step")
 
@@ -73,10 +70,6 @@ def _train_mini(args: argparse.Namespace) -> int:
     from flagai_altdiff.mini.recipe.parts import train_mini
 
     logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
-    try:
-        train_mini(out=args.out, work=args.work, parts=args.stage, minutes=args.minutes, resume=args.resume)
-    except TrainingInterrupted:
-        print("the time of this sitting is used up; go on with --resume", file=sys.stderr)
-        return 0
+    train_mini(out=args.out, work=args.work, parts=args.stage, resume=args.resume)
     print(args.out)
     return 0

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.cli.common import fail
-from flagai_altdiff.errors import TrainingInterrupted
 from flagai_altdiff.registry import find_model
 
 if TYPE_CHECKING:
@@ -87,15 +86,9 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     from flagai_altdiff.training.session import LORA, SHEET, train
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    try:
-        model = train(config, resume=args.resume)
-        if is_first():
-            _tell(config, model, model.with_name(LORA), model.with_name(SHEET))
-    except TrainingInterrupted as error:
-        words = ["altdiff", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
-        if is_first():
-            print(f"{error} Go on with: {shlex.join(words)}", file=sys.stderr)
-        return 130
+    model = train(config, resume=args.resume)
+    if is_first():
+        _tell(config, model, model.with_name(LORA), model.with_name(SHEET))
     return 0
 
 

@@ -259,7 +259,7 @@ class LatentDiffusion(nn.Module):
     def p_losses(
         self, x_start: Tensor, cond: Tensor, t: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the prediction at given timesteps (Ho et al. 2020, eq. 14; v: Salimans and Ho 2022).
+        """Mean squared error of the prediction at given timesteps (Ho et al. 2020, eq. 14).
 
         Args:
             x_start: (B, C, h, w).
@@ -269,10 +269,20 @@ class LatentDiffusion(nn.Module):
         """
         noise = torch.randn_like(x_start) if noise is None else noise
         output = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
+        loss = F.mse_loss(output, self.prediction_target(x_start, t, noise))
+        return loss, {"loss_simple": loss.detach()}
+
+    def prediction_target(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the UNet should say of a noised image, as its parameterization has it (v: Salimans and Ho 2022).
+
+        Args:
+            x_start: (B, C, h, w).
+            t: (B,).
+            noise: (B, C, h, w).
+        """
         alpha = self.alphas_cumprod[t][:, None, None, None]
         target = {"eps": lambda: noise, "x0": lambda: x_start, "v": lambda: v_target(x_start, noise, alpha)}
-        loss = F.mse_loss(output, target[self.parameterization]())
-        return loss, {"loss_simple": loss.detach()}
+        return target[self.parameterization]()
 
     def ema_scope(self, context: str | None = None) -> AbstractContextManager[None]:
         """Run the block with the averaged weights in place of the trained ones; without an average, change nothing.

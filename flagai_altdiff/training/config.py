@@ -44,6 +44,8 @@ class StageConfig:
     learning_rate: Rate | None = _of(None, "AdamW's, after the warm-up")
     warmup_steps: CountOrZero | None = _of(None, "steps in which it rises from 1e-9")
     decay: Literal["constant", "cosine"] = _of("constant", "what it does then, to the last step")
+    final_rate: Share = _of(0.0, "share of it that is left at the end of a cosine")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = _of(0.999, "AdamW's, of the squared gradients")
     weight_decay: Rate | None = _of(None, "AdamW's")
     clip_norm: Rate = _of(1.0, "limit of the gradients' norm; 0: none")
     ema_decay: Share | None = _of(None, "averaged weights: min(this, (1 + n) / (10 + n)); 0: none")
@@ -69,6 +71,8 @@ class StageConfig:
             side=self.side or int(model_side * row.side) // 64 * 64 or model_side,
             accumulate=self.accumulate,
             decay=self.decay,
+            final_rate=self.final_rate,
+            beta2=self.beta2,
             clip_norm=self.clip_norm,
             min_snr_gamma=self.min_snr_gamma,
             noise_offset=self.noise_offset,
@@ -103,6 +107,8 @@ class StageSettings:
         side: Of the images, in px.
         accumulate: Batches of a step.
         decay: Of the learning rate.
+        final_rate: Share of it that is left at the end of a cosine.
+        beta2: AdamW's.
         clip_norm: Limit of the gradients' norm; 0 is none.
         min_snr_gamma: See ``denoising_losses``.
         noise_offset: Share of noise that is one number for a whole channel.
@@ -114,6 +120,8 @@ class StageSettings:
     side: int
     accumulate: int = 1
     decay: Literal["constant", "cosine"] = "constant"
+    final_rate: float = 0.0
+    beta2: float = 0.999
     clip_norm: float = 1.0
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0

@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.sampling.schedule import v_target
 
 
 def denoising_losses(
     model: LatentDiffusion, latents: Tensor, cond: Tensor, t: Tensor, noise: Tensor, *, min_snr_gamma: float = 0.0
 ) -> Tensor:
-    """Mean squared error of the UNet's prediction for each image (Ho et al. 2020, eq. 14; v: Salimans and Ho 2022).
+    """Mean squared error of the UNet's prediction for each image (Ho et al. 2020, eq. 14).
 
     Args:
         model: Its parameterization decides what is predicted.
@@ -28,9 +27,7 @@ def denoising_losses(
         (B,).
     """
     output = model.apply_model(model.q_sample(latents, t, noise), t, cond).float()
-    alpha = model.alphas_cumprod[t][:, None, None, None]
-    target = {"eps": lambda: noise, "x0": lambda: latents, "v": lambda: v_target(latents, noise, alpha)}
-    losses = F.mse_loss(output, target[model.parameterization](), reduction="none").mean(dim=(1, 2, 3))
+    losses = F.mse_loss(output, model.prediction_target(latents, t, noise), reduction="none").mean(dim=(1, 2, 3))
     return losses if not min_snr_gamma else losses * _min_snr_weights(model, t, min_snr_gamma)
 
 

@@ -106,6 +106,7 @@ class StageTraining(LightningModule):
         optimizer = torch.optim.AdamW(
             list(self.trainable.values()),
             lr=row.learning_rate,
+            betas=(0.9, self.settings.beta2),
             weight_decay=row.weight_decay,
             fused=self.trainer.precision == "32-true" or None,  # Lightning clips no gradients of a fused one otherwise
         )
@@ -117,7 +118,8 @@ class StageTraining(LightningModule):
             if decay == "constant":
                 return 1.0
             done = (step - row.warmup_steps) / max(row.steps - row.warmup_steps, 1)
-            return (1 + math.cos(math.pi * min(done, 1.0))) / 2
+            share = (1 + math.cos(math.pi * min(done, 1.0))) / 2
+            return self.settings.final_rate + (1 - self.settings.final_rate) * share
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 

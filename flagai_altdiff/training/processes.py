@@ -17,6 +17,11 @@ def is_first() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in named or ("SLURM_PROCID",))
 
 
+def process_count() -> int:
+    """How many processes torchrun or SLURM started; 1 without them."""
+    return int(next((os.environ[name] for name in ("WORLD_SIZE", "SLURM_NTASKS") if name in os.environ), 1))
+
+
 def wait_until(ready: Callable[[], bool]) -> None:
     """Wait for what other processes are making; longer than a barrier would, whose time is limited."""
     while not ready():

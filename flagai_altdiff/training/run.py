@@ -20,6 +20,8 @@ from flagai_altdiff.training.processes import is_first
 
 logger = logging.getLogger(__name__)
 
+STATES = "states"
+
 
 def fit(
     training: StageTraining,
@@ -57,11 +59,11 @@ def fit(
             stop,
             LossLog(folder / "log.csv", settings.row.batch_size),
             Bar(settings.row.name, settings.row.batch_size),
-            SaveStates(folder / "states", save_every),
+            SaveStates(folder / STATES, save_every),
             EveryNSteps(sheet_every, draw_sheet),
         ],
     )
-    state = latest_state(folder / "states")
+    state = latest_state(folder / STATES)
     if state is not None:
         logger.info("%s goes on from %s", settings.row.name, state)
     with computed_twice(training.model, machine.checkpoint_activations), warnings.catch_warnings():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["teacher", "contrastive", "diffusion"]
+Kind = Literal["teacher", "contrastive", "diffusion", "part"]
 
 TRAINABLE = {
     "unet": r"model\.diffusion_model\.",
@@ -29,7 +29,7 @@ class Stage:
     Args:
         name: How configs call it.
         help: One sentence.
-        kind: What is learnt: a teacher's features, to match images, or to denoise them.
+        kind: What is learnt: a teacher's features, to match images, to denoise them, or a part of another recipe.
         trainable: A key of ``TRAINABLE``, or a pattern.
         steps: Optimizer steps.
         batch_size: Samples of a step, over all processes.

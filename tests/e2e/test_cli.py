@@ -61,7 +61,7 @@ def test_wrong_words_are_usage_errors(m9_folder: Path, tmp_path: Path, capsys: p
     usage_error()
     usage_error("draw")
     usage_error("generate", "a cat", "--sampler", "ddimm")
-    usage_error("train")
+    run("train", status=2)
     run("generate", status=2)
     run("generate", "a cat", "-m", "AltDiffusion-m81", status=2)
     assert "Did you mean 'AltDiffusion-m18'?" in capsys.readouterr().err

@@ -1,5 +1,5 @@
 """Trains AltDiffusion-mini from nothing, on images that the package draws itself.
 
-``stages`` has the recipe's numbers, ``parts`` carries it out, ``loop`` trains any stage; the other modules are the
-tokenizer, and the losses of one part each.
+``stages`` has the recipe's numbers, ``parts`` carries it out on the engine of ``training``, ``steps`` is what that asks
+of a stage; the other modules are the tokenizer, and the samples and losses of one part each.
 """

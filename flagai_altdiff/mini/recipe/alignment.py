@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flagai_altdiff.mini.captions import caption
-from flagai_altdiff.mini.recipe.loop import StepLoss
-from flagai_altdiff.mini.recipe.stages import Stage
+from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.recipe.text_encoder import CaptionTokenizer, draw_caption
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
+from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.objectives import Batch
 
 
 @torch.no_grad()
@@ -37,9 +38,12 @@ def mean_states(
     return means
 
 
-def alignment_loss(
-    encoder: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, stage: Stage, scenes: Sequence[Scene]
-) -> StepLoss:
+def alignment_task(
+    encoder: RobertaSeriesModelWithTransformation,
+    tokenize: CaptionTokenizer,
+    settings: StageSettings,
+    scenes: Sequence[Scene],
+) -> Task:
     """Distance of every state of a caption from its scene's mean.
 
     Captions that leave the background open, and the empty one, keep the states that they had.
@@ -47,16 +51,21 @@ def alignment_loss(
     teacher = deepcopy(encoder).eval().requires_grad_(False)
     means = mean_states(teacher, tokenize, scenes)
 
-    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"alignment:{step}")
-        drawn = rng.choices(scenes, k=stage.batch)
-        captions = [("", False) if rng.random() < stage.text_drop else draw_caption(scene, rng) for scene in drawn]
-        input_ids = trim_padding(tokenize([text for text, _ in captions]))
-        named = torch.tensor([named for _, named in captions])
-        with torch.no_grad():
-            before = teacher(input_ids)
-        target = torch.where(named[:, None, None], torch.stack([means[scene] for scene in drawn])[:, None], before)
-        loss = F.mse_loss(encoder(input_ids), target)
-        return loss, {"before": F.mse_loss(before[named], target[named]).item()}
+        drawn = rng.choices(scenes, k=settings.row.batch_size)
+        dropped = settings.row.text_drop
+        captions = [("", False) if rng.random() < dropped else draw_caption(scene, rng) for scene in drawn]
+        return {
+            "ids": trim_padding(tokenize([text for text, _ in captions])),
+            "named": torch.tensor([named for _, named in captions]),
+            "mean": torch.stack([means[scene] for scene in drawn]),
+        }
 
-    return step_loss
+    def losses(batch: Batch) -> Tensor:
+        ids = batch["ids"]
+        with torch.no_grad():
+            target = torch.where(batch["named"][:, None, None], batch["mean"][:, None], teacher(ids))
+        return F.mse_loss(encoder(ids), target, reduction="none").mean(dim=(1, 2))
+
+    return Task(model=encoder, draw=draw, losses=losses)

@@ -6,14 +6,15 @@ import random
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagai_altdiff.mini.batches import draw_batch
-from flagai_altdiff.mini.recipe.loop import StepLoss
-from flagai_altdiff.mini.recipe.stages import IMAGE_SIDE, Stage
+from flagai_altdiff.mini.recipe.stages import IMAGE_SIDE
+from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models.autoencoder import AutoencoderKL
+from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.objectives import Batch
 
 KL_WEIGHT = 3e-4
 START_LOGVAR = -5.0
@@ -44,26 +45,31 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Absolute and squared error, and the absolute error of the edges."""
+def reconstruction_losses(output: Tensor, target: Tensor) -> Tensor:
+    """Absolute and squared error of each image, and the absolute error of its edges, (B,)."""
+    whole = ((output - target).abs() + (output - target).square()).mean(dim=(1, 2, 3))
     pairs = zip(edges(output), edges(target), strict=True)
-    return F.l1_loss(output, target) + F.mse_loss(output, target) + 0.5 * sum(F.l1_loss(a, b) for a, b in pairs)
+    return whole + 0.5 * torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
 
 
-def autoencoder_loss(autoencoder: AutoencoderKL, stage: Stage, scenes: Sequence[Scene], name: str) -> StepLoss:
-    """The loss of the autoencoder on freshly drawn images, or squares of them."""
+def autoencoder_task(autoencoder: AutoencoderKL, settings: StageSettings, scenes: Sequence[Scene]) -> Task:
+    """To give freshly drawn images back, or squares of them."""
+    config, count = autoencoder.config, settings.row.batch_size
+    latent = (config.embed_dim, *[settings.side // config.downsampling] * 2)
 
-    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"{name}:{step}")
-        images = draw_batch(rng.choices(scenes, k=stage.batch), rng, side=IMAGE_SIDE)
-        images = crops(images, stage.side, rng).contiguous(memory_format=torch.channels_last)
+    def draw(step: int) -> dict[str, Tensor]:
+        rng = random.Random(f"{settings.row.name}:{step}")
+        images = draw_batch(rng.choices(scenes, k=count), rng, side=IMAGE_SIDE)
+        noise = torch.randn(count, *latent, generator=torch.Generator().manual_seed(step))
+        return {"image": crops(images, settings.side, rng), "noise": noise}
+
+    def losses(batch: Batch) -> Tensor:
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(images)
-        output = autoencoder.decode(posterior.sample(torch.Generator().manual_seed(step)))
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        psnr = psnr_db(output.detach(), images)
-        return reconstruction_loss(output, images) + KL_WEIGHT * kl, {"psnr_db": psnr, "kl": kl.item()}
+        output = autoencoder.decode(posterior.mean + posterior.std * batch["noise"])
+        return reconstruction_losses(output, images) + KL_WEIGHT * posterior.kl() / posterior.mean[0].numel()
 
-    return step_loss
+    return Task(model=autoencoder, draw=draw, losses=losses)
 
 
 def psnr_db(output: Tensor, target: Tensor) -> float:

@@ -14,8 +14,7 @@ from torch import Tensor
 from flagai_altdiff.mini.batches import draw_batch
 from flagai_altdiff.mini.captions import caption
 from flagai_altdiff.mini.judge import Judge, see
-from flagai_altdiff.mini.recipe.loop import StepLoss, save_whole
-from flagai_altdiff.mini.recipe.stages import Stage
+from flagai_altdiff.mini.recipe.steps import Task, save_whole
 from flagai_altdiff.mini.recipe.text_encoder import CaptionTokenizer, draw_caption
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import ATTRIBUTES, Scene, draw_scenes, held_out_scenes, training_scenes
@@ -26,6 +25,10 @@ from flagai_altdiff.models.unet import ResBlock, UNetModel
 from flagai_altdiff.sampling.ddim import ddim
 from flagai_altdiff.sampling.guidance import guided
 from flagai_altdiff.sampling.schedule import Schedule
+from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.losses import denoising_losses
+from flagai_altdiff.training.objectives import Batch
+from flagai_altdiff.training.processes import is_first, wait_until
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def fill_latent_cache(autoencoder: AutoencoderKL, path: Path) -> dict[str, Tenso
     Returns:
         ``mean`` and ``std`` of the posteriors, (N, C, h, w) float16.
     """
-    if not path.exists():
+    if is_first() and not path.exists():
         parts: dict[str, list[Tensor]] = {"mean": [], "std": []}
         scenes = cached_scenes()
         for start in range(0, CACHE_SIZE, CACHE_CHUNK):
@@ -61,6 +64,7 @@ def fill_latent_cache(autoencoder: AutoencoderKL, path: Path) -> dict[str, Tenso
             if start % 2000 == 0:
                 logger.info("latents: %d of %d", start, CACHE_SIZE)
         save_whole({name: torch.cat(chunks) for name, chunks in parts.items()}, path)
+    wait_until(path.exists)
     return load_file(path)
 
 
@@ -83,40 +87,48 @@ def zero_init(unet: UNetModel) -> None:
         parameter.zero_()
 
 
-def denoiser_loss(
+def denoiser_task(
     model: LatentDiffusion,
     tokenize: CaptionTokenizer,
     latent_cache: dict[str, Tensor],
     scenes: Sequence[Scene],
-    stage: Stage,
-    name: str,
-) -> StepLoss:
-    """The diffusion loss on cached latents and fresh captions; one timestep from each part of the range in a batch.
+    settings: StageSettings,
+) -> Task:
+    """The diffusion loss on cached latents and fresh captions; one timestep from each part of the range in a step.
 
     Args:
         model: Its UNet learns; the rest is frozen.
         tokenize: The model's tokenizer.
         latent_cache: From :func:`fill_latent_cache`.
         scenes: The scene of each latent.
-        stage: The stage.
-        name: The stage's; another draws other samples.
+        settings: Of the stage; one of another name draws other samples.
     """
+    count = settings.row.batch_size
 
-    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(f"{name}:{step}")
+    def draw(step: int) -> dict[str, Tensor]:
+        rng = random.Random(f"{settings.row.name}:{step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        chosen = rng.choices(range(len(scenes)), k=stage.batch)
-        captions = ["" if rng.random() < stage.text_drop else draw_caption(scenes[i], rng)[0] for i in chosen]
-        with torch.no_grad():
-            cond = model.cond_stage_model(tokenize(captions))
+        chosen = rng.choices(range(len(scenes)), k=count)
+        dropped = settings.row.text_drop
+        captions = ["" if rng.random() < dropped else draw_caption(scenes[i], rng)[0] for i in chosen]
         mean, std = latent_cache["mean"][chosen].float(), latent_cache["std"][chosen].float()
         latents = model.scale_factor * (mean + std * torch.randn(mean.shape, generator=generator))
-        places = (torch.arange(stage.batch) + torch.rand(stage.batch, generator=generator)) / stage.batch
-        t = (places * model.num_timesteps).long()
+        places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         noise = torch.randn(latents.shape, generator=generator)
-        return model.p_losses(latents.to(memory_format=torch.channels_last), cond, t, noise)[0], {}
+        return {
+            "latents": latents,
+            "ids": tokenize(captions),
+            "t": (places * model.num_timesteps).long(),
+            "noise": noise,
+        }
 
-    return step_loss
+    def losses(batch: Batch) -> Tensor:
+        with torch.no_grad():
+            cond = model.cond_stage_model(batch["ids"])
+        latents = batch["latents"].contiguous(memory_format=torch.channels_last)
+        return denoising_losses(model, latents, cond, batch["t"], batch["noise"])
+
+    return Task(model=model, draw=draw, losses=losses)
 
 
 @torch.no_grad()

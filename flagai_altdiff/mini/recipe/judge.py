@@ -1,4 +1,4 @@
-"""Training of the judge on drawn images."""
+"""What the judge learns from: drawn images, as an autoencoder would give them back."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from flagai_altdiff.mini.batches import draw_batch
 from flagai_altdiff.mini.judge import Judge
-from flagai_altdiff.mini.recipe.loop import StepLoss
-from flagai_altdiff.mini.recipe.stages import Stage
+from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.world import Scene
+from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.objectives import Batch
 
 
 def weathered(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -24,17 +25,18 @@ def weathered(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(images, blurred, share) + noise
 
 
-def judge_loss(judge: Judge, stage: Stage, scenes: Sequence[Scene]) -> StepLoss:
+def judge_task(judge: Judge, settings: StageSettings, scenes: Sequence[Scene]) -> Task:
     """Cross-entropy of all five attributes."""
 
-    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"judge:{step}")
-        drawn = rng.choices(scenes, k=stage.batch)
+        drawn = rng.choices(scenes, k=settings.row.batch_size)
         images = weathered(draw_batch(drawn, rng), torch.Generator().manual_seed(step))
-        labels = torch.tensor([scene.labels for scene in drawn]).T
-        logits = judge(images.contiguous(memory_format=torch.channels_last))
-        losses = [F.cross_entropy(logit, wanted) for logit, wanted in zip(logits.values(), labels, strict=True)]
-        right = (logits["shape"].argmax(dim=1) == labels[0]).float().mean()
-        return torch.stack(losses).sum(), {"shape_right": right.item()}
+        return {"image": images, "labels": torch.tensor([scene.labels for scene in drawn])}
 
-    return step_loss
+    def losses(batch: Batch) -> Tensor:
+        logits = judge(batch["image"].contiguous(memory_format=torch.channels_last))
+        pairs = zip(logits.values(), batch["labels"].T, strict=True)
+        return torch.stack([F.cross_entropy(logit, wanted, reduction="none") for logit, wanted in pairs]).sum(dim=0)
+
+    return Task(model=judge, draw=draw, losses=losses)

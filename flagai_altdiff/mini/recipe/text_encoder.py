@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from flagai_altdiff.config import TextEncoderConfig
 from flagai_altdiff.mini.captions import random_caption
-from flagai_altdiff.mini.recipe.loop import StepLoss
-from flagai_altdiff.mini.recipe.stages import Stage
+from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import ATTRIBUTES, Scene
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
 from flagai_altdiff.tokenizer import load_tokenizer
+from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.objectives import Batch
 
 UNNAMED = -100
 WITHOUT_BACKGROUND = 0.15
@@ -75,28 +76,37 @@ class TextWithHeads(nn.Module):
         )
 
     def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """(B, L) -> for each attribute the logits of every token and of one padding row, (B, L', classes)."""
-        states = self.encoder(trim_padding(input_ids))
+        """(B, L) -> for each attribute the logits of every token, (B, L, classes)."""
+        states = self.encoder(input_ids)
         return {name: head(states) for name, head in self.heads.items()}
 
 
-def text_loss(model: TextWithHeads, tokenizer: CaptionTokenizer, stage: Stage, scenes: Sequence[Scene]) -> StepLoss:
+def text_task(
+    model: TextWithHeads, tokenizer: CaptionTokenizer, settings: StageSettings, scenes: Sequence[Scene]
+) -> Task:
     """Every token of a caption, in any language, must tell the whole scene."""
+    background = list(ATTRIBUTES).index("background")
 
-    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"text:{step}")
-        drawn = rng.choices(scenes, k=stage.batch)
+        drawn = rng.choices(scenes, k=settings.row.batch_size)
         captions = [draw_caption(scene, rng) for scene in drawn]
-        labels = torch.tensor([scene.labels for scene in drawn])
-        labels[[not named for _, named in captions], list(ATTRIBUTES).index("background")] = UNNAMED
-        losses, right = [], torch.ones(stage.batch, dtype=torch.bool)
-        for (_, logits), wanted in zip(model(tokenizer([text for text, _ in captions])).items(), labels.T, strict=True):
-            everywhere = wanted[:, None].expand(logits.shape[:2])
-            losses.append(F.cross_entropy(logits.flatten(0, 1), everywhere.flatten(), ignore_index=UNNAMED))
-            right &= (logits.mean(dim=1).argmax(dim=-1) == wanted) | (wanted == UNNAMED)
-        return torch.stack(losses).sum(), {"all_right": right.float().mean().item()}
+        labels, weights = torch.tensor([scene.labels for scene in drawn]), torch.ones(len(drawn), len(ATTRIBUTES))
+        named = torch.tensor([named for _, named in captions])
+        labels[~named, background] = UNNAMED
+        weights[:, background] = len(drawn) / named.sum().clamp(min=1)  # the mean is over those that name one
+        ids = trim_padding(tokenizer([text for text, _ in captions]))  # one padding row stays, which tells all as well
+        return {"ids": ids, "labels": labels, "weights": weights}
 
-    return step_loss
+    def losses(batch: Batch) -> Tensor:
+        found = []
+        for logits, wanted in zip(model(batch["ids"]).values(), batch["labels"].T, strict=True):
+            everywhere = wanted[:, None].expand(logits.shape[:2])
+            each = F.cross_entropy(logits.flatten(0, 1), everywhere.flatten(), ignore_index=UNNAMED, reduction="none")
+            found.append(each.view(logits.shape[:2]).mean(dim=1))
+        return (torch.stack(found, dim=1) * batch["weights"]).sum(dim=1)
+
+    return Task(model=model, draw=draw, losses=losses)
 
 
 @torch.no_grad()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import time
+import signal
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,25 +21,31 @@ from flagai_altdiff.errors import InvalidRequestError, TrainingInterrupted
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.mini.captions import caption
 from flagai_altdiff.mini.judge import Judge
-from flagai_altdiff.mini.recipe import denoiser, loop, parts, stages
-from flagai_altdiff.mini.recipe.alignment import alignment_loss
-from flagai_altdiff.mini.recipe.autoencoder import autoencoder_loss, normalise_latents
-from flagai_altdiff.mini.recipe.denoiser import denoiser_loss, zero_init
-from flagai_altdiff.mini.recipe.judge import judge_loss
+from flagai_altdiff.mini.recipe import denoiser, parts, stages
+from flagai_altdiff.mini.recipe.alignment import alignment_task
+from flagai_altdiff.mini.recipe.autoencoder import autoencoder_task, normalise_latents
+from flagai_altdiff.mini.recipe.denoiser import denoiser_task, zero_init
+from flagai_altdiff.mini.recipe.judge import judge_task
 from flagai_altdiff.mini.recipe.parts import PARTS, train_mini
-from flagai_altdiff.mini.recipe.stages import STAGES, Stage
-from flagai_altdiff.mini.recipe.text_encoder import CaptionTokenizer, TextWithHeads, normalise_states, text_loss
+from flagai_altdiff.mini.recipe.stages import STAGES
+from flagai_altdiff.mini.recipe.steps import Task
+from flagai_altdiff.mini.recipe.text_encoder import CaptionTokenizer, TextWithHeads, normalise_states, text_task
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import all_scenes, training_scenes
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation
+from flagai_altdiff.training.callbacks import read_log
+from flagai_altdiff.training.config import MachineConfig, StageSettings
+from flagai_altdiff.training.module import Load, StageTraining, trainable_names
+from flagai_altdiff.training.run import fit
 
 AUTOENCODER = AutoencoderConfig(ch=4, ch_mult=(1, 1), num_res_blocks=1, norm_groups=2, resolution=128)
 
 
-def tiny(stage: Stage) -> Stage:
-    return replace(stage, batch=2, shards=1, steps=4, warmup=1)
+def tiny(settings: StageSettings, **changes: Any) -> StageSettings:
+    few: dict[str, Any] = {"batch_size": 2, "steps": 4, "warmup_steps": 0, **changes}
+    return replace(settings, row=replace(settings.row, **few))
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +80,26 @@ def tiny_model(tokenize: CaptionTokenizer) -> LatentDiffusion:
     )
 
 
-def task(name: str, tokenize: CaptionTokenizer) -> tuple[torch.nn.Module, loop.StepLoss, Stage]:
-    stage = tiny(STAGES[name])
+def task(name: str, tokenize: CaptionTokenizer) -> tuple[Task, StageSettings]:
+    settings = tiny(STAGES[name])
     torch.manual_seed(0)
     if name == "judge":
-        judge = Judge()
-        return judge, judge_loss(judge, stage, all_scenes()), stage
+        return judge_task(Judge(), settings, all_scenes()), settings
     if name == "text_encoder":
-        text = TextWithHeads(text_config(tokenize))
-        return text, text_loss(text, tokenize, stage, training_scenes()), stage
+        return text_task(TextWithHeads(text_config(tokenize)), tokenize, settings, training_scenes()), settings
     if name == "alignment":
         encoder = RobertaSeriesModelWithTransformation(text_config(tokenize))
-        return encoder, alignment_loss(encoder, tokenize, stage, training_scenes()[:6]), stage
+        return alignment_task(encoder, tokenize, settings, training_scenes()[:6]), settings
     if name in ("unet", "refinement"):
-        model = tiny_model(tokenize)
         latent_cache = {"mean": torch.randn(6, 4, 8, 8).half(), "std": torch.rand(6, 4, 8, 8).half()}
-        return model, denoiser_loss(model, tokenize, latent_cache, training_scenes()[:6], stage, name), stage
-    autoencoder = AutoencoderKL(AUTOENCODER)
-    return autoencoder, autoencoder_loss(autoencoder, stage, training_scenes(), name), stage
+        return denoiser_task(tiny_model(tokenize), tokenize, latent_cache, training_scenes()[:6], settings), settings
+    return autoencoder_task(AutoencoderKL(AUTOENCODER), settings, training_scenes()), settings
+
+
+def train(task: Task, settings: StageSettings, folder: Path) -> list[float]:
+    """The losses of its steps."""
+    fit(StageTraining(task, settings, task.load()), folder, save_every=1, machine=MachineConfig(accelerator="cpu"))
+    return [row["loss"] for row in read_log(folder / "log.csv")]
 
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
@@ -96,46 +108,45 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_step_changes_exactly_the_matching_parameters(name: str, tokenize: CaptionTokenizer, tmp_path: Path) -> None:
-    module, step_loss, stage = task(name, tokenize)
-    before = weights(module)
-    state = loop.TrainingState(name, stage, module, tmp_path)
-    for _ in range(2):
-        numbers = state.update(step_loss)
-        assert numbers["loss"] > 0
-    changed = {n for n, tensor in module.state_dict().items() if not torch.equal(tensor, before[n])}
-    assert changed == set(state.parameters) == set(loop.select_trainable(module, stage.trains))
-    assert changed
+    job, settings = task(name, tokenize)
+    before = weights(job.model)
+    assert all(loss > 0 for loss in train(job, settings, tmp_path))
+    changed = {n for n, tensor in job.model.state_dict().items() if not torch.equal(tensor, before[n])}
+    assert changed == trainable_names(job.model, settings.pattern)
 
 
-@pytest.mark.parametrize("name", ["autoencoder_32", "unet"])
+@pytest.mark.parametrize("name", STAGES)
+def test_processes_share_a_step(name: str, tokenize: CaptionTokenizer) -> None:
+    """Each has its rows of the same step, wherever the run begins, and their losses are those of one process."""
+    job, _ = task(name, tokenize)
+    whole = next(islice(job.load()(0, 0, 1), 3, None))
+    shares = [next(iter(job.load()(3, rank, 2))) for rank in range(2)]
+    assert all(torch.equal(torch.stack([share[key][0] for share in shares]), whole[key]) for key in job.draw(0))
+    with torch.no_grad():
+        losses = torch.cat([job(share, lambda value: (value, 0)) for share in shares])
+        torch.testing.assert_close(losses, job(whole, lambda value: (value, 0)), rtol=1e-4, atol=1e-6)
+    assert not len(job(next(iter(job.load()(3, 2, 3))), lambda value: (value, 0)))
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "unet"])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     name: str, tokenize: CaptionTokenizer, tmp_path: Path
 ) -> None:
-    whole, step_loss, stage = task(name, tokenize)
-    loop.train(loop.TrainingState(name, stage, whole, tmp_path), step_loss)
+    whole, settings = task(name, tokenize)
+    expected = train(whole, settings, tmp_path / "whole")
 
-    interrupted, step_loss, _ = task(name, tokenize)
-    state = loop.TrainingState(name, stage, interrupted, tmp_path / "two")
-    state.log_path.parent.mkdir()
-    for _ in range(3):
-        with pytest.raises(TrainingInterrupted):
-            loop.train(state, step_loss, deadline=time.time())
-    assert state.step == 3
-    resumed, step_loss, _ = task(name, tokenize)
-    state = loop.TrainingState(name, stage, resumed, tmp_path / "two")
-    loop.train(state, step_loss)
-    assert state.step == stage.steps
-    for key, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[key]), key
+    def cut(step: int) -> Mapping[str, Tensor]:
+        if step == 2:
+            raise RuntimeError("power cut")
+        return job.draw(step)
 
-
-def test_the_learning_rate_warms_up_and_falls() -> None:
-    stage = Stage(trains="", steps=100, batch=1, learning_rate=1.0, warmup=10, final_rate=0.1)
-    rates = [loop.rate_at(stage, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == pytest.approx(1.0)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    job, _ = task(name, tokenize)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(replace(job, draw=cut), settings, tmp_path / "cut")
+    resumed, _ = task(name, tokenize)
+    assert train(resumed, settings, tmp_path / "cut") == expected
+    for key, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[key]), key
 
 
 def test_normalised_latents_give_the_same_images() -> None:
@@ -192,7 +203,7 @@ def test_the_recipe_is_that_of_the_embedded_model() -> None:
 def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of the recipe, with tiny parts, few steps and little data."""
     for name, stage in STAGES.items():
-        monkeypatch.setitem(STAGES, name, replace(stage, batch=2, shards=1, steps=3, warmup=1))
+        monkeypatch.setitem(STAGES, name, tiny(stage, steps=3))
     monkeypatch.setattr(stages, "AUTOENCODER", replace(stages.AUTOENCODER, ch=4, norm_groups=2))
     monkeypatch.setattr(stages, "TEXT_ENCODER", replace(stages.TEXT_ENCODER, hidden_size=16, intermediate_size=16))
     monkeypatch.setattr(stages, "UNET", replace(stages.UNET, model_channels=8, norm_groups=4))
@@ -204,23 +215,30 @@ def small_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_recipe")
-def test_the_whole_recipe_in_sittings(tokenizer_file: Path, tmp_path: Path) -> None:
+def test_the_whole_recipe_in_sittings(tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To a folder that draws; the first sittings end as soon as they train."""
     work, out = tmp_path / "work", tmp_path / "model"
     work.mkdir()
     shutil.copyfile(tokenizer_file, work / tokenizer_file.name)
     names = [name for name in PARTS if name != "measure"]
-    sittings = 0
-    for sitting in range(100):
-        minutes = 0.0 if sitting < 8 else None
-        try:
-            train_mini(out=out, work=work, parts=names, minutes=minutes, resume=True)
-        except TrainingInterrupted:
-            sittings += 1
-        else:
-            break
-    assert sittings == 8
-    assert not list(work.glob("*.state.safetensors")), "a finished stage keeps no state"
+    original = Task.load
+
+    def interrupted(job: Task) -> Load:
+        def load(first: int, rank: int, world: int) -> Iterator[Mapping[str, object]]:
+            batches = original(job)(first, rank, world)
+            yield next(iter(batches))
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield from batches
+
+        return load
+
+    for _ in range(8):
+        with monkeypatch.context() as during:
+            during.setattr(Task, "load", interrupted)
+            with pytest.raises(TrainingInterrupted):
+                train_mini(out=out, work=work, parts=names, resume=True)
+    train_mini(out=out, work=work, parts=names, resume=True)
+    assert not list(work.rglob("*.ckpt")), "a finished stage keeps no state"
     result = generate(load_path(out), "a red star", steps=2, height=64, width=64)
     assert result.images[0].size == (64, 64)
     first = (out / "model.safetensors").read_bytes()
@@ -239,8 +257,7 @@ def test_alignment_brings_the_languages_together(tokenize: CaptionTokenizer, tmp
             return float(encoder(captions)[:, -1].std(dim=0).mean())
 
     before = spread()
-    stage = replace(STAGES["alignment"], batch=24, steps=60, warmup=5, learning_rate=3e-3, text_drop=0.2)
-    loop.train(
-        loop.TrainingState("alignment", stage, encoder, tmp_path), alignment_loss(encoder, tokenize, stage, scenes)
-    )
+    changes = {"batch_size": 24, "steps": 60, "warmup_steps": 5, "learning_rate": 3e-3, "text_drop": 0.2}
+    settings = tiny(STAGES["alignment"], **changes)
+    train(alignment_task(encoder, tokenize, settings, scenes), settings, tmp_path)
     assert spread() < 0.6 * before

@@ -1,0 +1,56 @@
+"""What the engine asks of a stage here: batches that the number of a step alone decides, and the losses of each row."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from flagai_altdiff.files import new_file
+from flagai_altdiff.training.module import Load
+from flagai_altdiff.training.objectives import Batch, Gather
+
+Draw = Callable[[int], Mapping[str, Tensor]]
+"""Number of a step -> its samples, each a row in every tensor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A stage's part of the work; an :class:`~flagai_altdiff.training.objectives.Objective`.
+
+    Args:
+        model: What learns.
+        draw: Draws the samples of a step.
+        losses: Batch -> (B,), the loss of each sample.
+    """
+
+    model: nn.Module
+    draw: Draw
+    losses: Callable[[Batch], Tensor]
+
+    def __call__(self, batch: Batch, gather: Gather) -> Tensor:
+        """Losses of the rows that this process has."""
+        return self.losses(batch) if len(batch["position"]) else torch.zeros(0)
+
+    def load(self) -> Load:
+        """Every process draws the whole step and keeps its rows, so that their number changes nothing."""
+
+        def load(first: int, rank: int, world: int) -> Iterator[Batch]:
+            for step in itertools.count(first):
+                rows = {name: tensor[rank::world] for name, tensor in self.draw(step).items()}
+                count = len(next(iter(rows.values())))
+                yield {**rows, "position": torch.arange(count)}
+
+        return load
+
+
+def save_whole(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in place of the one that may be there; a reader finds the old or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path, replace=True) as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata)
