@@ -53,7 +53,7 @@ EQUIVALENTS = {
 """File of the FlagAI layout -> the one that a hub may have instead."""
 FILLERS = {
     "model.ckpt": FLAGAI_WEIGHTS,
-    "pytorch_model.bin": CHECKER_WEIGHTS,
+    "pytorch_model.bin": (*CHECKER_WEIGHTS, *(f"{name}.index.json" for name in CHECKER_WEIGHTS)),
     "sentencepiece.bpe.model": tuple(f"{place}{file}" for place in ("", "tokenizer/") for file in TOKENIZER_FILES),
 }
 """File of the FlagAI layout -> those that the loader takes for it."""

@@ -43,6 +43,13 @@ class TowerOutput:
     last_hidden_state: Tensor
     pooler_output: Tensor
 
+    def __getitem__(self, key: str | int) -> Tensor:
+        """The same by name or place: FlagAI's towers give a mapping and a tuple."""
+        values: Tensor = (
+            getattr(self, key) if isinstance(key, str) else (self.last_hidden_state, self.pooler_output)[key]
+        )
+        return values
+
 
 class MatchingOutput(TypedDict):
     """What :meth:`AltCLIP.forward` gives; N texts, M images, P the width of the common space."""
@@ -115,7 +122,7 @@ class AltCLIP(nn.Module):
         """
         return self.text_projection(self.text_model.pooled(input_ids, attention_mask)[1])
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+    def get_image_features(self, pixel_values: Tensor, **unused: Any) -> Tensor:
         """Features of images, not normalised: (M, 3, size, size) as the transform gives them -> (M, P)."""
         return self.visual_projection(self.vision_model(pixel_values)[1])
 
