@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -135,13 +135,13 @@ def find_transform(folder: Path, image_size: int | None = None) -> MatchingTrans
 
 
 @torch.inference_mode()
-def match(model: AltCLIP, texts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
+def match(model: AltCLIP, texts: Iterable[str], images: Iterable[Image.Image]) -> Tensor:
     """How well each text fits each image.
 
     Args:
         model: From :func:`load_matching_model`.
         texts: N texts, in any of the model's languages; what is beyond 77 tokens has no effect.
-        images: M images of any size and mode.
+        images: M images of any size and mode, of which no more than a batch is kept.
 
     Returns:
         Cosine similarities (N, M), on the CPU.
@@ -150,7 +150,7 @@ def match(model: AltCLIP, texts: Sequence[str], images: Sequence[Image.Image]) -
 
 
 @torch.inference_mode()
-def text_features(model: AltCLIP, texts: Sequence[str]) -> Tensor:
+def text_features(model: AltCLIP, texts: Iterable[str]) -> Tensor:
     """Normalised features of N texts, (N, P), on the CPU."""
     ids = (model.token_ids(batch) for batch in _batches(texts))
     found = [F.normalize(model.get_text_features(batch), dim=-1).cpu() for batch in ids]
@@ -158,14 +158,14 @@ def text_features(model: AltCLIP, texts: Sequence[str]) -> Tensor:
 
 
 @torch.inference_mode()
-def image_features(model: AltCLIP, images: Sequence[Image.Image]) -> Tensor:
+def image_features(model: AltCLIP, images: Iterable[Image.Image]) -> Tensor:
     """Normalised features of M images, (M, P), on the CPU."""
     batches = (torch.stack([model.transform.transform(image) for image in batch]) for batch in _batches(images))
     found = [F.normalize(model.get_image_features(pixels.to(model.device)), dim=-1).cpu() for pixels in batches]
     return torch.cat(found) if found else torch.zeros(0, model.config.projection_dim)
 
 
-def _batches(values: Sequence[T]) -> Iterator[list[T]]:
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
     rest = iter(values)
     while batch := list(islice(rest, BATCH)):
         yield batch

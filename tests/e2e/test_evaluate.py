@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flagai_altdiff.cli.main import main
-from flagai_altdiff.evaluation.references import open_image
+from flagai_altdiff.decoding import open_image
 from tests import tiny
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "1", "--batch-size", "2", "--bootstrap", "10"]

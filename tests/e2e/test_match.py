@@ -48,8 +48,8 @@ def test_json(judge: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["a dog"], "no image"),
         (["--", "image 1.png"], "no text"),
         ([], "no text"),
-        (["a dog", "--", "gone.png"], "gone.png cannot be read"),
-        (["a dog", "--", "judge"], "judge cannot be read"),
+        (["a dog", "--", "gone.png"], "gone.png: file cannot be opened (No such file"),
+        (["a dog", "--", "judge"], "judge: file cannot be opened (Is a dir"),
     ],
 )
 def test_what_is_missing_is_said(
