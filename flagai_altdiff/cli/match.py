@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flagai_altdiff.cli.common import add_model_dir, fail
+from flagai_altdiff.cli.common import add_model_dir, check_sheet, fail, write_sheet
 from flagai_altdiff.errors import printable
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def _match(args: argparse.Namespace) -> int:
         return fail(
             f"{lacking}: type the texts, then -- and the files, as in: altdiff match 'a dog' 'a cat' -- *.png", 2
         )
+    check_sheet(args.sheet)
     import torch
 
     from flagai_altdiff.decoding import check_image, open_image
@@ -104,7 +105,6 @@ def _columns(text: str) -> int:
 
 def _write_sheet(path: Path | None, texts: Sequence[str], files: Sequence[Path], similarities: Tensor) -> Path:
     from flagai_altdiff.decoding import open_image
-    from flagai_altdiff.files import new_file
     from flagai_altdiff.images import NumberedFolder
     from flagai_altdiff.sheets import Row, make_sheet, shrunk
 
@@ -117,6 +117,5 @@ def _write_sheet(path: Path | None, texts: Sequence[str], files: Sequence[Path],
     sheet = make_sheet(rows, _SHEET_SIDE)
     if path is None:
         return NumberedFolder(Path(), "match-%04d.png").save(sheet, {"texts": "\n".join(texts)})
-    with new_file(path, replace=True) as unfinished:
-        sheet.save(unfinished, "PNG")
+    write_sheet(path, sheet)
     return path

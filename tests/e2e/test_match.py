@@ -18,6 +18,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for i in range(3):
         Image.new("RGB", (40 + i, 30), (80 * i, 0, 90)).save(f"image {i}.png")
     Image.new("P", (10, 10)).save("-odd.gif")
+    Path("judge.png").mkdir()
     return str(tiny.write_altclip_folder(tmp_path / "judge"))
 
 
@@ -48,6 +49,12 @@ def test_json(judge: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["a dog"], "no image"),
         (["--", "image 1.png"], "no text"),
         ([], "no text"),
+        (
+            ["a dog", "--sheet", "gone/sheet.png", "--", "image 1.png"],
+            "--sheet='gone/sheet.png': there is no folder gone",
+        ),
+        (["a dog", "--sheet", "judge.png", "--", "image 1.png"], "--sheet='judge.png': that is a folder"),
+        (["a dog", "--sheet", "sheet.jpg", "--", "image 1.png"], "expected a name that ends in .png"),
         (["a dog", "--", "gone.png"], "gone.png: file cannot be opened (No such file"),
         (["a dog", "--", "judge"], "judge: file cannot be opened (Is a dir"),
     ],
