@@ -23,12 +23,15 @@ from flagai_altdiff.clip_images import CLIP_MEAN, CLIP_STD
 from flagai_altdiff.config import AltCLIPConfig, TextEncoderConfig, VisionConfig
 from flagai_altdiff.errors import CheckpointError, printable
 from flagai_altdiff.files import new_folder
+from flagai_altdiff.tokenizer import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _KINDS = {"clip": (12, 1e-12), "altclip": (16, 1e-5)}
 """``model_type`` -> heads and epsilon of the text tower where a file leaves them out."""
+_XLM_R = {"hidden_act": "gelu", "pad_token_id": 1, "position_embedding_type": "absolute"}
+"""What every XLM-R is, and no weight tells."""
 _TEXT, _VISION = "text_model.", "vision_model."
 _LAYERS = f"{_VISION}encoder.layers."
 _PRE_READ_OUT = f"{_TEXT}transformation_pre."
@@ -159,16 +162,23 @@ def _section(file: ConfigFile, name: str) -> ConfigFile:
 def _text_config(
     file: ConfigFile, state: Mapping[str, Tensor], where: str, usual_heads: int, usual_eps: float
 ) -> TextEncoderConfig:
+    file.check({name: value for name, value in _XLM_R.items() if file.fields.get(name) is not None})
     table, width = shape_of(state, f"{_TEXT}roberta.embeddings.word_embeddings.weight", where, 2)
+    key = f"{_TEXT}roberta.embeddings.position_embeddings.weight"
+    places = shape_of(state, key, where, 2)[0]
+    if places < MAX_TOKENS + 2:  # the first two are nobody's and the padding's
+        raise CheckpointError(
+            f"{where}: {key} has {places} rows; expected {MAX_TOKENS + 2} for {MAX_TOKENS} tokens at least."
+        )
     return build(
         file.path,
         TextEncoderConfig,
         hidden_size=width,
-        num_hidden_layers=count_blocks(state, _TEXT + r"roberta\.encoder\.layer\.(\d+)\."),
+        num_hidden_layers=count_blocks(state, _TEXT + r"roberta\.encoder\.layer\.([0-9]+)\."),
         num_attention_heads=file.integer("num_attention_heads", usual_heads),
         intermediate_size=shape_of(state, f"{_TEXT}roberta.encoder.layer.0.intermediate.dense.weight", where, 2)[0],
         vocab_size=table,
-        max_position_embeddings=shape_of(state, f"{_TEXT}roberta.embeddings.position_embeddings.weight", where, 2)[0],
+        max_position_embeddings=places,
         layer_norm_eps=file.number("layer_norm_eps", usual_eps),
         project_dim=shape_of(state, f"{_TEXT}transformation.weight", where, 2)[0],
         has_pre_transformation=_has_pre_read_out(file, state, where),
@@ -202,7 +212,7 @@ def _vision_config(file: ConfigFile, state: Mapping[str, Tensor], where: str) ->
         file.path,
         VisionConfig,
         hidden_size=width,
-        num_hidden_layers=count_blocks(state, _VISION + r"encoder\.layers\.(\d+)\."),
+        num_hidden_layers=count_blocks(state, _VISION + r"encoder\.layers\.([0-9]+)\."),
         num_attention_heads=file.integer("num_attention_heads", 12),
         intermediate_size=shape_of(state, f"{_VISION}encoder.layers.0.mlp.fc1.weight", where, 2)[0],
         image_size=said if said // patch == side else side * patch,

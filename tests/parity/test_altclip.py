@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from flagai_altdiff.clip_images import ClipImageTransform
 from flagai_altdiff.matching import find_transform, load_matching_model
 from flagai_altdiff.models.altclip import AltCLIP
 from tests import tiny
+from tests.cost import in_proportion
 
 TOLERANCE = 1e-5
 TEXTS = [tiny.CAT, tiny.SENTENCES[5], "", tiny.CASTLE * 20]
@@ -118,11 +120,11 @@ def test_features_logits_and_loss(padding: bool | str, both: tuple[AltCLIP, AltC
     close(ours.get_text_features(texts["input_ids"], attention_mask=mask), expected)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV", "LAB", "I;16"])
 @pytest.mark.parametrize("size", [(45, 20), (20, 45), (110, 55), (1, 50), (300, 2), (28, 28), (90, 60), (5, 7)])
-def test_pixels(mode: str, size: tuple[int, int]) -> None:
-    image = noise(*size, mode)
-    for side, shorter in ((28, 28), (64, 80)):
+def test_pixels(size: tuple[int, int]) -> None:
+    modes, sides = ("RGB", "L", "P", "1", "CMYK", "YCbCr", "HSV", "LAB", "I;16"), ((28, 28), (64, 80))
+    for mode, (side, shorter) in itertools.product(modes, sides):
+        image = noise(*size, mode)
         theirs = CLIPImageProcessorPil(size={"shortest_edge": shorter}, crop_size={"height": side, "width": side})
         expected = np.asarray(theirs(image)["pixel_values"][0])
         np.testing.assert_allclose(ClipImageTransform(size=side, shorter=shorter).pixels(image), expected, atol=1e-6)
@@ -139,3 +141,12 @@ def test_preparation_as_a_file_has_it(tmp_path: Path) -> None:
     images = [noise(50, 70), noise(51, 41)]
     found = find_transform(tmp_path)(images)["pixel_values"]
     np.testing.assert_allclose(found, np.asarray(theirs(images)["pixel_values"]), atol=1e-6)
+
+
+def test_of_a_thread_only_the_middle_is_seen() -> None:
+    """All of it, as large as the crop needs it, would be 600 MB."""
+    image = Image.fromarray(np.repeat(np.arange(65_000) // 255, 3).astype(np.uint8).reshape(1, -1, 3))
+    transform = ClipImageTransform(size=56, mean=(0,) * 3, std=(1,) * 3)
+    with in_proportion(1 << 20):
+        found = transform.pixels(image) * 255
+    assert found.shape == (3, 56, 56) and np.abs(found - 127).max() <= 1

@@ -237,6 +237,9 @@ def test_other_models_are_named(folder: Path, tmp_path: Path, m9_folder: Path) -
     }
     with pytest.raises(CheckpointError, match="no XLM-R text tower"):
         load_matching_model(tiny.write_altclip_folder(tmp_path / "clip", state=clip))
+    other = tiny.write_altclip_folder(tmp_path / "other", text={"hidden_act": "gelu_new"})
+    with pytest.raises(ConfigError, match="hidden_act='gelu_new'"):
+        load_matching_model(other)
     bert = tiny.write_altclip_folder(tmp_path / "bert")
     change_config(bert, None, model_type="chinese_clip")
     with pytest.raises(ConfigError, match="model_type='chinese_clip'"):
@@ -252,6 +255,11 @@ def test_other_models_are_named(folder: Path, tmp_path: Path, m9_folder: Path) -
         ("text_model.transformation.weight", torch.zeros(0, 128), "text_model.transformation"),
         ("visual_projection.weight", torch.ones(24, 31), "visual_projection"),
         ("text_model.roberta.encoder.layer.1.output.dense.weight", None, "1 missing keys"),
+        (
+            "text_model.roberta.embeddings.position_embeddings.weight",
+            torch.ones(78, 128),
+            "78 rows; expected 79 for 77",
+        ),
     ],
 )
 def test_weights_that_are_none_are_named(key: str, value: Tensor | None, message: str, tmp_path: Path) -> None:
