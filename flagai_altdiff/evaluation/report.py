@@ -47,7 +47,7 @@ METRICS = {
     "accuracy": Metric("accuracy", percent=True),
     **{
         f"{kind}_r{k}": Metric(f"{name} R@{k}", percent=True)
-        for kind, name in (("text_to_image", "text→image"), ("image_to_text", "image→text"))
+        for kind, name in (("text_to_image", "text to image"), ("image_to_text", "image to text"))
         for k in (1, 5, 10)
     },
     "mean_recall": Metric("mean recall", percent=True),

@@ -180,7 +180,7 @@ def test_retrieval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert main([*words, "--languages", "de,en"]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].startswith("| language | text→image R@1 % ↑ |")
+    assert out.splitlines()[0].startswith("| language | text to image R@1 % ↑ |")
     assert "broken images, left out: 1, pictures/gone.png" in err
     found = json.loads(Path("out/evaluation.json").read_text())
     assert [*found["languages"]] == ["de", "en"]
