@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flagai_altdiff import AutoLoader
 from flagai_altdiff.checkpoint import altclip_folder
-from flagai_altdiff.errors import CheckpointError, ConfigError, OtherTaskError
+from flagai_altdiff.errors import CheckpointError, ConfigError, HubError, OtherTaskError
 from flagai_altdiff.matching import find_transform, load_matching_model, match
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.registry import MATCHING, MODELS
@@ -67,6 +67,9 @@ def test_shards_are_joined(suffix: str, folder: Path, tmp_path: Path, no_network
     index = {"weight_map": {key: shard for shard, keys in shards.items() for key in keys}}
     (own / f"{stem}{suffix}.index.json").write_text(json.dumps(index))
     assert torch.equal(features(load_matching_model(own.name, tmp_path)), features(load_matching_model(folder)))
+    (own / f"{stem}-00002-of-00002{suffix}").unlink()
+    with pytest.raises(HubError, match=f"{stem}-00002-of-00002{suffix}"):
+        load_matching_model(own.name, tmp_path)
 
 
 def test_what_has_no_place_is_named_and_has_no_effect(
