@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -41,6 +42,22 @@ def test_json(judge: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["texts"] == ["猫"] and found["images"] == ["image 1.png"] * 2
     (first, second), *rest = found["similarities"]
     assert first == second and -1 <= first <= 1 and not rest
+
+
+def test_images_are_seen_as_people_see_them(judge: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Upright, transparent ones on white, and 16 bits not as white."""
+    grey = np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) // 6
+    Image.fromarray(grey.astype(np.uint8)).save("plain.png")
+    Image.fromarray(grey * 257).save("sixteen.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(grey.astype(np.uint8)).rotate(180).save("turned.png", exif=exif)
+    clear = Image.fromarray(np.dstack([np.zeros((32, 48, 3)), 255 - grey]).astype(np.uint8))
+    clear.save("clear.png")
+    names = ["plain.png", "sixteen.png", "turned.png", "clear.png"]
+    assert main(["match", "--json", "--no-sheet", "-m", judge, "a house", "--", *names]) == 0
+    found = json.loads(capsys.readouterr().out)["similarities"][0]
+    assert found == pytest.approx([found[0]] * 4, abs=1e-4)
 
 
 @pytest.mark.parametrize(
