@@ -96,6 +96,24 @@ class UnknownModelError(RegistryError):
     kind = "model"
 
 
+class OtherTaskError(UnknownModelError):
+    """A model that is registered, but not for what was asked of it.
+
+    Args:
+        name: The model.
+        task: What it is for.
+        wanted: What it was to do.
+        known: The models that do it.
+    """
+
+    def __init__(self, name: str, task: str, wanted: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        there = ", ".join(self.known)
+        FlagAIAltDiffError.__init__(
+            self, f"{name} is a model of another task, {task!r}. Models for {wanted!r}: {there}."
+        )
+
+
 class UnknownTaskError(RegistryError):
     """A task that this package does not have."""
 

@@ -6,11 +6,14 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.errors import printable
+from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def say(line: str) -> None:
@@ -23,6 +26,32 @@ def fail(error: Exception | str, status: int) -> int:
     colour = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(("\033[31merror:\033[0m " if colour else "error: ") + str(error), file=sys.stderr)
     return status
+
+
+def check_sheet(path: Path | None) -> None:
+    """InvalidRequestError unless a contact sheet can be written there: said before hours of work, not after them."""
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise InvalidRequestError("--sheet", str(path), "expected a name that ends in .png")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        problem = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InvalidRequestError("--sheet", str(path), f"{problem}; expected a file in a folder that is there")
+
+
+def write_sheet(path: Path, sheet: Image) -> None:
+    """Write a contact sheet, in place of an earlier one.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    from flagai_altdiff.files import new_file
+
+    try:
+        with new_file(path, replace=True) as unfinished:
+            sheet.save(unfinished, "PNG")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.", error.errno) from error
 
 
 def add_model_dir(parser: argparse.ArgumentParser) -> None:

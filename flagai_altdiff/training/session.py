@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flagai_altdiff.charts import Curve, draw_curves
 from flagai_altdiff.checkpoint import altclip_folder, saving
+from flagai_altdiff.decoding import SUFFIXES
 from flagai_altdiff.errors import BrokenExampleError, CheckpointError, ConfigError, DiskError, InvalidRequestError
 from flagai_altdiff.files import new_file
 from flagai_altdiff.loading import load_model
@@ -25,7 +26,6 @@ from flagai_altdiff.training.cache import Cache
 from flagai_altdiff.training.callbacks import read_log
 from flagai_altdiff.training.config import DataConfig, SheetConfig, StageConfig, StageSettings, TrainConfig
 from flagai_altdiff.training.data.batches import Batches, Share, batches
-from flagai_altdiff.training.data.decoding import SUFFIXES
 from flagai_altdiff.training.data.example import Examples
 from flagai_altdiff.training.data.filters import Filters
 from flagai_altdiff.training.data.opening import open_examples

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from flagai_altdiff.decoding import SUFFIXES, reading
 from flagai_altdiff.errors import BrokenExampleError, DataError, shown
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.training.data.decoding import SUFFIXES, reading
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import (
     LANGUAGE,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flagai_altdiff.decoding import UNREADABLE
 from flagai_altdiff.errors import BrokenExampleError, DataError, MissingDependencyError, printable
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.training.data.decoding import UNREADABLE
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import FIELDS, Facts, read_fields
 from flagai_altdiff.training.data.folder import FILE_FIELDS, NO_FILE, OUTSIDE, is_inside

@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from flagai_altdiff.decoding import PILLOWS_MAX_PIXELS, SUFFIXES, UNREADABLE
 from flagai_altdiff.errors import BrokenExampleError, DataError, printable
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.training.data.decoding import PILLOWS_MAX_PIXELS, SUFFIXES, UNREADABLE
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import (
     LANGUAGE,

@@ -6,12 +6,14 @@ import errno
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flagai_altdiff.errors import BrokenExampleError, DataError, printable
+from flagai_altdiff.files import open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 MAX_PIXELS = 1 << 26
@@ -34,6 +36,18 @@ _OF_THE_FILE = (
     errno.ENAMETOOLONG,
 )
 """What the system says of one file; anything else is about the disk, and so about all of them."""
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode the image in a file; errors as of :func:`read_image`."""
+    with reading(str(path)), open_regular(path) as file:
+        return read_image(file, str(path))
+
+
+def check_image(path: Path) -> None:
+    """Look at no more than the header of an image in a file; errors as of :func:`read_image`."""
+    with reading(str(path)), open_regular(path) as file:
+        read_size(file, str(path))
 
 
 def read_image(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
