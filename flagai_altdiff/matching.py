@@ -75,7 +75,7 @@ def load_matching_model(
         _assign(model, state, path, mapped=mapped or place.type != "cpu")
         model.text_tokenizer, model.spec, model.name = tokenizer, spec, spec.name if spec else path.name
         model.transform = find_transform(path, config.vision.image_size)
-    logger.info("loaded %s", path)
+    logger.info("loaded %s", printable(str(path)))
     return model.eval().to(place)
 
 
@@ -126,7 +126,9 @@ def find_transform(folder: Path, image_size: int | None = None) -> MatchingTrans
     if shorter < side:
         raise file.error("size", f"at least the {side} px of crop_size")
     if image_size and image_size != side:
-        logger.warning("%s says %d px, but the weights want %d, which is believed.", file.path, side, image_size)
+        logger.warning(
+            "%s says %d px, but the weights want %d, which is believed.", printable(str(file.path)), side, image_size
+        )
         side = shorter = image_size
     mean, std = _three(file, "image_mean", ClipImageTransform.mean), _three(file, "image_std", ClipImageTransform.std)
     if not min(std) > 0:

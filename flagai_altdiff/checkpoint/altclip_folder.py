@@ -237,4 +237,8 @@ def _tell_differences(file: ConfigFile, text: ConfigFile, vision: ConfigFile, co
         f"{name}={said.fields[name]!r}, it is {got}" for said, name, got in pairs if said.fields.get(name, got) != got
     ]
     if wrong:
-        logger.warning("%s is not the config of these weights, which are believed: %s.", file.path, "; ".join(wrong))
+        logger.warning(
+            "%s is not the config of these weights, which are believed: %s.",
+            printable(str(file.path)),
+            "; ".join(wrong),
+        )
