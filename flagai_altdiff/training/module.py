@@ -85,7 +85,7 @@ class StageTraining(LightningModule):
                 f"the loss of step {self.global_step + 1} is {float(self._step_loss)}. Try a lower learning rate, a "
                 "longer warm-up, or precision: bf16; the last saved state is whole."
             )
-        self.log("loss", self._step_loss, prog_bar=True, batch_size=1)
+        self.log("loss", self._step_loss, logger=False, batch_size=1)  # LossLog writes it
         # Lightning divides by the accumulated batches, and takes the mean over the processes.
         return part * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 

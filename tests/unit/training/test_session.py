@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,18 @@ from flagai_altdiff.errors import (
     DataError,
     DiskError,
     InvalidRequestError,
+    MissingDependencyError,
     NotFiniteError,
 )
+from flagai_altdiff.hub import client
 from flagai_altdiff.loading import load_model, load_path
 from flagai_altdiff.matching import load_matching_model
 from flagai_altdiff.training.callbacks import read_log
 from flagai_altdiff.training.config import TrainConfig, parse_config
 from flagai_altdiff.training.session import train
 from tests import tiny
+from tests.data_files import plain_shard
+from tests.servers import Fault, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL: dict[str, Any] = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-3}
@@ -352,6 +357,52 @@ def test_a_folder_that_is_no_teacher(m9_folder: Path, text_file: Path, tmp_path:
     run = config("AltCLIP-XLMR-L", text_file, tmp_path / "run", {"stage": "teacher", **SMALL}, teacher=str(m9_folder))
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         train(run)
+
+
+def test_a_student_of_another_width_is_refused(clip_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    student = tiny.write_altclip_folder(tmp_path / "match")
+    run = config(student, text_file, tmp_path / "run", {"stage": "teacher", **SMALL}, teacher=str(clip_folder))
+    with pytest.raises(ConfigError, match=r"teacher's feature has 32 numbers, that of .*match has 40"):
+        train(run)
+
+
+def test_a_server_that_dies_while_training_ends_the_run_or_not(
+    m9_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    files = {f"/{i}.tar": plain_shard(4, 4 * i) for i in range(2)}
+    stage = {"stage": "quality", **DRAW, "steps": 4}
+    with serve(files={**files, "/0_stats.json": b'{"successes": 4}', "/1_stats.json": b'{"successes": 4}'}) as server:
+        server.always["/1.tar"] = Fault(status=500)
+        source = f"{server.url}/{{0..1}}.tar"
+
+        def run(**data: Any) -> None:
+            fetched = {"fetched": str(tmp_path / "shards"), **data}
+            train(config(m9_folder, source, tmp_path / "run", stage, data=fetched, sheets={"every": 0}), resume=True)
+
+        with pytest.raises(DataError, match=r"1\.tar cannot be had: .*HTTP 500.*data\.skip_shards: true"):
+            run()
+        run(skip_shards=True)
+    assert len(losses(tmp_path / "run" / "1-quality")) == 4
+    assert [path.name for path in (tmp_path / "shards").rglob("*.tar")] == ["0.tar"]
+
+
+def test_a_log_for_tensorboard(m9_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    run = config(
+        m9_folder, image_folder, tmp_path / "run", {"stage": "quality", **DRAW}, tensorboard=True, sheets={"every": 0}
+    )
+    if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+        with pytest.raises(MissingDependencyError, match=r"pip install 'flagai_altdiff\[tensorboard\]'"):
+            train(run)
+        return
+    train(run)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "1-quality" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "learning_rate", "samples_per_second"}
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    written = [event.value for event in events.Scalars("loss")]
+    assert written == pytest.approx(losses(tmp_path / "run" / "1-quality"), rel=1e-5)
 
 
 def test_texts_without_english_are_no_lesson(clip_folder: Path, xlmr_folder: Path, tmp_path: Path) -> None:
