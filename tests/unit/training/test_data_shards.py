@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,18 @@ def test_odd_members(tmp_path: Path) -> None:
     examples = open_examples(write(tmp_path, {"0.tar": buffer.getvalue()}) / "0.tar", Reading(caption="x"))
     assert texts(examples) == ["x"] * 6
     assert examples.left_out.names == {"file twice in a shard": ["0.tar: a.png"]}
+
+
+def test_texts_in_thousands_of_languages_cost_as_many_times_more(tmp_path: Path) -> None:
+    def cost_s(count: int) -> float:
+        files = [("a.png", PNG), *((f"a.de-x{number:05}.txt", b"t") for number in range(count))]
+        shard = write(tmp_path, {f"{count}.tar": tar_bytes(files)}) / f"{count}.tar"
+        start = time.process_time()
+        assert len(open_examples(shard)[0].captions) == count
+        return time.process_time() - start
+
+    cost_s(10)
+    assert cost_s(16_000) < 24 * cost_s(2000)
 
 
 @given(st.data())
