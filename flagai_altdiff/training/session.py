@@ -121,7 +121,7 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
     def sheet(step: int) -> None:
         _draw_sheet(model, prompts, folder / "sheets" / f"step-{step:08d}.png", config.sheets, settings.side, steps)
 
-    _fit(config, settings, objective, load, folder, sheet)
+    _fit(config, settings, objective, load, examples, folder, sheet)
     if is_first():
         with _writing(folder):
             if settings.row.rank:
@@ -174,13 +174,15 @@ def _match_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fol
             raise ConfigError(f"the teacher's feature has {widths[0]} numbers, that of {start} has {widths[1]}.")
         settings = stage.settings(model.config.vision.image_size)
         objective: Objective = TeacherLearning(model, partial(_teach, teacher, model), settings)
-        load = _load_texts(config, settings)
+        examples = _texts(config.data)
+        load = _load_texts(config, settings, examples)
     else:
         model = load_matching_model(start)
         settings = replace(stage.settings(model.config.vision.image_size), side=model.config.vision.image_size)
         objective = ContrastiveTuning(model)
-        load = _load_images(config, settings, _examples(config.data, settings.side))
-    _fit(config, settings, objective, load, folder, None)
+        examples = _examples(config.data, settings.side)
+        load = _load_images(config, settings, examples)
+    _fit(config, settings, objective, load, examples, folder, None)
     if is_first():
         assert isinstance(model, AltCLIP)
         assert model.text_tokenizer is not None
@@ -200,11 +202,12 @@ def _fit(
     settings: StageSettings,
     objective: Objective,
     load: Load,
+    examples: Examples,
     folder: Path,
     sheet: Callable[[int], None] | None,
 ) -> None:
     """Train to the end, take the averaged weights, draw the chart."""
-    training = StageTraining(objective, settings, load)
+    training = StageTraining(objective, settings, load, examples.layout.digest)
 
     def averaged_sheet(step: int) -> None:
         assert sheet is not None
@@ -292,14 +295,14 @@ def _load_cached(config: TrainConfig, settings: StageSettings, examples: Example
     return load
 
 
-def _load_texts(config: TrainConfig, settings: StageSettings) -> Load:
-    data = config.data
-    languages = data.languages and tuple(dict.fromkeys((*data.languages, ENGLISH)))
-    examples = WithEnglish(_opened(data, languages))
+def _texts(data: DataConfig) -> Examples:
+    return WithEnglish(_opened(data, data.languages and tuple(dict.fromkeys((*data.languages, ENGLISH)))))
 
+
+def _load_texts(config: TrainConfig, settings: StageSettings, examples: Examples) -> Load:
     def load(first: int, rank: int, world: int) -> Iterable[Batch]:
         share = _share(settings, examples, rank, world)
-        for batch in batches(examples, share, None, seed=config.seed, start=first, workers=data.workers):
+        for batch in batches(examples, share, None, seed=config.seed, start=first, workers=config.data.workers):
             yield {**batch, "english": [english(captions) for captions in batch["captions"]]}
 
     return load

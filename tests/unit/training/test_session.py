@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -279,6 +280,43 @@ def test_lightning_starts_a_second_process_itself(
     assert done.returncode == 0, done.stderr[-3000:]
     for folder in ("1-alignment", "2-quality"):
         assert losses(tmp_path / "two" / folder) == pytest.approx(losses(tmp_path / "one" / folder), rel=1e-5)
+
+
+def test_processes_that_see_different_data_are_stopped(
+    m9_folder: Path, image_folder: Path, tmp_path: Path, script_environment: dict[str, str]
+) -> None:
+    """Each in a folder of its own, where the same name means other images."""
+    for rank in (0, 1):
+        shutil.copytree(image_folder, tmp_path / str(rank) / "images")
+    (tmp_path / "1" / "images" / "0.png").unlink()
+    run = settings(m9_folder, "images", tmp_path / "run", {"stage": "quality", **DRAW}, sheets={"every": 0})
+    words = command(tmp_path / "run.yaml", {**run, "machine": {"accelerator": "cpu", "devices": 2}})
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "sh", "-c", f"cd $LOCAL_RANK && {shlex.join(words)}"],
+        env={**script_environment, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode and "the processes see different data" in done.stderr, done.stderr[-3000:]
+    assert not list((tmp_path / "run").rglob("model"))
+
+
+def test_other_data_are_told_of_when_a_run_goes_on(
+    m9_folder: Path, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    run = config(m9_folder, images, tmp_path / "run", {"stage": "quality", **DRAW})
+    train(run)
+    for again, told in (("same", 0), ("fewer", 1)):
+        if again == "fewer":
+            (images / "0.png").unlink()
+        shutil.rmtree(tmp_path / "run" / "1-quality" / "model")
+        train(run, resume=True)
+        assert len([r for r in caplog.records if "are not those that this stage began with" in r.message]) == told
 
 
 # What is wrong
