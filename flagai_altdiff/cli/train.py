@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.cli.common import fail
-from flagai_altdiff.errors import TrainingInterrupted
+from flagai_altdiff.errors import DataError, DiskError, TrainingInterrupted
 from flagai_altdiff.registry import find_model
 
 if TYPE_CHECKING:
@@ -91,11 +91,13 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
         model = train(config, resume=args.resume)
         if is_first():
             _tell(config, model, model.with_name(LORA), model.with_name(SHEET))
-    except TrainingInterrupted as error:
+    except (TrainingInterrupted, DataError, DiskError) as error:
+        stopped = isinstance(error, TrainingInterrupted)
         words = ["altdiff", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
-        if is_first():
-            print(f"{error} Go on with: {shlex.join(words)}", file=sys.stderr)
-        return 130
+        further = f" Go on with: {shlex.join(words)}" if config.output.is_dir() else ""
+        if is_first() or not stopped:
+            print(f"{'' if stopped else 'error: '}{error}{further}", file=sys.stderr)
+        return 130 if stopped else 1
     return 0
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from transformers import AltCLIPModel
 
 from flagai_altdiff.auto_loader import AutoLoader
+from flagai_altdiff.cli import main
 from flagai_altdiff.convert import convert
 from flagai_altdiff.errors import (
     CheckpointError,
@@ -404,25 +405,29 @@ def test_a_student_of_another_width_is_refused(clip_folder: Path, text_file: Pat
         train(run)
 
 
-def test_a_server_that_dies_while_training_ends_the_run_or_not(
-    m9_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_dies_while_training_ends_the_run_and_another_goes_on(
+    m9_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
     files = {f"/{i}.tar": plain_shard(4, 4 * i) for i in range(2)}
-    stage = {"stage": "quality", **DRAW, "steps": 4}
+    path, log = tmp_path / "run.yaml", tmp_path / "run" / "1-quality" / "log.csv"
     with serve(files={**files, "/0_stats.json": b'{"successes": 4}', "/1_stats.json": b'{"successes": 4}'}) as server:
+        source, stage = f"{server.url}/{{0..1}}.tar", {"stage": "quality", **DRAW, "steps": 6, "batch_size": 1}
+
+        def run(*words: str, **data: Any) -> int:
+            data |= {"fetched": str(tmp_path / "shards")}
+            path.write_text(json.dumps(settings(m9_folder, source, tmp_path / "run", stage, data=data)))
+            monkeypatch.setattr(sys, "argv", ["altdiff", "train", str(path), *words])
+            return main(sys.argv[1:])
+
         server.always["/1.tar"] = Fault(status=500)
-        source = f"{server.url}/{{0..1}}.tar"
-
-        def run(**data: Any) -> None:
-            fetched = {"fetched": str(tmp_path / "shards"), **data}
-            train(config(m9_folder, source, tmp_path / "run", stage, data=fetched, sheets={"every": 0}), resume=True)
-
-        with pytest.raises(DataError, match=r"1\.tar cannot be had: .*HTTP 500.*data\.skip_shards: true"):
-            run()
-        run(skip_shards=True)
-    assert len(losses(tmp_path / "run" / "1-quality")) == 4
-    assert [path.name for path in (tmp_path / "shards").rglob("*.tar")] == ["0.tar"]
+        assert run() == 1
+        said = capsys.readouterr().err
+        assert "1.tar cannot be had: " in said and "HTTP 500" in said and "data.skip_shards: true" in said
+        assert said.rstrip().endswith(f"Go on with: altdiff train {path} --resume")
+        assert run("--resume", skip_shards=True) == 0, "what the dead server has is left out"
+    assert [row["step"] for row in read_log(log)] == [1, 2, 3, 4, 5, 6]
+    assert [found.name for found in (tmp_path / "shards").rglob("*.tar")] == ["0.tar"]
 
 
 def test_a_log_for_tensorboard(m9_folder: Path, image_folder: Path, tmp_path: Path) -> None:
