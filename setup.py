@@ -48,6 +48,7 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=18"],
+        "tensorboard": ["tensorboard>=2.14"],
         "test": [
             "pytest",
             "pytest-xdist",

@@ -16,6 +16,8 @@ from flagai_altdiff.errors import BrokenExampleError, DataError, printable
 from flagai_altdiff.files import open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+OTHER_IMAGES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef")
+"""What people have in their folders as well; it is counted, not read."""
 MAX_PIXELS = 1 << 26
 """67 million pixels: 8192 x 8192. Pillow itself refuses what has more than 179 million."""
 PILLOWS_MAX_PIXELS = 178_956_970
@@ -112,7 +114,9 @@ def _opened(file: BinaryIO, key: str) -> Image.Image:
         return Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:
         file.seek(0)
-        raise BrokenExampleError(key, DAMAGED if file.read(16).startswith(_BEGINNINGS) else NOT_AN_IMAGE) from error
+        first = file.read(16)
+        detail = "" if first else "it is empty"
+        raise BrokenExampleError(key, DAMAGED if first.startswith(_BEGINNINGS) else NOT_AN_IMAGE, detail) from error
 
 
 @functools.cache

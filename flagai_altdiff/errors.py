@@ -240,7 +240,13 @@ class BrokenExampleError(DataError):
 
     def __init__(self, key: str, reason: str, detail: str = "") -> None:
         self.key, self.reason, self.detail = key, reason, detail
-        super().__init__(f"{printable(key, 300)}: {reason}{f' ({detail})' if detail else ''}.")
+        self.words = f"{reason} ({detail})" if detail else reason
+        super().__init__(f"{printable(key, 300)}: {self.words}.")
+
+    @property
+    def named(self) -> str:
+        """The name with what is special, for a list of all with this reason."""
+        return f"{self.key} ({self.detail})" if self.detail else self.key
 
 
 class TrainingInterrupted(FlagAIAltDiffError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,3 +93,14 @@ def _help(option: Option, default: object) -> str:
         notes.append(f"default: {default}")
     text = option.help[0].lower() + option.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")
     return text.replace("%", "%%")
+
+
+def command_that_goes_on() -> str:
+    """The command that goes on with a training, in as many processes as now."""
+    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join([*(["srun"] if "SLURM_NTASKS" in os.environ else []), "altdiff", *words])
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return f"the same torchrun on each node, and at its end: {shlex.join(['-m', 'flagai_altdiff', *words])}"
+    launch = ["torchrun", "--standalone", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    return shlex.join([*launch, "-m", "flagai_altdiff", *words])

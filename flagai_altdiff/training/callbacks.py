@@ -68,7 +68,9 @@ class SaveStates(Callback):
 
 
 class LossLog(Callback):
-    """Writes a line for each step into a CSV file; a run that goes on from a step drops the lines behind it.
+    """Writes a line for each step into a CSV file, and to the Trainer's loggers.
+
+    A run that goes on from a step drops the lines behind it.
 
     Args:
         path: The file.
@@ -103,8 +105,11 @@ class LossLog(Callback):
         now = time.perf_counter()
         speed, self._began = self._batch_size / max(now - self._began, 1e-9), now
         loss = float(trainer.callback_metrics["loss"])
+        row = (trainer.global_step, repr(loss), repr(self._rate), f"{speed:.3g}")
         with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow((trainer.global_step, repr(loss), repr(self._rate), f"{speed:.3g}"))
+            csv.writer(file).writerow(row)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(zip(self.COLUMNS[1:], map(float, row[1:]), strict=True)), trainer.global_step)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,10 +15,12 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from flagai_altdiff.errors import ConfigError, NotFiniteError, shown
+from flagai_altdiff.errors import ConfigError, DataError, NotFiniteError, shown
 from flagai_altdiff.models.ema import LitEma
 from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.objectives import Batch, Objective, text_learns
+
+logger = logging.getLogger(__name__)
 
 FIRST_LEARNING_RATE = 1e-9
 Load = Callable[[int, int, int], Iterable[Batch]]
@@ -55,11 +58,12 @@ class StageTraining(LightningModule):
         settings: Of the stage.
         load: First step, rank, number of processes -> that process's share of all batches from there on, without end;
             for each step as many as are accumulated.
+        data: Digest of what positions mean, as of ``Layout``; it must be the same in all processes.
     """
 
-    def __init__(self, objective: Objective, settings: StageSettings, load: Load) -> None:
+    def __init__(self, objective: Objective, settings: StageSettings, load: Load, data: str = "") -> None:
         super().__init__()
-        self.objective, self.settings, self._load = objective, settings, load
+        self.objective, self.settings, self._load, self._data = objective, settings, load, data
         self.model = objective.model
         self.trainable = choose_trainable(self.model, settings.pattern)
         decay = settings.row.ema_decay
@@ -70,6 +74,15 @@ class StageTraining(LightningModule):
     def spares_some(self) -> bool:
         """Whether the loss may hang on some of what learns only: of a text encoder, each read-out leaves out a part."""
         return self.settings.row.kind != "diffusion" or text_learns(self.settings)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which data the run has."""
+        checkpoint["data"] = self._data
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell of other data, with which the run goes on otherwise than it would have."""
+        if checkpoint.get("data", self._data) != self._data:
+            logger.warning("the data are not those that this stage began with: from here on it is another run")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A batch's part of the step's loss, so that its gradients add up to those of the mean over all samples."""
@@ -85,7 +98,7 @@ class StageTraining(LightningModule):
                 f"the loss of step {self.global_step + 1} is {float(self._step_loss)}. Try a lower learning rate, a "
                 "longer warm-up, or precision: bf16; the last saved state is whole."
             )
-        self.log("loss", self._step_loss, prog_bar=True, batch_size=1)
+        self.log("loss", self._step_loss, logger=False, batch_size=1)  # LossLog writes it
         # Lightning divides by the accumulated batches, and takes the mean over the processes.
         return part * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
@@ -96,7 +109,16 @@ class StageTraining(LightningModule):
             self.average.follow(self.trainable)
 
     def train_dataloader(self) -> Iterable[Batch]:
-        """The batches of this process from the step on at which the run stands."""
+        """The batches of this process from the step on at which the run stands.
+
+        Raises:
+            DataError: The processes see different data, of which their shares would not be all, and each once.
+        """
+        number = torch.tensor(int(self._data[:12] or "0", 16), device=self.device)
+        if len(set(torch.as_tensor(self.all_gather(number)).flatten().tolist())) > 1:
+            raise DataError(
+                "the processes see different data; data.source must be the same, on a disk that they share."
+            )
         batches = self._load(self.global_step, self.global_rank, self.trainer.world_size)
         return _in_steps(batches, self.trainer.accumulate_grad_batches)
 

@@ -113,6 +113,25 @@ class Denoising:
         return generator(self._seed, purpose, epoch, position)
 
 
+def contrastive_losses(texts: Tensor, others: Tensor, scale: Tensor, gather: Gather) -> Tensor:
+    """How badly each text finds its partner among those of all processes, and the reverse (Radford et al. 2021).
+
+    Args:
+        texts: (B, D), normalised.
+        others: (B, D), normalised; the partners, in the same order.
+        scale: What cosines are multiplied with.
+        gather: See :data:`Gather`.
+
+    Returns:
+        (B,).
+    """
+    (all_texts, first), (all_others, _) = gather(texts), gather(others)
+    partners = torch.arange(first, first + len(texts), device=texts.device)
+    both = ((texts, all_others), (others, all_texts))
+    losses = [F.cross_entropy(scale * own @ other.T, partners, reduction="none") for own, other in both]
+    return torch.stack(losses).mean(dim=0)
+
+
 class TeacherLearning:
     """The text tower learns a CLIP text tower's feature of a text from the same text in any language.
 
@@ -129,11 +148,14 @@ class TeacherLearning:
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`; a batch has the English texts under ``english``."""
         model, texts = self.model, list(batch["caption"])
-        if not texts:
-            return torch.zeros(0, device=model.device)
         with torch.no_grad():
-            wanted = self._teach(list(batch["english"])).to(model.device)
-        return feature_losses(model.text_model.pooled(model.token_ids(texts))[1], wanted, self._loss)
+            wanted = self._teach(list(batch["english"]) or [""]).to(model.device)[: len(texts)]
+        # Of no text they are empty, but hang on what learns, as in ContrastiveTuning.
+        found = model.text_model.pooled(model.token_ids(texts or [""]))[1][: len(texts)]
+        if self._loss != "contrastive":
+            return feature_losses(found, wanted, self._loss)
+        found, wanted = F.normalize(found, dim=-1), F.normalize(wanted, dim=-1)
+        return contrastive_losses(found, wanted, model.logit_scale.exp(), gather)
 
 
 class ContrastiveTuning:
@@ -148,13 +170,7 @@ class ContrastiveTuning:
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`. Every process compares its own texts and images with those of all."""
-        texts, images = self._features(batch)
-        (all_texts, first), (all_images, _) = gather(texts), gather(images)
-        partners = torch.arange(first, first + len(texts), device=texts.device)
-        scale = self.model.logit_scale.exp()
-        both = ((texts, all_images), (images, all_texts))
-        losses = [F.cross_entropy(scale * own @ other.T, partners, reduction="none") for own, other in both]
-        return torch.stack(losses).mean(dim=0)
+        return contrastive_losses(*self._features(batch), self.model.logit_scale.exp(), gather)
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Normalised, of texts and images.

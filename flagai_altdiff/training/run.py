@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from flagai_altdiff.errors import ConfigError, TrainingInterrupted
+from flagai_altdiff.errors import ConfigError, MissingDependencyError, TrainingInterrupted
 from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveStates, StopAsked, latest_state
 from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
@@ -31,6 +32,7 @@ def fit(
     machine: MachineConfig,
     sheet_every: int = 0,
     draw_sheet: Callable[[int], object] = lambda step: None,
+    tensorboard: bool = False,
 ) -> None:
     """Train one stage to its end, from its newest state if there is one.
 
@@ -41,8 +43,10 @@ def fit(
         machine: What it runs on.
         sheet_every: Steps between two calls of ``draw_sheet``; 0 is none.
         draw_sheet: Called with the step.
+        tensorboard: Whether the log is written for TensorBoard as well.
 
     Raises:
+        MissingDependencyError: TensorBoard is not installed.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
         NotFiniteError: The loss is no number any more.
         DiskError: A state cannot be saved.
@@ -62,6 +66,7 @@ def fit(
             SaveStates(folder / STATES, save_every),
             EveryNSteps(sheet_every, draw_sheet),
         ],
+        event_log(folder) if tensorboard else None,
     )
     state = latest_state(folder / STATES)
     if state is not None:
@@ -81,7 +86,30 @@ def fit(
         )
 
 
-def _trainer(training: StageTraining, machine: MachineConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+def event_log(folder: Path) -> TensorBoardLogger:
+    """A logger for TensorBoard; its folder appears with the first step.
+
+    Args:
+        folder: Of the stage.
+
+    Raises:
+        MissingDependencyError: TensorBoard is not installed.
+    """
+    try:
+        return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "tensorboard: true needs TensorBoard: pip install 'flagai_altdiff[tensorboard]'"
+        ) from error
+
+
+def _trainer(
+    training: StageTraining,
+    machine: MachineConfig,
+    folder: Path,
+    callbacks: list[Callback],
+    events: TensorBoardLogger | None,
+) -> Trainer:
     settings = training.settings
     try:
         return Trainer(
@@ -94,7 +122,7 @@ def _trainer(training: StageTraining, machine: MachineConfig, folder: Path, call
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip_norm or None,
-            logger=False,
+            logger=events or False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -231,7 +231,8 @@ class Selection:
             try:
                 reason = self._against(part, row)
             except BrokenExampleError as error:
-                reason = error.reason
+                tally.add(error.reason, error.named)
+                continue
             if reason is None:
                 rows.append(row)
             else:

@@ -45,7 +45,7 @@ class TextLines(WholeSource):
             if path.suffix == ".tsv":
                 self._columns = _columns(path, file.readline(MAX_TEXT_BYTES))
             place = file.tell()
-            for line in file:
+            for line in iter(lambda: file.readline(MAX_TEXT_BYTES + 1), b""):
                 if not line.isspace():
                     self._places.append(place)
                 place += len(line)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 from transformers import AltCLIPModel
 
 from flagai_altdiff.auto_loader import AutoLoader
+from flagai_altdiff.cli import main
 from flagai_altdiff.convert import convert
 from flagai_altdiff.errors import (
     CheckpointError,
@@ -26,14 +29,18 @@ from flagai_altdiff.errors import (
     DataError,
     DiskError,
     InvalidRequestError,
+    MissingDependencyError,
     NotFiniteError,
 )
+from flagai_altdiff.hub import client
 from flagai_altdiff.loading import load_model, load_path
 from flagai_altdiff.matching import load_matching_model
 from flagai_altdiff.training.callbacks import read_log
 from flagai_altdiff.training.config import TrainConfig, parse_config
 from flagai_altdiff.training.session import train
 from tests import tiny
+from tests.data_files import plain_shard
+from tests.servers import Fault, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL: dict[str, Any] = {"steps": 3, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-3}
@@ -276,6 +283,43 @@ def test_lightning_starts_a_second_process_itself(
         assert losses(tmp_path / "two" / folder) == pytest.approx(losses(tmp_path / "one" / folder), rel=1e-5)
 
 
+def test_processes_that_see_different_data_are_stopped(
+    m9_folder: Path, image_folder: Path, tmp_path: Path, script_environment: dict[str, str]
+) -> None:
+    """Each in a folder of its own, where the same name means other images."""
+    for rank in (0, 1):
+        shutil.copytree(image_folder, tmp_path / str(rank) / "images")
+    (tmp_path / "1" / "images" / "0.png").unlink()
+    run = settings(m9_folder, "images", tmp_path / "run", {"stage": "quality", **DRAW}, sheets={"every": 0})
+    words = command(tmp_path / "run.yaml", {**run, "machine": {"accelerator": "cpu", "devices": 2}})
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "sh", "-c", f"cd $LOCAL_RANK && {shlex.join(words)}"],
+        env={**script_environment, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode and "the processes see different data" in done.stderr, done.stderr[-3000:]
+    assert not list((tmp_path / "run").rglob("model"))
+
+
+def test_other_data_are_told_of_when_a_run_goes_on(
+    m9_folder: Path, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    run = config(m9_folder, images, tmp_path / "run", {"stage": "quality", **DRAW})
+    train(run)
+    for again, told in (("same", 0), ("fewer", 1)):
+        if again == "fewer":
+            (images / "0.png").unlink()
+        shutil.rmtree(tmp_path / "run" / "1-quality" / "model")
+        train(run, resume=True)
+        assert len([r for r in caplog.records if "are not those that this stage began with" in r.message]) == told
+
+
 # What is wrong
 
 
@@ -352,6 +396,56 @@ def test_a_folder_that_is_no_teacher(m9_folder: Path, text_file: Path, tmp_path:
     run = config("AltCLIP-XLMR-L", text_file, tmp_path / "run", {"stage": "teacher", **SMALL}, teacher=str(m9_folder))
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         train(run)
+
+
+def test_a_student_of_another_width_is_refused(clip_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    student = tiny.write_altclip_folder(tmp_path / "match")
+    run = config(student, text_file, tmp_path / "run", {"stage": "teacher", **SMALL}, teacher=str(clip_folder))
+    with pytest.raises(ConfigError, match=r"teacher's feature has 32 numbers, that of .*match has 40"):
+        train(run)
+
+
+def test_a_server_that_dies_while_training_ends_the_run_and_another_goes_on(
+    m9_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    files = {f"/{i}.tar": plain_shard(4, 4 * i) for i in range(2)}
+    path, log = tmp_path / "run.yaml", tmp_path / "run" / "1-quality" / "log.csv"
+    with serve(files={**files, "/0_stats.json": b'{"successes": 4}', "/1_stats.json": b'{"successes": 4}'}) as server:
+        source, stage = f"{server.url}/{{0..1}}.tar", {"stage": "quality", **DRAW, "steps": 6, "batch_size": 1}
+
+        def run(*words: str, **data: Any) -> int:
+            data |= {"fetched": str(tmp_path / "shards")}
+            path.write_text(json.dumps(settings(m9_folder, source, tmp_path / "run", stage, data=data)))
+            monkeypatch.setattr(sys, "argv", ["altdiff", "train", str(path), *words])
+            return main(sys.argv[1:])
+
+        server.always["/1.tar"] = Fault(status=500)
+        assert run() == 1
+        said = capsys.readouterr().err
+        assert "1.tar cannot be had: " in said and "HTTP 500" in said and "data.skip_shards: true" in said
+        assert said.rstrip().endswith(f"Go on with: altdiff train {path} --resume")
+        assert run("--resume", skip_shards=True) == 0, "what the dead server has is left out"
+    assert [row["step"] for row in read_log(log)] == [1, 2, 3, 4, 5, 6]
+    assert [found.name for found in (tmp_path / "shards").rglob("*.tar")] == ["0.tar"]
+
+
+def test_a_log_for_tensorboard(m9_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    run = config(
+        m9_folder, image_folder, tmp_path / "run", {"stage": "quality", **DRAW}, tensorboard=True, sheets={"every": 0}
+    )
+    if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+        with pytest.raises(MissingDependencyError, match=r"pip install 'flagai_altdiff\[tensorboard\]'"):
+            train(run)
+        return
+    train(run)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "1-quality" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "learning_rate", "samples_per_second"}
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    written = [event.value for event in events.Scalars("loss")]
+    assert written == pytest.approx(losses(tmp_path / "run" / "1-quality"), rel=1e-5)
 
 
 def test_texts_without_english_are_no_lesson(clip_folder: Path, xlmr_folder: Path, tmp_path: Path) -> None:
