@@ -76,15 +76,10 @@ class StageTraining(LightningModule):
         losses = self.objective(batch, self._gather)
         good = self._sum(torch.tensor(float(batch["good"]), device=self.device)).clamp(min=1)
         part = losses.sum() / good
-        if not len(batch["position"]):  # every image of this process was broken; the others wait for its gradients
-            part = part + self._no_gradients()
         before = self._step_loss if batch["part"] else torch.zeros_like(part)
         self._step_loss = before.to(part.device) + self._sum(part.detach())
         if not self._step_loss.isfinite():
-            raise NotFiniteError(
-                f"the loss of step {self.global_step + 1} is {float(self._step_loss)}. Try a lower learning rate, a "
-                "longer warm-up, or precision: bf16; the last saved state is whole."
-            )
+            raise NotFiniteError(f"the loss of step {self.global_step + 1} is {float(self._step_loss)}")
         self.log("loss", self._step_loss, prog_bar=True, batch_size=1)
         # Lightning divides by the accumulated batches, and takes the mean over the processes.
         return part * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
@@ -150,11 +145,6 @@ class StageTraining(LightningModule):
         if self.average is not None:
             self.average.copy_to(self.model)
             self.average = None
-
-    def _no_gradients(self) -> Tensor:
-        """Zero that hangs on all parameters; where some are spared on the first alone, which starts DDP."""
-        parameters = list(self.trainable.values())[: 1 if self.spares_some else None]
-        return torch.stack([parameter.view(-1)[0] for parameter in parameters]).sum() * 0.0
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]

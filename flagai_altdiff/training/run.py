@@ -6,17 +6,28 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.accelerators.cpu import CPUAccelerator
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from flagai_altdiff.errors import ConfigError, TrainingInterrupted
-from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveStates, StopAsked, latest_state
+from flagai_altdiff.errors import ConfigError, NotFiniteError, TrainingInterrupted
+from flagai_altdiff.training.callbacks import (
+    Bar,
+    EveryNSteps,
+    LossLog,
+    SaveStates,
+    StateFiles,
+    StopAsked,
+    latest_state,
+)
 from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
-from flagai_altdiff.training.processes import is_first
+from flagai_altdiff.training.processes import is_first, started
 
 logger = logging.getLogger(__name__)
 
@@ -48,18 +59,19 @@ def fit(
     settings = training.settings
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
-    stop = StopAsked()
+    files = StateFiles()
     trainer = _trainer(
         training,
         machine,
         folder,
         [
-            stop,
+            StopAsked(),
             LossLog(folder / "log.csv", settings.row.batch_size),
             Bar(settings.row.name, settings.row.batch_size),
-            SaveStates(folder / "states", save_every),
+            SaveStates(folder / "states", save_every, files),
             EveryNSteps(sheet_every, draw_sheet),
         ],
+        files,
     )
     state = latest_state(folder / "states")
     if state is not None:
@@ -72,17 +84,28 @@ def fit(
             ".*broadcast_buffers. is deprecated.*",
         ):
             warnings.filterwarnings("ignore", harmless)
-        trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+        try:
+            trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+        except NotFiniteError as error:
+            good = latest_state(folder / "states")
+            kept = f"{good} is the last good state" if good else "no state was saved yet"
+            text = f"{error}. {kept}. Try a lower learning rate, a longer warm-up, or precision: bf16."
+            raise NotFiniteError(text) from error
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(
             f"{settings.row.name} was stopped after step {trainer.global_step}; its state is saved."
         )
 
 
-def _trainer(training: StageTraining, machine: MachineConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+def _trainer(
+    training: StageTraining, machine: MachineConfig, folder: Path, callbacks: list[Callback], files: StateFiles
+) -> Trainer:
     settings = training.settings
     try:
-        return Trainer(
+        plugins: list[Any] = [files]
+        if SLURMEnvironment.detect():  # its own way of going on knows nothing of ours
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        trainer = Trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             num_nodes=machine.nodes,
@@ -99,9 +122,27 @@ def _trainer(training: StageTraining, machine: MachineConfig, folder: Path, call
             use_distributed_sampler=False,
             default_root_dir=folder,
             callbacks=callbacks,
+            plugins=plugins,
         )
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"machine: {str(error).splitlines()[0]}") from error
+    if machine.precision == "16" and isinstance(trainer.accelerator, CPUAccelerator):
+        raise ConfigError("machine.precision=16 is for GPUs. Set bf16 or 32 on a CPU.")
+    return trainer
+
+
+def check_started(machine: MachineConfig) -> None:
+    """Refuse what would be several runs in one folder, or wait for processes that nobody starts.
+
+    Raises:
+        ConfigError: torchrun or SLURM started another number of processes.
+    """
+    there, expected = started(), machine.devices * machine.nodes
+    if there not in (None, expected):
+        raise ConfigError(
+            f"machine: {there} processes were started, and devices={machine.devices} times nodes={machine.nodes} is "
+            f"{expected}. Let devices be the processes on a node, and nodes the number of nodes."
+        )
 
 
 def _strategy(machine: MachineConfig, *, spares_some: bool) -> str | Strategy:

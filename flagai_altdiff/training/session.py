@@ -44,7 +44,7 @@ from flagai_altdiff.training.objectives import (
 )
 from flagai_altdiff.training.processes import is_first, meet, wait_until
 from flagai_altdiff.training.randomness import generator
-from flagai_altdiff.training.run import fit
+from flagai_altdiff.training.run import check_started, fit
 from flagai_altdiff.training.stages import STAGES
 from flagai_altdiff.training.teacher import load_teacher, new_student
 
@@ -67,12 +67,13 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 
     Raises:
         InvalidRequestError: There is a run in ``config.output``, or data and stage do not fit.
-        ConfigError: The stages do not follow on each other.
+        ConfigError: The stages do not follow on each other, or are not for this machine.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
         NotFiniteError: The loss is no number any more.
         DataError: The data cannot be read.
         DiskError: A state cannot be saved.
     """
+    check_started(config.machine)
     output = config.output
     if output.exists() and not output.is_dir():
         raise InvalidRequestError("output", str(output), "it is a file; name a folder")
