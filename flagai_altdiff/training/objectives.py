@@ -78,7 +78,8 @@ class Denoising:
 
     def _of_nothing(self) -> Tensor:
         model, config = self.model, self.model.config
-        latents = torch.zeros(1, config.unet.in_channels, config.image_size, config.image_size, device=model.device)
+        side = self._settings.side // config.first_stage.downsampling
+        latents = torch.zeros(1, config.unet.in_channels, side, side, device=model.device)
         with torch.set_grad_enabled(self._text_learns):
             cond = model.get_learned_conditioning([""])
         first = torch.zeros(1, dtype=torch.long, device=model.device)
