@@ -20,6 +20,7 @@ from torch import Tensor
 from flagai_altdiff.errors import DiskError, NotFiniteError
 from flagai_altdiff.files import new_file
 from flagai_altdiff.progress import bar_class, show_bars
+from flagai_altdiff.training.sharding import own
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class SaveStates(Callback):
             NotFiniteError: It is worth nothing, because the gradients of the last step were no numbers.
         """
         learnt = [parameter for group in trainer.optimizers[0].param_groups for parameter in group["params"]]
-        broken = not all(bool(parameter.detach().isfinite().all()) for parameter in learnt)
+        broken = not all(bool(own(parameter.detach()).isfinite().all()) for parameter in learnt)
         if trainer.strategy.reduce_boolean_decision(broken, all=False):
             raise NotFiniteError(f"the weights after step {trainer.global_step} are no numbers")
         trainer.save_checkpoint(self._folder / STATE_PATTERN.format(trainer.global_step))
@@ -148,7 +149,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 class EveryNSteps(Callback):
-    """Calls a function every so many steps, in the first process.
+    """Calls a function every so many steps, in all processes.
 
     Args:
         every: Steps; 0 never.
@@ -161,7 +162,7 @@ class EveryNSteps(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Act, if it is time."""
         whole = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and self._every and trainer.global_step % self._every == 0 and trainer.is_global_zero:
+        if whole and self._every and trainer.global_step % self._every == 0:
             self._act(trainer.global_step)
 
 

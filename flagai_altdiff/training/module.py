@@ -18,6 +18,7 @@ from flagai_altdiff.errors import ConfigError, NotFiniteError, shown
 from flagai_altdiff.models.ema import LitEma
 from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.objectives import Batch, Objective, text_learns
+from flagai_altdiff.training.sharding import in_place_of, make_whole, piece_like, whole
 
 FIRST_LEARNING_RATE = 1e-9
 Load = Callable[[int, int, int], Iterable[Batch]]
@@ -65,6 +66,7 @@ class StageTraining(LightningModule):
         decay = settings.row.ema_decay
         self.average = LitEma(self.model, decay) if decay else None
         self._step_loss = torch.zeros(())
+        self._is_cut = False
 
     @property
     def spares_some(self) -> bool:
@@ -119,8 +121,8 @@ class StageTraining(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What has been learnt, under the model's names, and the averaged weights."""
         averages = self.average.state_dict() if self.average is not None else {}
-        learnt = {f"model.{name}": parameter.detach() for name, parameter in self.trainable.items()}
-        return {**learnt, **{f"average.{name}": value for name, value in averages.items()}}
+        learnt = {f"model.{name}": whole(parameter.detach()) for name, parameter in self.trainable.items()}
+        return {**learnt, **{f"average.{name}": whole(value) for name, value in averages.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
         """Take up what :meth:`state_dict` gave."""
@@ -133,12 +135,38 @@ class StageTraining(LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Run the block with the averaged weights, if there are any, in place of the trained ones."""
+        """Run the block with the averaged weights, if there are any, in place of the trained ones.
+
+        All processes must come here, in any of which the model then is whole.
+        """
+        if self._is_cut:
+            best = self.average.copies() if self.average is not None else self.trainable
+            with in_place_of(self.model, {name: whole(value.detach()) for name, value in best.items()}):
+                yield
+            return
         if self.average is None:
             yield
             return
         with self.average.in_place_of_parameters(self.model):
             yield
+
+    def was_cut(self) -> None:
+        """Take note that the parameters have become pieces, as the averages then must be."""
+        self._is_cut = True
+        self.trainable = {name: self.model.get_parameter(name) for name in self.trainable}
+        if self.average is not None:
+            cut = self.average.copies().items()
+            self.average.take({name: piece_like(copy, self.trainable[name]) for name, copy in cut})
+
+    def on_train_end(self) -> None:
+        """Have what was cut whole again."""
+        if not self._is_cut:
+            return
+        make_whole(self.model, self.trainable)
+        self.trainable = {name: self.model.get_parameter(name) for name in self.trainable}
+        if self.average is not None:
+            self.average.take({name: whole(copy) for name, copy in self.average.copies().items()})
+        self._is_cut = False
 
     def take_average(self) -> None:
         """Put the averaged weights, if there are any, in the place of the trained ones, for good."""

@@ -28,6 +28,7 @@ from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
 from flagai_altdiff.training.processes import is_first, started
+from flagai_altdiff.training.sharding import Sharded
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,13 @@ def check_started(machine: MachineConfig) -> None:
 
 
 def _strategy(machine: MachineConfig, *, spares_some: bool) -> str | Strategy:
-    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about."""
-    if machine.strategy in ("auto", "ddp") and machine.devices * machine.nodes > 1:
+    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about.
+
+    Lightning's own FSDP is for GPUs only, clips no gradients, and saves nothing of a module that chooses what it saves.
+    """
+    several = machine.devices * machine.nodes > 1
+    if machine.strategy == "fsdp":
+        return Sharded() if several else "auto"
+    if machine.strategy in ("auto", "ddp") and several:
         return DDPStrategy(find_unused_parameters=spares_some, gradient_as_bucket_view=True, broadcast_buffers=False)
     return machine.strategy

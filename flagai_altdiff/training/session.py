@@ -195,7 +195,8 @@ def _fit(
     def averaged_sheet(step: int) -> None:
         assert sheet is not None
         with training.averaged():
-            sheet(step)
+            if is_first():
+                sheet(step)
 
     fit(
         training,
