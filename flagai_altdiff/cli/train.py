@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -92,11 +93,26 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
         if is_first():
             _tell(config, model, model.with_name(LORA), model.with_name(SHEET))
     except TrainingInterrupted as error:
-        words = ["altdiff", *(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
         if is_first():
-            print(f"{error} Go on with: {shlex.join(words)}", file=sys.stderr)
+            print(f"{error} Go on with: {_again(config)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _again(config: TrainConfig) -> str:
+    """The command that goes on, in as many processes as now."""
+    from flagai_altdiff.training.processes import started
+
+    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    machine = config.machine
+    if started() is None:
+        return shlex.join(["altdiff", *words])
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join(["srun", "altdiff", *words])
+    if machine.nodes == 1:
+        launch = ["torchrun", "--standalone", "--nproc-per-node", str(machine.devices)]
+        return shlex.join([*launch, "-m", "flagai_altdiff", *words])
+    return f"the same torchrun on each node, and at its end: {shlex.join(['-m', 'flagai_altdiff', *words])}"
 
 
 def _tell(config: TrainConfig, model: Path, lora: Path, sheet: Path) -> None:

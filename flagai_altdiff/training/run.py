@@ -89,8 +89,8 @@ def fit(
             trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
         except NotFiniteError as error:
             good = latest_state(folder / "states")
-            kept = f"{good} is the last good state" if good else "no state was saved yet"
-            text = f"{error}. {kept}. Try a lower learning rate, a longer warm-up, or precision: bf16."
+            kept = f"{good} is the last good state" if good else "no state was saved before it"
+            text = f"{error}; {kept}. Try a lower learning rate, a longer warm-up, or precision: bf16."
             raise NotFiniteError(text) from error
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(

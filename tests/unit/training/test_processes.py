@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from flagai_altdiff.errors import ConfigError
 from flagai_altdiff.training.callbacks import latest_state, read_log
 from flagai_altdiff.training.config import parse_config
 from flagai_altdiff.training.session import train
@@ -116,8 +118,13 @@ def test_two_processes_are_as_good_as_one(
     pairs["contrastive"] = (every_kind["contrastive"], {})
     pairs["contrastive, parts"] = (changed(every_kind["contrastive"], tmp_path, {"accumulate": 3}), {})
     pairs["contrastive, a few"] = (every_kind["contrastive, a few"], {})
+    pairs["quality, cut"] = (every_kind["quality"], {"accumulate": 2})
+    pairs["contrastive, cut"] = (changed(every_kind["contrastive"], tmp_path, {"ema_decay": 0.9}), {})
     (tmp_path / "runs.py").write_text(RUNS)
-    two = [changed(data, tmp_path / "two" / name, stage, devices=2) for name, (data, stage) in pairs.items()]
+    two = [
+        changed(data, tmp_path / "two" / name, stage, devices=2, strategy="fsdp" if "cut" in name else "auto")
+        for name, (data, stage) in pairs.items()
+    ]
     (tmp_path / "two.json").write_text(json.dumps(two))
     words = [sys.executable, *TORCHRUN, str(tmp_path / "runs.py"), str(tmp_path / "two.json")]
     with (
@@ -201,10 +208,11 @@ run("full", resume=True)
 """
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_whatever_ends_one_process_ends_all_and_loses_nothing(
-    every_kind: dict[str, Config], tmp_path: Path, script_environment: dict[str, str]
+    strategy: str, every_kind: dict[str, Config], tmp_path: Path, script_environment: dict[str, str]
 ) -> None:
-    data = changed(every_kind["lora"], tmp_path, {"accumulate": 2, "steps": 12}, devices=2)
+    data = changed(every_kind["lora"], tmp_path, {"accumulate": 2, "steps": 12}, devices=2, strategy=strategy)
     (tmp_path / "ends.py").write_text(ENDS)
     words = [sys.executable, *TORCHRUN, str(tmp_path / "ends.py"), json.dumps(data), str(tmp_path)]
     done = subprocess.run(words, env=script_environment, text=True, capture_output=True, timeout=300)
@@ -213,7 +221,7 @@ def test_whatever_ends_one_process_ends_all_and_loses_nothing(
     assert said["asked"][0] == said["asked"][1] and "stopped after step 7; its state is saved" in said["asked"][0]
     assert "loss of step" in said["wild"][0] or "weights after step" in said["wild"][0]
     assert said["wild"][0] == said["wild"][1] and "is the last good state" in said["wild"][0]
-    good = Path(said["wild"][0].split(". ")[1].removesuffix(" is the last good state"))
+    good = Path(said["wild"][0].split("; ")[1].partition(" is the last good state")[0])
     assert all(tensor.isfinite().all() for tensor in torch.load(good, weights_only=False)["state_dict"].values())
     assert said["full"][0] == said["full"][1] and "step-00000006.ckpt cannot be saved" in said["full"][0]
     for name in ("asked", "full"):
@@ -300,3 +308,62 @@ def test_every_stage_that_was_killed_goes_on_bit_for_bit(
         assert losses(tmp_path / "cut" / name) == expected and expected[: len(before)] == before, name
         weights = learnt(tmp_path / "cut" / name)
         assert all(torch.equal(tensor, weights[key]) for key, tensor in learnt(tmp_path / "whole" / name).items())
+
+
+# However they are started
+
+
+@pytest.mark.parametrize("how", ["two nodes", "slurm"])
+def test_other_ways_to_start_them(
+    how: str, every_kind: dict[str, Config], tmp_path: Path, script_environment: dict[str, str]
+) -> None:
+    data = changed(every_kind["teacher"], tmp_path / "run", {"steps": 3}, nodes=2)
+    (tmp_path / "my.yaml").write_text(json.dumps(data))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    train_it = ["-m", "flagai_altdiff", "train", str(tmp_path / "my.yaml")]
+    processes = []
+    for rank in ("0", "1"):
+        environment, words = dict(script_environment), train_it
+        if how == "slurm":
+            slurm = {"JOB_ID": "4242", "JOB_NAME": "train", "NTASKS": "2", "NTASKS_PER_NODE": "1", "NNODES": "2"}
+            slurm |= {"PROCID": rank, "NODEID": rank, "LOCALID": "0", "NODELIST": "localhost,localhost"}
+            environment |= {f"SLURM_{name}": value for name, value in slurm.items()} | {"MASTER_PORT": port}
+        else:
+            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "here"]
+            words = [*TORCHRUN[:2], "--nnodes", "2", "--nproc-per-node", "1", *meeting, "--node-rank", rank, *train_it]
+        pipe = subprocess.PIPE
+        processes.append(
+            subprocess.Popen([sys.executable, *words], env=environment, text=True, stdout=pipe, stderr=pipe)
+        )
+    train(parse_config({**data, "output": str(tmp_path / "one"), "machine": {"accelerator": "cpu"}}))
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sorted(output.split() for output, _ in said) == [[], [str(tmp_path / "run" / "1-teacher" / "model")]]
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}],
+)
+def test_other_processes_than_were_started_are_refused(
+    environment: dict[str, str], every_kind: dict[str, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"machine: 2 processes were started, and devices=1 times nodes=1 is 1"):
+        train(parse_config(changed(every_kind["lora"], tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_single_number_cannot_be_cut(
+    every_kind: dict[str, Config], tmp_path: Path, script_environment: dict[str, str]
+) -> None:
+    data = changed(every_kind["contrastive"], tmp_path / "run", {"trainable": ".*"}, devices=2, strategy="fsdp")
+    (tmp_path / "my.yaml").write_text(json.dumps(data))
+    words = [sys.executable, "-m", "flagai_altdiff", "train", str(tmp_path / "my.yaml")]
+    done = subprocess.run(words, env=script_environment, text=True, capture_output=True, timeout=120)
+    assert done.returncode == 1 and "machine.strategy=fsdp cannot cut logit_scale" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
