@@ -308,7 +308,7 @@ def _draw_prior(model: LatentDiffusion, data: DataConfig, side: int) -> None:
             image = generate(model, caption, seed=number, height=side, width=side).images[0]
             with new_file(target.with_suffix(".txt"), replace=True) as unfinished:
                 unfinished.write_text(caption, encoding="utf-8")
-            with new_file(target) as unfinished:
+            with new_file(target, replace=True) as unfinished:  # another run may draw the same ones
                 image.save(unfinished, "PNG")
 
 
