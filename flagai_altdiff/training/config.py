@@ -176,7 +176,7 @@ class MachineConfig:
     accelerator: str = _of("auto", "auto, cpu, gpu, mps")
     devices: Count = _of(1, "processes on each node")
     nodes: Count = _of(1, "machines")
-    strategy: str = _of("auto", "auto, ddp, fsdp, or another of Lightning's")
+    strategy: str = _of("auto", "auto, ddp; fsdp: what learns in pieces, for memory")
     precision: Literal["32", "bf16", "16"] = _of("32", "of the computation; the weights stay float32")
     checkpoint_activations: bool = _of(False, "compute activations twice, for a fraction of the memory")
 

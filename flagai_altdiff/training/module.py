@@ -19,6 +19,7 @@ from flagai_altdiff.errors import ConfigError, DataError, NotFiniteError, shown
 from flagai_altdiff.models.ema import LitEma
 from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.objectives import Batch, Objective, text_learns
+from flagai_altdiff.training.sharding import in_place_of, make_whole, piece_like, whole
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class StageTraining(LightningModule):
         decay = settings.row.ema_decay
         self.average = LitEma(self.model, decay) if decay else None
         self._step_loss = torch.zeros(())
+        self._is_cut = False
 
     @property
     def spares_some(self) -> bool:
@@ -89,15 +91,10 @@ class StageTraining(LightningModule):
         losses = self.objective(batch, self._gather)
         good = self._sum(torch.tensor(float(batch["good"]), device=self.device)).clamp(min=1)
         part = losses.sum() / good
-        if not len(batch["position"]):  # every image of this process was broken; the others wait for its gradients
-            part = part + self._no_gradients()
         before = self._step_loss if batch["part"] else torch.zeros_like(part)
         self._step_loss = before.to(part.device) + self._sum(part.detach())
         if not self._step_loss.isfinite():
-            raise NotFiniteError(
-                f"the loss of step {self.global_step + 1} is {float(self._step_loss)}. Try a lower learning rate, a "
-                "longer warm-up, or precision: bf16; the last saved state is whole."
-            )
+            raise NotFiniteError(f"the loss of step {self.global_step + 1} is {float(self._step_loss)}")
         self.log("loss", self._step_loss, logger=False, batch_size=1)  # LossLog writes it
         # Lightning divides by the accumulated batches, and takes the mean over the processes.
         return part * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
@@ -148,8 +145,8 @@ class StageTraining(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What has been learnt, under the model's names, and the averaged weights."""
         averages = self.average.state_dict() if self.average is not None else {}
-        learnt = {f"model.{name}": parameter.detach() for name, parameter in self.trainable.items()}
-        return {**learnt, **{f"average.{name}": value for name, value in averages.items()}}
+        learnt = {f"model.{name}": whole(parameter.detach()) for name, parameter in self.trainable.items()}
+        return {**learnt, **{f"average.{name}": whole(value) for name, value in averages.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
         """Take up what :meth:`state_dict` gave."""
@@ -162,23 +159,44 @@ class StageTraining(LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Run the block with the averaged weights, if there are any, in place of the trained ones."""
+        """Run the block with the averaged weights, if there are any, in place of the trained ones.
+
+        All processes must come here, in any of which the model then is whole.
+        """
+        if self._is_cut:
+            best = self.average.copies() if self.average is not None else self.trainable
+            with in_place_of(self.model, {name: whole(value.detach()) for name, value in best.items()}):
+                yield
+            return
         if self.average is None:
             yield
             return
         with self.average.in_place_of_parameters(self.model):
             yield
 
+    def was_cut(self) -> None:
+        """Take note that the parameters have become pieces, as the averages then must be."""
+        self._is_cut = True
+        self.trainable = {name: self.model.get_parameter(name) for name in self.trainable}
+        if self.average is not None:
+            cut = self.average.copies().items()
+            self.average.take({name: piece_like(copy, self.trainable[name]) for name, copy in cut})
+
+    def on_train_end(self) -> None:
+        """Have what was cut whole again."""
+        if not self._is_cut:
+            return
+        make_whole(self.model, self.trainable)
+        self.trainable = {name: self.model.get_parameter(name) for name in self.trainable}
+        if self.average is not None:
+            self.average.take({name: whole(copy) for name, copy in self.average.copies().items()})
+        self._is_cut = False
+
     def take_average(self) -> None:
         """Put the averaged weights, if there are any, in the place of the trained ones, for good."""
         if self.average is not None:
             self.average.copy_to(self.model)
             self.average = None
-
-    def _no_gradients(self) -> Tensor:
-        """Zero that hangs on all parameters; where some are spared on the first alone, which starts DDP."""
-        parameters = list(self.trainable.values())[: 1 if self.spares_some else None]
-        return torch.stack([parameter.view(-1)[0] for parameter in parameters]).sum() * 0.0
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]

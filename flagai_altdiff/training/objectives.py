@@ -34,7 +34,11 @@ class Objective(Protocol):
         ...
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
-        """Losses of the samples of a batch, (B,); it may have none, and has those of other processes for company."""
+        """Losses of the samples of a batch, (B,); it may have none, and has those of other processes for company.
+
+        Of none they are empty, but hang on all that learns as those of a sample do: the processes exchange gradients,
+        also on the way back through ``gather``, and each must come by at the same places.
+        """
         ...
 
 
@@ -64,13 +68,22 @@ class Denoising:
         model, device = self.model, self.model.device
         places = [(int(batch["epoch"]), int(position)) for position in batch["position"]]
         if not places:
-            return torch.zeros(0, device=device)
+            return self._of_nothing()
         latents, cond = self._latents(batch, places), self._cond(batch, places)
         noise = torch.stack([self._noise(latents.shape[1:], *place) for place in places]).to(device)
         steps = [torch.randint(model.num_timesteps, (), generator=self._generator("timestep", *p)) for p in places]
         gamma = self._settings.min_snr_gamma
         losses = denoising_losses(model, latents, cond, torch.stack(steps).to(device), noise, min_snr_gamma=gamma)
         return losses * torch.tensor([self._weight(key) for key in batch["key"]], device=device)
+
+    def _of_nothing(self) -> Tensor:
+        model, config = self.model, self.model.config
+        side = self._settings.side // config.first_stage.downsampling
+        latents = torch.zeros(1, config.unet.in_channels, side, side, device=model.device)
+        with torch.set_grad_enabled(self._text_learns):
+            cond = model.get_learned_conditioning([""])
+        first = torch.zeros(1, dtype=torch.long, device=model.device)
+        return denoising_losses(model, latents, cond, first, latents)[:0]
 
     @torch.no_grad()
     def _latents(self, batch: Batch, places: list[tuple[int, int]]) -> Tensor:
@@ -173,11 +186,7 @@ class ContrastiveTuning:
         return contrastive_losses(*self._features(batch), self.model.logit_scale.exp(), gather)
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised, of texts and images.
-
-        Of none they are empty, but hang on what learns: gradients that come back from the others must pass here before
-        those of the parameters are sent.
-        """
+        """Normalised, of texts and images."""
         model, captions = self.model, list(batch["caption"])
         texts = F.normalize(model.get_text_features(model.token_ids(captions or [""])), dim=-1)
         if not captions:

@@ -6,18 +6,30 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.accelerators.cpu import CPUAccelerator
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from flagai_altdiff.errors import ConfigError, MissingDependencyError, TrainingInterrupted
-from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveStates, StopAsked, latest_state
+from flagai_altdiff.errors import ConfigError, MissingDependencyError, NotFiniteError, TrainingInterrupted
+from flagai_altdiff.training.callbacks import (
+    Bar,
+    EveryNSteps,
+    LossLog,
+    SaveStates,
+    StateFiles,
+    StopAsked,
+    latest_state,
+)
 from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
-from flagai_altdiff.training.processes import is_first
+from flagai_altdiff.training.processes import is_first, started
+from flagai_altdiff.training.sharding import Sharded
 
 logger = logging.getLogger(__name__)
 
@@ -54,18 +66,19 @@ def fit(
     settings = training.settings
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
-    stop = StopAsked()
+    files = StateFiles()
     trainer = _trainer(
         training,
         machine,
         folder,
         [
-            stop,
+            StopAsked(),
             LossLog(folder / "log.csv", settings.row.batch_size),
             Bar(settings.row.name, settings.row.batch_size),
-            SaveStates(folder / STATES, save_every),
+            SaveStates(folder / STATES, save_every, files),
             EveryNSteps(sheet_every, draw_sheet),
         ],
+        files,
         event_log(folder) if tensorboard else None,
     )
     state = latest_state(folder / STATES)
@@ -79,7 +92,13 @@ def fit(
             ".*broadcast_buffers. is deprecated.*",
         ):
             warnings.filterwarnings("ignore", harmless)
-        trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+        try:
+            trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+        except NotFiniteError as error:
+            good = latest_state(folder / STATES)
+            kept = f"{good} is the last good state" if good else "no state was saved before it"
+            text = f"{error}; {kept}. Try a lower learning rate, a longer warm-up, or precision: bf16."
+            raise NotFiniteError(text) from error
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(
             f"{settings.row.name} was stopped after step {trainer.global_step}; its state is saved."
@@ -108,11 +127,15 @@ def _trainer(
     machine: MachineConfig,
     folder: Path,
     callbacks: list[Callback],
+    files: StateFiles,
     events: TensorBoardLogger | None,
 ) -> Trainer:
     settings = training.settings
     try:
-        return Trainer(
+        plugins: list[Any] = [files]
+        if SLURMEnvironment.detect():  # its own way of going on knows nothing of ours
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        trainer = Trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             num_nodes=machine.nodes,
@@ -129,13 +152,37 @@ def _trainer(
             use_distributed_sampler=False,
             default_root_dir=folder,
             callbacks=callbacks,
+            plugins=plugins,
         )
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"machine: {str(error).splitlines()[0]}") from error
+    if machine.precision == "16" and isinstance(trainer.accelerator, CPUAccelerator):
+        raise ConfigError("machine.precision=16 is for GPUs. Set bf16 or 32 on a CPU.")
+    return trainer
+
+
+def check_started(machine: MachineConfig) -> None:
+    """Refuse what would be several runs in one folder, or wait for processes that nobody starts.
+
+    Raises:
+        ConfigError: torchrun or SLURM started another number of processes.
+    """
+    there, expected = started(), machine.devices * machine.nodes
+    if there not in (None, expected):
+        raise ConfigError(
+            f"machine: {there} processes were started, and devices={machine.devices} times nodes={machine.nodes} is "
+            f"{expected}. Let devices be the processes on a node, and nodes the number of nodes."
+        )
 
 
 def _strategy(machine: MachineConfig, *, spares_some: bool) -> str | Strategy:
-    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about."""
-    if machine.strategy in ("auto", "ddp") and machine.devices * machine.nodes > 1:
+    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about.
+
+    Lightning's own FSDP is for GPUs only, clips no gradients, and saves nothing of a module that chooses what it saves.
+    """
+    several = machine.devices * machine.nodes > 1
+    if machine.strategy == "fsdp":
+        return Sharded() if several else "auto"
+    if machine.strategy in ("auto", "ddp") and several:
         return DDPStrategy(find_unused_parameters=spares_some, gradient_as_bucket_view=True, broadcast_buffers=False)
     return machine.strategy

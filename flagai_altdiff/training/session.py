@@ -47,7 +47,7 @@ from flagai_altdiff.training.objectives import (
 )
 from flagai_altdiff.training.processes import is_first, meet, wait_until
 from flagai_altdiff.training.randomness import generator
-from flagai_altdiff.training.run import event_log, fit
+from flagai_altdiff.training.run import check_started, event_log, fit
 from flagai_altdiff.training.stages import STAGES
 from flagai_altdiff.training.teacher import Teacher, load_teacher, new_student
 
@@ -70,13 +70,14 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 
     Raises:
         InvalidRequestError: There is a run in ``config.output``, or data and stage do not fit.
-        ConfigError: The stages do not follow on each other.
+        ConfigError: The stages do not follow on each other, or are not for this machine.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
         NotFiniteError: The loss is no number any more.
         DataError: The data cannot be read.
         DiskError: A state cannot be saved.
         MissingDependencyError: TensorBoard is wanted, but not installed.
     """
+    check_started(config.machine)
     output = config.output
     if output.exists() and not output.is_dir():
         raise InvalidRequestError("output", str(output), "it is a file; name a folder")
@@ -212,7 +213,8 @@ def _fit(
     def averaged_sheet(step: int) -> None:
         assert sheet is not None
         with training.averaged():
-            sheet(step)
+            if is_first():
+                sheet(step)
 
     fit(
         training,
@@ -337,7 +339,7 @@ def _draw_prior(model: LatentDiffusion, data: DataConfig, side: int) -> None:
             image = generate(model, caption, seed=number, height=side, width=side).images[0]
             with new_file(target.with_suffix(".txt"), replace=True) as unfinished:
                 unfinished.write_text(caption, encoding="utf-8")
-            with new_file(target) as unfinished:
+            with new_file(target, replace=True) as unfinished:  # another run may draw the same ones
                 image.save(unfinished, "PNG")
 
 
