@@ -94,12 +94,12 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
             _tell(config, model, model.with_name(LORA), model.with_name(SHEET))
     except TrainingInterrupted as error:
         if is_first():
-            print(f"{error} Go on with: {_again(config)}", file=sys.stderr)
+            print(f"{error} Go on with: {command_to_go_on(config)}", file=sys.stderr)
         return 130
     return 0
 
 
-def _again(config: TrainConfig) -> str:
+def command_to_go_on(config: TrainConfig) -> str:
     """The command that goes on, in as many processes as now."""
     from flagai_altdiff.training.processes import started
 

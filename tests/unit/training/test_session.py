@@ -228,7 +228,9 @@ def test_broken_images_are_named_once_and_left_out(
 def test_a_loss_that_is_no_number_keeps_the_last_state(m9_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     wild = {**DRAW, "steps": 300, "learning_rate": 10.0, "warmup_steps": 0, "clip_norm": 0.0}
     run = config(m9_folder, image_folder, tmp_path / "run", {"stage": "quality", **wild}, sheets={"every": 0})
-    with pytest.raises(NotFiniteError, match=r"the loss of step \d+ is (nan|inf); no state was saved before it\. Try a lower"):
+    with pytest.raises(
+        NotFiniteError, match=r"the loss of step \d+ is (nan|inf); no state was saved before it\. Try a lower"
+    ):
         train(run)
     assert not (tmp_path / "run" / "1-quality" / "model").exists()
 
