@@ -97,9 +97,11 @@ def _help(option: Option, default: object) -> str:
 
 def command_that_goes_on() -> str:
     """The command that goes on with a training, in as many processes as now."""
+    from flagai_altdiff.training.processes import started
+
     words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return shlex.join([*(["srun"] if "SLURM_NTASKS" in os.environ else []), "altdiff", *words])
+        return shlex.join([*(["srun"] if started() else []), "altdiff", *words])
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         return f"the same torchrun on each node, and at its end: {shlex.join(['-m', 'flagai_altdiff', *words])}"
     launch = ["torchrun", "--standalone", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from flagai_altdiff.cli.common import command_that_goes_on
 from flagai_altdiff.errors import ConfigError
 from flagai_altdiff.training.callbacks import latest_state, read_log
 from flagai_altdiff.training.config import parse_config
@@ -356,6 +357,26 @@ def test_other_processes_than_were_started_are_refused(
     with pytest.raises(ConfigError, match=r"machine: 2 processes were started, and devices=1 times nodes=1 is 1"):
         train(parse_config(changed(every_kind["lora"], tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "command"),
+    [
+        ({}, "altdiff train my.yaml --resume"),
+        ({"SLURM_NTASKS": "2"}, "srun altdiff train my.yaml --resume"),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"},
+            "torchrun --standalone --nproc-per-node 2 -m flagai_altdiff train my.yaml --resume",
+        ),
+    ],
+)
+def test_the_command_that_goes_on_is_the_launchers(
+    environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["altdiff", "train", "my.yaml"])
+    assert command_that_goes_on() == command
 
 
 def test_a_single_number_cannot_be_cut(
