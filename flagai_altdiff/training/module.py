@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,6 +71,7 @@ class StageTraining(LightningModule):
         self.average = LitEma(self.model, decay) if decay else None
         self._step_loss = torch.zeros(())
         self._is_cut = False
+        self._batches = _in_steps((), 1)
 
     @property
     def spares_some(self) -> bool:
@@ -117,7 +118,12 @@ class StageTraining(LightningModule):
                 "the processes see different data; data.source must be the same, on a disk that they share."
             )
         batches = self._load(self.global_step, self.global_rank, self.trainer.world_size)
-        return _in_steps(batches, self.trainer.accumulate_grad_batches)
+        self._batches = _in_steps(batches, self.trainer.accumulate_grad_batches)
+        return self._batches
+
+    def let_go_of_data(self) -> None:
+        """End the processes that read them."""
+        self._batches.close()
 
     def configure_optimizers(self) -> Any:
         """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
@@ -213,7 +219,7 @@ class StageTraining(LightningModule):
         return found, sum(counts[: self.global_rank])
 
 
-def _in_steps(batches: Iterable[Batch], parts: int) -> Iterator[Batch]:
+def _in_steps(batches: Iterable[Batch], parts: int) -> Generator[Batch, None, None]:
     """Batches that know which part of their step they are, and how many good samples the whole step has here."""
     source = iter(batches)
     while step := list(itertools.islice(source, parts)):

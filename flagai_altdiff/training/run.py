@@ -99,6 +99,8 @@ def fit(
             kept = f"{good} is the last good state" if good else "no state was saved before it"
             text = f"{error}; {kept}. Try a lower learning rate, a longer warm-up, or precision: bf16."
             raise NotFiniteError(text) from error
+        finally:
+            training.let_go_of_data()
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(
             f"{settings.row.name} was stopped after step {trainer.global_step}; its state is saved."

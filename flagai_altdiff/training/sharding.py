@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,9 +19,19 @@ from flagai_altdiff.errors import ConfigError
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, of which this process may have a piece; then all processes must ask for it."""
-    found: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return found
+    """All of a tensor, of which this process may have a piece: equal numbers of rows, but for the last process; then
+    all processes must ask for it.
+
+    Its own ``full_tensor`` waits by other means, in which a process on CPUs once died.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    piece, world = tensor.to_local(), tensor.device_mesh.size()
+    padded = piece.new_zeros(-(-len(tensor) // world), *tensor.shape[1:])
+    padded[: len(piece)] = piece
+    rows = [torch.empty_like(padded) for _ in range(world)]
+    torch.distributed.all_gather(rows, padded, group=tensor.device_mesh.get_group())
+    return torch.cat(rows)[: len(tensor)]
 
 
 def own(tensor: Tensor) -> Tensor:
