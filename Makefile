@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.tested-with
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-full: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -m "full or not full" -s

@@ -39,7 +39,7 @@ setup(
         "requests>=2.32.2",
         "urllib3>=2.3",
         "filelock>=4.2",
-        "numpy>=1.26",
+        "numpy>=1.26,<2.4",  # float(array([x])), as FlagAI's scripts write it, is an error from 2.4 on
         "pyyaml>=6",
         "safetensors>=0.5",
         "sentencepiece>=0.2.3",
@@ -48,6 +48,7 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=18"],
+        "tensorboard": ["tensorboardX>=2.6"],
         "test": [
             "pytest",
             "pytest-xdist",
@@ -56,6 +57,7 @@ setup(
             "peft>=0.19",
             "pyarrow>=18",
             "webdataset>=1.0",
+            "tensorboardX>=2.6",
             "ruff",
             "mypy",
             "types-requests",

@@ -3,6 +3,7 @@
 ``python train_lora.py 600`` is what it does unless told otherwise; fewer steps are faster and show less.
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.training.config import parse_config
 from flagai_altdiff.training.session import train
 
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it tells of machines that are not used
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
 SCENES = ("yellow blue", "red yellow", "yellow green", "red blue", "blue yellow", "yellow red", "blue red", "red green")
 KEPT = [

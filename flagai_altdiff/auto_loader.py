@@ -16,7 +16,7 @@ from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
 from flagai_altdiff.errors import CheckpointError, last_net
 from flagai_altdiff.loading import load_model
 from flagai_altdiff.lora import add_lora, lora_files
-from flagai_altdiff.matching import find_transform, load_matching_model
+from flagai_altdiff.matching import find_transform, load_matching_model, load_weights
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.registry import MATCHING, check_task, locate
@@ -142,12 +142,15 @@ class AutoLoader:
         """Give the model the weights of another file of the same shape.
 
         Args:
-            model_path: ``.ckpt`` or ``.safetensors`` with LDM names.
+            model_path: ``.ckpt``, ``.bin`` or ``.safetensors`` with the names of the released files.
 
         Raises:
             CheckpointError: The file cannot be read, or has other weights; the model stays as it was.
         """
         model = self.get_model()
+        if isinstance(model, AltCLIP):
+            load_weights(model, model_path)
+            return
         with last_net(model_path):
             checkpoint.assign(model, read_tensors(Path(model_path)), str(model_path))
 

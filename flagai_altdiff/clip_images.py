@@ -15,6 +15,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
 """(3, size, size)."""
+_LONGEST = 512
+"""How many times longer than wide an image may be; of a longer one the middle is seen, or it would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +27,13 @@ class ClipImageTransform:
         size: Side of the result, in pixels.
         mean: Mean of each channel, of values in 0..1.
         std: Standard deviation of each channel.
+        shorter: Length of the shorter side before the crop, if it is not ``size``.
     """
 
     size: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    shorter: int | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Any PIL image -> (3, size, size), float32."""
@@ -43,8 +47,10 @@ class ClipImageTransform:
     def pixels(self, image: Image.Image) -> Pixels:
         """The same as an array."""
         image = image.convert("RGB")
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, int(side * scale)) for side in image.size)
+        shorter = min(image.size)
+        spare_x, spare_y = (max(0, side - _LONGEST * shorter) // 2 for side in image.size)
+        image = image.crop((spare_x, spare_y, image.width - spare_x, image.height - spare_y))
+        width, height = ((self.shorter or self.size) * side // shorter for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         values = np.asarray(image.crop((left, top, left + self.size, top + self.size)), dtype=np.float32) / 255.0

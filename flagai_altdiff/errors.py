@@ -96,6 +96,24 @@ class UnknownModelError(RegistryError):
     kind = "model"
 
 
+class OtherTaskError(UnknownModelError):
+    """A model that is registered, but not for what was asked of it.
+
+    Args:
+        name: The model.
+        task: What it is for.
+        wanted: What it was to do.
+        known: The models that do it.
+    """
+
+    def __init__(self, name: str, task: str, wanted: str, known: Iterable[str]) -> None:
+        self.name, self.known = name, tuple(known)
+        there = ", ".join(self.known)
+        FlagAIAltDiffError.__init__(
+            self, f"{name} is a model of another task, {task!r}. Models for {wanted!r}: {there}."
+        )
+
+
 class UnknownTaskError(RegistryError):
     """A task that this package does not have."""
 
@@ -222,7 +240,13 @@ class BrokenExampleError(DataError):
 
     def __init__(self, key: str, reason: str, detail: str = "") -> None:
         self.key, self.reason, self.detail = key, reason, detail
-        super().__init__(f"{printable(key, 300)}: {reason}{f' ({detail})' if detail else ''}.")
+        self.words = f"{reason} ({detail})" if detail else reason
+        super().__init__(f"{printable(key, 300)}: {self.words}.")
+
+    @property
+    def named(self) -> str:
+        """The name with what is special, for a list of all with this reason."""
+        return f"{self.key} ({self.detail})" if self.detail else self.key
 
 
 class TrainingInterrupted(FlagAIAltDiffError):

@@ -13,7 +13,7 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError, last_net
+from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError, last_net, printable
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.registry import (
     DEFAULT_MODEL_DIR,
@@ -151,7 +151,7 @@ def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str, mapped
     model.text_tokenizer = tokenizer
     model.spec = spec or _unregistered(path, config)
     model.safety_checker = _safety_checker(layout, model.spec, safety_checker)
-    logger.info("loaded %s (%s)", path, layout.name)
+    logger.info("loaded %s (%s)", printable(str(path)), layout.name)
     return model.eval()
 
 
@@ -260,6 +260,6 @@ def _safety_checker(layout: layouts.Layout, spec: ModelSpec, wanted: bool | str)
         logger.warning(
             "%s has no safety checker beside it: images are NOT checked. "
             "Put FlagAI's SafetyChecker folder beside the model's, or pass safety_checker=False to silence this.",
-            layout.folder,
+            printable(str(layout.folder)),
         )
     return None

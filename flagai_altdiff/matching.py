@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint import altclip_folder
-from flagai_altdiff.checkpoint.json_config import ConfigFile, load_json
+from flagai_altdiff.checkpoint.json_config import MAX_SIZE, ConfigFile, load_json
+from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
-from flagai_altdiff.errors import CheckpointError, last_net
+from flagai_altdiff.errors import CheckpointError, last_net, printable
 from flagai_altdiff.loading import find_device, find_tokenizer
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR, MATCHING, locate
@@ -71,11 +72,35 @@ def load_matching_model(
             )
         with torch.device("meta"):
             model = AltCLIP(config)
-        checkpoint.assign(model, state, str(path), mapped=mapped or place.type != "cpu")
+        _assign(model, state, path, mapped=mapped or place.type != "cpu")
         model.text_tokenizer, model.spec, model.name = tokenizer, spec, spec.name if spec else path.name
         model.transform = find_transform(path, config.vision.image_size)
-    logger.info("loaded %s", path)
+    logger.info("loaded %s", printable(str(path)))
     return model.eval().to(place)
+
+
+def load_weights(model: AltCLIP, path: str | Path) -> None:
+    """Give a matching model the weights of another file of the same sizes.
+
+    Args:
+        model: From :func:`load_matching_model`.
+        path: A file with the keys of the released ones, as FlagAI's ``Trainer`` saves them too.
+
+    Raises:
+        CheckpointError: The file cannot be read, or has other weights; the model stays as it was.
+    """
+    with last_net(path):
+        _assign(model, altclip_folder.as_spelled_here(read_tensors(Path(path)), str(path)), path)
+
+
+def _assign(model: AltCLIP, state: Mapping[str, Tensor], where: str | Path, *, mapped: bool = False) -> None:
+    """What the model has no place for is left out, as FlagAI does it, and named."""
+    wanted = dict(model.named_parameters())
+    unknown = sorted(state.keys() - wanted.keys())
+    if unknown:
+        names = ", ".join(printable(key, 120) for key in unknown[:3]) + (" …" if len(unknown) > 3 else "")
+        logger.warning("%s: weights that AltCLIP has no place for have no effect: %s", printable(str(where)), names)
+    checkpoint.assign(model, {key: state[key] for key in wanted if key in state}, str(where), mapped=mapped)
 
 
 def find_transform(folder: Path, image_size: int | None = None) -> MatchingTransform:
@@ -88,26 +113,37 @@ def find_transform(folder: Path, image_size: int | None = None) -> MatchingTrans
     if not (folder / altclip_folder.PREPROCESSOR).is_file():
         return MatchingTransform(transform=ClipImageTransform(size=image_size or ClipImageTransform.size))
     file = load_json(folder / altclip_folder.PREPROCESSOR)
-    for step in ("do_resize", "do_center_crop", "do_normalize"):
+    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not file.flag(step, True):
             raise file.error(step, "true")
     if file.fields.get("resample", 3) != 3:
         raise file.error("resample", "3, which is bicubic")
-    said = _side(file)
-    if image_size not in (None, said):
-        logger.warning("%s says %d px, but the weights want %s, which is believed.", file.path, said, image_size)
+    if abs(file.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise file.error("rescale_factor", "1/255")
+    crop, size = _length(file, "crop_size", ("height", "width")), _length(file, "size", ("shortest_edge",))
+    side = crop or size or ClipImageTransform.size
+    shorter = size or side
+    if shorter < side:
+        raise file.error("size", f"at least the {side} px of crop_size")
+    if image_size and image_size != side:
+        logger.warning(
+            "%s says %d px, but the weights want %d, which is believed.", printable(str(file.path)), side, image_size
+        )
+        side = shorter = image_size
     mean, std = _three(file, "image_mean", ClipImageTransform.mean), _three(file, "image_std", ClipImageTransform.std)
-    return MatchingTransform(transform=ClipImageTransform(size=image_size or said, mean=mean, std=std))
+    if not min(std) > 0:
+        raise file.error("image_std", "three numbers above 0")
+    return MatchingTransform(transform=ClipImageTransform(size=side, mean=mean, std=std, shorter=shorter))
 
 
 @torch.inference_mode()
-def match(model: AltCLIP, texts: Sequence[str], images: Sequence[Image.Image]) -> Tensor:
+def match(model: AltCLIP, texts: Iterable[str], images: Iterable[Image.Image]) -> Tensor:
     """How well each text fits each image.
 
     Args:
         model: From :func:`load_matching_model`.
         texts: N texts, in any of the model's languages; what is beyond 77 tokens has no effect.
-        images: M images of any size and mode.
+        images: M images of any size and mode, of which no more than a batch is kept.
 
     Returns:
         Cosine similarities (N, M), on the CPU.
@@ -116,7 +152,7 @@ def match(model: AltCLIP, texts: Sequence[str], images: Sequence[Image.Image]) -
 
 
 @torch.inference_mode()
-def text_features(model: AltCLIP, texts: Sequence[str]) -> Tensor:
+def text_features(model: AltCLIP, texts: Iterable[str]) -> Tensor:
     """Normalised features of N texts, (N, P), on the CPU."""
     ids = (model.token_ids(batch) for batch in _batches(texts))
     found = [F.normalize(model.get_text_features(batch), dim=-1).cpu() for batch in ids]
@@ -124,33 +160,38 @@ def text_features(model: AltCLIP, texts: Sequence[str]) -> Tensor:
 
 
 @torch.inference_mode()
-def image_features(model: AltCLIP, images: Sequence[Image.Image]) -> Tensor:
+def image_features(model: AltCLIP, images: Iterable[Image.Image]) -> Tensor:
     """Normalised features of M images, (M, P), on the CPU."""
     batches = (torch.stack([model.transform.transform(image) for image in batch]) for batch in _batches(images))
     found = [F.normalize(model.get_image_features(pixels.to(model.device)), dim=-1).cpu() for pixels in batches]
     return torch.cat(found) if found else torch.zeros(0, model.config.projection_dim)
 
 
-def _batches(values: Sequence[T]) -> Iterator[list[T]]:
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
     rest = iter(values)
     while batch := list(islice(rest, BATCH)):
         yield batch
 
 
-def _side(file: ConfigFile) -> int:
-    """The side of a prepared image; older files have one number, newer ones a mapping."""
-    field = "crop_size" if file.fields.get("crop_size") is not None else "size"
-    value = file.fields.get(field, ClipImageTransform.size)
+def _length(file: ConfigFile, field: str, names: Sequence[str]) -> int | None:
+    """Pixels, if a file has them; older files have one number, newer ones a mapping."""
+    value = file.fields.get(field)
+    if value is None:
+        return None
     if isinstance(value, dict):
-        sides = {value.get(name) for name in ("height", "width", "shortest_edge")} - {None}
-        value = sides.pop() if len(sides) == 1 else None
-    if not isinstance(value, int) or not 1 <= value <= 4096:
-        raise file.error(field, "the side of a square, in pixels")
+        lengths = {value.get(name) for name in names}
+        value = lengths.pop() if len(lengths) == 1 else None
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 4096:
+        raise file.error(field, f"a length in pixels, or a mapping of it from {' and '.join(names)}")
     return value
 
 
 def _three(file: ConfigFile, field: str, default: tuple[float, ...]) -> tuple[float, ...]:
     value = file.fields.get(field, default)
-    if not isinstance(value, list | tuple) or len(value) != 3 or not all(isinstance(v, float | int) for v in value):
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 3
+        or not all(type(v) in (int, float) and abs(v) <= MAX_SIZE for v in value)
+    ):
         raise file.error(field, "three numbers")
     return tuple(map(float, value))

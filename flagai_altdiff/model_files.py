@@ -12,6 +12,7 @@ OTHER_SUFFIXES = (".json", ".yaml", ".model", ".txt")
 MATCHING_CONFIG = "config.json"
 MATCHING_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 """How the weights of a matching model, whole or in shards, begin and end; the first that is there is the model."""
+_MATCHING_FILE = "pytorch_model.bin"
 FLAGAI_CONFIG = "config.yaml"
 FLAGAI_WEIGHTS = ("model.safetensors", "model.ckpt", "dreambooth_model.ckpt")
 """Weights of a FlagAI folder; the first that is there is the model."""
@@ -152,10 +153,13 @@ def lacking(wanted: Iterable[str], names: Set[str], *, config_only: bool = False
         config_only: Weights are not needed.
 
     Returns:
-        Names of the FlagAI layout; or, in a folder that has a ``model_index.json``, configs, a tokenizer, shards, and
-        ``<part>/*.safetensors`` for a part without any weights: what the loader asks for, and no more.
+        Names of the FlagAI layout, or of shards that are gone where others lie; in a folder that has a
+        ``model_index.json``, configs, a tokenizer, shards, and ``<part>/*.safetensors`` for a part without any weights:
+        what the loader asks for, and no more.
     """
     flagai = [name for name in wanted if not (names & fillers(name) or (config_only and is_weight(name)))]
+    if _MATCHING_FILE in flagai and any(map(_SHARD.fullmatch, names)):
+        flagai = [name for name in flagai if name != _MATCHING_FILE] + _lacking_weights("", names)
     if not flagai or DIFFUSERS_INDEX not in names:
         return flagai
     gone = [name for name in DIFFUSERS_CONFIGS if name not in names]

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.errors import OutputError
+from flagai_altdiff.errors import OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
@@ -117,7 +117,9 @@ class _Filing:
         choice = ", ".join([*map(str, model.loras), *([best_of.key] if best_of else [])])
         self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:
-            logger.warning("no image of this very request lies in %s: everything is drawn", output.folder)
+            logger.warning(
+                "no image of this very request lies in %s: everything is drawn", printable(str(output.folder))
+            )
         self._samples = self.run.finished
         self._columns = output.columns or request.batch_size
         drawn = sum(len(batch) for batch in request.batches())

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from flagai_altdiff.checkpoint.weights import fingerprint
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.matching import match
 from flagai_altdiff.models.altclip import AltCLIP
@@ -38,7 +39,7 @@ class BestOf:
     @property
     def key(self) -> str:
         """What tells runs of other judges or numbers apart."""
-        return f"best {self.best} by {self.judge.name}"
+        return f"best {self.best} by {self.judge.name} {fingerprint(self.judge)}"
 
     def choose(self, events: Iterable[Step | Sample], request: ResolvedRequest) -> Iterator[Step | Sample]:
         """The events of a drawing with fewer images: of each prompt the best ones, the best first.

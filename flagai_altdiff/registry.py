@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flagai_altdiff.errors import UnknownModelError, UnknownTaskError
+from flagai_altdiff.errors import OtherTaskError, UnknownModelError, UnknownTaskError
 from flagai_altdiff.model_files import WEIGHED_PARTS, is_weight
 
 DEFAULT_MODEL_DIR = Path("./checkpoints")
@@ -170,18 +170,18 @@ def locate(
         task: What a registered model must be for; any if left out.
 
     Raises:
-        UnknownModelError: Neither registered nor a path, or registered for another task.
+        UnknownModelError: Neither registered nor a path; OtherTaskError if it is registered for another task.
     """
     spec, model_dir = find_model(str(name_or_path)), Path(model_dir)
+    known = [name for name, other in MODELS.items() if task in (None, other.task)]
     if spec and task not in (None, spec.task):
-        known = [name for name, other in MODELS.items() if other.task == task]
-        raise UnknownModelError(spec.name, known, f"It is a model of another task: task_name={spec.task!r}.")
+        raise OtherTaskError(spec.name, spec.task, str(task), known)
     if spec is None:
         path = Path(name_or_path)
         for candidate in (path, model_dir / path):
             if os.path.exists(candidate):  # unlike Path.exists, it takes any text
                 return None, candidate
-        raise UnknownModelError(str(name_or_path), MODELS, "There is no file or folder of that name either.")
+        raise UnknownModelError(str(name_or_path), known, "There is no file or folder of that name either.")
     folders = list[Path]()
     with suppress(OSError, ValueError):  # a folder that cannot be listed has none of the names
         folders = sorted(model_dir.iterdir())

@@ -44,14 +44,15 @@ def make_sheet(rows: Iterable[Row], side: int) -> Image.Image:
         pen.text((5, top + side // 2 - 6), row.label, fill="black")
         for column, image in enumerate(row.images):
             left = LABEL_WIDTH + column * step
-            small = _fitted(image, side)
+            small = shrunk(image, side)
             sheet.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
             if column < len(row.captions):
                 pen.text((left + 2, top + side), row.captions[column], fill="black")
     return sheet
 
 
-def _fitted(image: Image.Image, side: int) -> Image.Image:
+def shrunk(image: Image.Image, side: int) -> Image.Image:
+    """An image fitted into a square, its sides kept in proportion."""
     scale = side / max(image.size)
     width, height = (max(1, round(length * scale)) for length in image.size)
     return image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -23,6 +24,13 @@ ROOT = Path(__file__).parent.parent
 def _one_thread() -> None:
     """Tiny tensors: more threads only wait for each other. The recipe's processes choose a number of their own."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Commands that run in this process choose what is told; the next test begins as a program does."""
+    yield
+    logging.getLogger("flagai_altdiff").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -76,5 +76,4 @@ def nursery(environment: dict[str, str]) -> Iterator[Nursery]:
         command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         yield Nursery(process)
-        assert process.stdin is not None
-        process.stdin.close()
+        process.kill()  # who was forked meanwhile may hold its standard input open, so that closing it says nothing

@@ -18,21 +18,30 @@ from torch import Tensor
 from flagai_altdiff.checkpoint.diffusers_folder import read_weights
 from flagai_altdiff.checkpoint.json_config import ConfigFile, build, load_json
 from flagai_altdiff.checkpoint.saving import taken, write_safetensors
-from flagai_altdiff.checkpoint.structure import _count as count_blocks
+from flagai_altdiff.checkpoint.structure import count_blocks
 from flagai_altdiff.clip_images import CLIP_MEAN, CLIP_STD
 from flagai_altdiff.config import AltCLIPConfig, TextEncoderConfig, VisionConfig
-from flagai_altdiff.errors import CheckpointError
+from flagai_altdiff.errors import CheckpointError, printable
 from flagai_altdiff.files import new_folder
+from flagai_altdiff.tokenizer import MAX_TOKENS
 
 logger = logging.getLogger(__name__)
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-_KINDS = {"clip": 12, "altclip": 16}
-"""``model_type`` -> heads of the text tower where a file leaves them out."""
+_KINDS = {"clip": (12, 1e-12), "altclip": (16, 1e-5)}
+"""``model_type`` -> heads and epsilon of the text tower where a file leaves them out."""
+_XLM_R = {"hidden_act": "gelu", "pad_token_id": 1, "position_embedding_type": "absolute"}
+"""What every XLM-R is, and no weight tells."""
 _TEXT, _VISION = "text_model.", "vision_model."
+_LAYERS = f"{_VISION}encoder.layers."
 _PRE_READ_OUT = f"{_TEXT}transformation_pre."
 _CONSTANTS = ("position_ids", "token_type_ids")
 """Buffers that older files have."""
+_SPELLINGS = (
+    (f"{_TEXT}roberta.encoder.layers.", f"{_TEXT}roberta.encoder.layer."),
+    (f"{_VISION}encoder.layer.", _LAYERS),
+)
+"""Other releases of transformers than the models' write the number of layers the other way; each spelling and ours."""
 
 
 def is_altclip_folder(folder: Path) -> bool:
@@ -53,9 +62,7 @@ def read(folder: Path) -> tuple[AltCLIPConfig, dict[str, Tensor]]:
     file = load_json(folder / CONFIG)
     kind = file.choice("model_type", {name: name for name in _KINDS}, "")
     text, vision = _section(file, "text_config"), _section(file, "vision_config")
-    state = {
-        key: value for key, value in read_weights(folder.parent, folder.name).items() if not key.endswith(_CONSTANTS)
-    }
+    state = as_spelled_here(read_weights(folder.parent, folder.name), str(folder))
     if not any(key.startswith(f"{_TEXT}roberta.") for key in state):
         first = ", ".join(sorted(state)[:3])
         raise CheckpointError(f"{folder} is no AltCLIP: it has no XLM-R text tower ({_TEXT}roberta.*), but {first}.")
@@ -63,7 +70,7 @@ def read(folder: Path) -> tuple[AltCLIPConfig, dict[str, Tensor]]:
     config = build(
         file.path,
         AltCLIPConfig,
-        text=_text_config(text, state, where, _KINDS[kind]),
+        text=_text_config(text, state, where, *_KINDS[kind]),
         vision=_vision_config(vision, state, where),
         projection_dim=shape_of(state, "text_projection.weight", where, 2)[0],
     )
@@ -111,6 +118,30 @@ def write(target: Path, config: AltCLIPConfig, state: Mapping[str, Tensor], toke
         raise taken(target) from error
 
 
+def as_spelled_here(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The weights under the keys of the released files, without constants.
+
+    Args:
+        weights: As they are in a file.
+        where: The file or folder, for errors.
+
+    Raises:
+        CheckpointError: A weight is there under two spellings.
+    """
+    state: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        for other, ours in _SPELLINGS:
+            if key.startswith(other):
+                key = ours + key.removeprefix(other)
+        if key in state:
+            raise CheckpointError(
+                f"{where} has {printable(key, 120)} twice, under an old and a new name. Fetch it again."
+            )
+        if not key.endswith(_CONSTANTS):
+            state[key] = value
+    return state
+
+
 def shape_of(state: Mapping[str, Tensor], key: str, where: str, dimensions: int) -> tuple[int, ...]:
     """Shape of a weight, that must be there and have so many dimensions."""
     found = state.get(key)
@@ -121,24 +152,34 @@ def shape_of(state: Mapping[str, Tensor], key: str, where: str, dimensions: int)
 
 
 def _section(file: ConfigFile, name: str) -> ConfigFile:
-    fields = file.fields.get(name)
+    """Where a file has a section twice, the one with ``_dict`` counts; so transformers does it."""
+    fields = file.fields.get(f"{name}_dict") or file.fields.get(name)
     if not isinstance(fields, dict):
         raise file.error(name, "a mapping")
     return ConfigFile(file.path, fields)
 
 
-def _text_config(file: ConfigFile, state: Mapping[str, Tensor], where: str, usual_heads: int) -> TextEncoderConfig:
+def _text_config(
+    file: ConfigFile, state: Mapping[str, Tensor], where: str, usual_heads: int, usual_eps: float
+) -> TextEncoderConfig:
+    file.check({name: value for name, value in _XLM_R.items() if file.fields.get(name) is not None})
     table, width = shape_of(state, f"{_TEXT}roberta.embeddings.word_embeddings.weight", where, 2)
+    key = f"{_TEXT}roberta.embeddings.position_embeddings.weight"
+    places = shape_of(state, key, where, 2)[0]
+    if places < MAX_TOKENS + 2:  # the first two are nobody's and the padding's
+        raise CheckpointError(
+            f"{where}: {key} has {places} rows; expected {MAX_TOKENS + 2} for {MAX_TOKENS} tokens at least."
+        )
     return build(
         file.path,
         TextEncoderConfig,
         hidden_size=width,
-        num_hidden_layers=count_blocks(state, _TEXT + r"roberta\.encoder\.layer\.(\d+)\."),
+        num_hidden_layers=count_blocks(state, _TEXT + r"roberta\.encoder\.layer\.([0-9]+)\."),
         num_attention_heads=file.integer("num_attention_heads", usual_heads),
         intermediate_size=shape_of(state, f"{_TEXT}roberta.encoder.layer.0.intermediate.dense.weight", where, 2)[0],
         vocab_size=table,
-        max_position_embeddings=shape_of(state, f"{_TEXT}roberta.embeddings.position_embeddings.weight", where, 2)[0],
-        layer_norm_eps=file.number("layer_norm_eps", 1e-5),
+        max_position_embeddings=places,
+        layer_norm_eps=file.number("layer_norm_eps", usual_eps),
         project_dim=shape_of(state, f"{_TEXT}transformation.weight", where, 2)[0],
         has_pre_transformation=_has_pre_read_out(file, state, where),
         has_pooler=f"{_TEXT}roberta.pooler.dense.weight" in state,
@@ -171,7 +212,7 @@ def _vision_config(file: ConfigFile, state: Mapping[str, Tensor], where: str) ->
         file.path,
         VisionConfig,
         hidden_size=width,
-        num_hidden_layers=count_blocks(state, _VISION + r"encoder\.layers\.(\d+)\."),
+        num_hidden_layers=count_blocks(state, _VISION + r"encoder\.layers\.([0-9]+)\."),
         num_attention_heads=file.integer("num_attention_heads", 12),
         intermediate_size=shape_of(state, f"{_VISION}encoder.layers.0.mlp.fc1.weight", where, 2)[0],
         image_size=said if said // patch == side else side * patch,
@@ -196,4 +237,8 @@ def _tell_differences(file: ConfigFile, text: ConfigFile, vision: ConfigFile, co
         f"{name}={said.fields[name]!r}, it is {got}" for said, name, got in pairs if said.fields.get(name, got) != got
     ]
     if wrong:
-        logger.warning("%s is not the config of these weights, which are believed: %s.", file.path, "; ".join(wrong))
+        logger.warning(
+            "%s is not the config of these weights, which are believed: %s.",
+            printable(str(file.path)),
+            "; ".join(wrong),
+        )

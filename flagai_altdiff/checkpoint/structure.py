@@ -86,7 +86,7 @@ def text_encoder_config(state: Mapping[str, Tensor], where: str) -> TextEncoderC
     with _naming(where):
         return TextEncoderConfig(
             hidden_size=hidden,
-            num_hidden_layers=_count(state, TEXT + r"roberta\.encoder\.layer\.([0-9]+)\."),
+            num_hidden_layers=count_blocks(state, TEXT + r"roberta\.encoder\.layer\.([0-9]+)\."),
             num_attention_heads=max(hidden // _RELEASED_HEAD_WIDTH, 1),
             intermediate_size=intermediate,
             vocab_size=vocab_size,
@@ -218,7 +218,7 @@ def refuse_other_models(state: Mapping[str, Tensor], where: str) -> None:
 def _unet_config(state: Mapping[str, Tensor], where: str) -> UNetConfig:
     width, in_channels = _shape(state, f"{UNET}input_blocks.0.0.weight", where, 4)[:2]
     levels: list[list[int]] = [[]]
-    for i in range(1, _count(state, UNET + r"input_blocks\.([0-9]+)\.")):
+    for i in range(1, count_blocks(state, UNET + r"input_blocks\.([0-9]+)\.")):
         if f"{UNET}input_blocks.{i}.0.op.weight" in state:  # a downsampling step opens the next level
             levels.append([])
         else:
@@ -239,14 +239,14 @@ def _unet_config(state: Mapping[str, Tensor], where: str) -> UNetConfig:
         num_head_channels=_RELEASED_HEAD_WIDTH if use_linear else None,
         use_linear_in_transformer=use_linear,
         context_dim=_shape(state, f"{middle}.transformer_blocks.0.attn2.to_k.weight", where, 2)[1],
-        transformer_depth=_count(state, re.escape(middle) + r"\.transformer_blocks\.([0-9]+)\."),
+        transformer_depth=count_blocks(state, re.escape(middle) + r"\.transformer_blocks\.([0-9]+)\."),
     )
 
 
 def _autoencoder_config(state: Mapping[str, Tensor], where: str) -> AutoencoderConfig:
     base = _shape(state, f"{VAE}encoder.conv_in.weight", where, 4)[0]
-    levels = _count(state, VAE + r"encoder\.down\.([0-9]+)\.")
-    blocks = _count(state, VAE + r"encoder\.down\.0\.block\.([0-9]+)\.")
+    levels = count_blocks(state, VAE + r"encoder\.down\.([0-9]+)\.")
+    blocks = count_blocks(state, VAE + r"encoder\.down\.0\.block\.([0-9]+)\.")
     last = f"block.{max(blocks, 1) - 1}.conv2.weight"
     widths = [_shape(state, f"{VAE}encoder.down.{i}.{last}", where, 4)[0] for i in range(max(levels, 1))]
     z_channels, embed_dim = _shape(state, f"{VAE}post_quant_conv.weight", where, 4)[:2]
@@ -272,7 +272,7 @@ def _shape(state: Mapping[str, Tensor], key: str, where: str, *dimensions: int) 
     return shape
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def count_blocks(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many numbered modules there are; numbers that leave gaps are the key check's to report."""
     found = re.compile("^" + pattern)
     return len({m[1] for m in map(found.match, state) if m})

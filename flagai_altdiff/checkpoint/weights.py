@@ -1,7 +1,8 @@
-"""Tensors of a file -> the weights of a model, strictly; which keys of a file matter stands here."""
+"""Tensors of a file -> the weights of a model, strictly; which keys of a file matter; weights told apart."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections import deque
@@ -15,6 +16,9 @@ from flagai_altdiff.checkpoint.mapped import is_mapped, let_go
 from flagai_altdiff.errors import CheckpointError, StateDictMismatchError, printable
 
 logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 64
+"""Numbers of each weight that tell models apart."""
 
 _INERT = re.compile(
     r"[^.]+$"  # the noise schedule, logvar, scale_factor: they follow from the config
@@ -62,6 +66,15 @@ def assign(model: nn.Module, state: Mapping[str, Tensor], where: str, *, mapped:
     else:
         with torch.no_grad():  # in one step of Python, between which and the next an interruption comes
             deque(map(Tensor.copy_, map(want.__getitem__, weights), weights.values()), maxlen=0)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short name of a module's weights, from the first numbers of each: cheap, and another after any training."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.flatten()[:_LOOKED_AT].double().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _own(value: Tensor, mapped: bool) -> Tensor:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.errors import printable
+from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def say(line: str) -> None:
@@ -23,6 +27,32 @@ def fail(error: Exception | str, status: int) -> int:
     colour = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(("\033[31merror:\033[0m " if colour else "error: ") + str(error), file=sys.stderr)
     return status
+
+
+def check_sheet(path: Path | None) -> None:
+    """InvalidRequestError unless a contact sheet can be written there: said before hours of work, not after them."""
+    if path is None:
+        return
+    if path.suffix.lower() != ".png":
+        raise InvalidRequestError("--sheet", str(path), "expected a name that ends in .png")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        problem = "that is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InvalidRequestError("--sheet", str(path), f"{problem}; expected a file in a folder that is there")
+
+
+def write_sheet(path: Path, sheet: Image) -> None:
+    """Write a contact sheet, in place of an earlier one.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    from flagai_altdiff.files import new_file
+
+    try:
+        with new_file(path, replace=True) as unfinished:
+            sheet.save(unfinished, "PNG")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}.", error.errno) from error
 
 
 def add_model_dir(parser: argparse.ArgumentParser) -> None:
@@ -63,3 +93,16 @@ def _help(option: Option, default: object) -> str:
         notes.append(f"default: {default}")
     text = option.help[0].lower() + option.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")
     return text.replace("%", "%%")
+
+
+def command_that_goes_on() -> str:
+    """The command that goes on with a training, in as many processes as now."""
+    from flagai_altdiff.training.processes import started
+
+    words = [*(word for word in sys.argv[1:] if word != "--resume"), "--resume"]
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join([*(["srun"] if started() else []), "altdiff", *words])
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return f"the same torchrun on each node, and at its end: {shlex.join(['-m', 'flagai_altdiff', *words])}"
+    launch = ["torchrun", "--standalone", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"]]
+    return shlex.join([*launch, "-m", "flagai_altdiff", *words])

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flagai_altdiff.cli.common import check_sheet, write_sheet
 from flagai_altdiff.errors import printable
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
+    check_sheet(args.sheet)
     import flagai_altdiff.mini.examples  # noqa: F401  # so that drawn: is known
     from flagai_altdiff.training.data.filters import Filters
     from flagai_altdiff.training.data.opening import open_examples
@@ -120,7 +122,6 @@ def _histogram(title: str, counts: Mapping[str, int]) -> None:
 
 def _write_sheet(path: Path, found: DataReport) -> None:
     """Numbered images; the list of their captions goes beside the report."""
-    from flagai_altdiff.files import new_file
     from flagai_altdiff.sheets import Row, make_sheet
     from flagai_altdiff.training.data.report import TILE
 
@@ -129,8 +130,7 @@ def _write_sheet(path: Path, found: DataReport) -> None:
         tiles = found.tiles[start : start + _COLUMNS]
         captions = [f"{start + i} {tile.caption.language or ''}" for i, tile in enumerate(tiles, 1)]
         rows.append(Row(label="", images=[tile.image for tile in tiles], captions=captions))
-    with new_file(path, replace=True) as unfinished:
-        make_sheet(rows, TILE).save(unfinished, "PNG")
+    write_sheet(path, make_sheet(rows, TILE))
     print(file=sys.stderr)
     for i, tile in enumerate(found.tiles, 1):
         print(f"{i:>4} {printable(tile.key, 60)}: {printable(tile.caption.text, 120)}", file=sys.stderr)

@@ -34,6 +34,7 @@ _SETTINGS = (
     "images_per_prompt",
 )
 """Options of a request that change the protocol."""
+_JUDGE = "AltCLIP-XLMR-L-m9"
 _PROCESS_BYTES = 6 << 30
 """What a process takes that draws with a released model."""
 
@@ -93,8 +94,8 @@ def _run(args: argparse.Namespace) -> int:
         return fail(problem, 2)
     spec, path = locate(args.model, args.model_dir, task=MATCHING if args.retrieval or args.zero_shot else DRAWING)
     args.outdir = args.outdir or Path("AltDiffusionEvaluation", spec.name if spec else path.absolute().stem)
-    if args.prompts:
-        _check(args)
+    if args.prompts and (problem := _check(args)):
+        return fail(problem, 2)
     count = _processes(args, embedded=bool(spec and spec.embedded)) if share.processes == 1 else 1
     if count > 1:
         if status := _spawn(args, count):
@@ -125,12 +126,19 @@ def _contradiction(args: argparse.Namespace, share: Share) -> str:
     return ""
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Say what is wrong with prompts and settings before a model is loaded, and once for all processes."""
+def _check(args: argparse.Namespace) -> str:
+    """What is wrong with prompts and settings, said before a model is loaded, and once for all processes."""
     from flagai_altdiff.evaluation.protocol import request_of
+    from flagai_altdiff.mini.scene_scorer import SceneScorer
 
     request_of(_options(args))
-    _prompts(args)
+    prompts, _ = _prompts(args)
+    if args.features or args.clip or SceneScorer(prompts).known:
+        return ""
+    return (
+        "nothing would be measured. Add --clip with a matching model, for the similarity to English captions "
+        f"(altdiff download {_JUDGE}; --clip {_JUDGE}), or --features with FID's Inception weights ({FETCH_INCEPTION})"
+    )
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

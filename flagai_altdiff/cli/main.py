@@ -6,7 +6,6 @@ import argparse
 import io
 import logging
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flagai_altdiff import __version__
-from flagai_altdiff.cli.common import fail
+from flagai_altdiff.cli.common import command_that_goes_on, fail
 from flagai_altdiff.cli.data import add_data
 from flagai_altdiff.cli.evaluate import add_evaluate
 from flagai_altdiff.cli.generate import add_generate
@@ -111,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InvalidRequestError, RegistryError) as error:
         return fail(error, 2)
     except TrainingInterrupted as error:
-        return _to_go_on(error, words)
+        return _to_go_on(error)
     except FlagAIAltDiffError as error:
         return fail(error, 1)
     except KeyboardInterrupt as interrupt:
@@ -123,13 +122,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _to_go_on(error: TrainingInterrupted, words: Sequence[str]) -> int:
+def _to_go_on(error: TrainingInterrupted) -> int:
     """Say which command goes on with a training."""
     from flagai_altdiff.training.processes import is_first
 
     if is_first():
-        command = shlex.join(["altdiff", *(word for word in words if word != "--resume"), "--resume"])
-        print(f"{error} Go on with: {command}", file=sys.stderr)
+        print(f"{error} Go on with: {command_that_goes_on()}", file=sys.stderr)
     return 128 + signal.SIGINT
 
 

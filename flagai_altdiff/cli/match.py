@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flagai_altdiff.cli.common import add_model_dir, fail
-from flagai_altdiff.errors import ImageError, printable
+from flagai_altdiff.cli.common import add_model_dir, check_sheet, fail, write_sheet
+from flagai_altdiff.errors import printable
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _TEXT_COLUMNS = 36
 _SHEET_SIDE, _SHEET_COLUMNS = 128, 12
 
@@ -52,22 +50,27 @@ def _match(args: argparse.Namespace) -> int:
         return fail(
             f"{lacking}: type the texts, then -- and the files, as in: altdiff match 'a dog' 'a cat' -- *.png", 2
         )
+    check_sheet(args.sheet)
     import torch
 
+    from flagai_altdiff.decoding import check_image, open_image
     from flagai_altdiff.matching import load_matching_model, match
+    from flagai_altdiff.progress import bar_class, show_bars
 
-    images = [_opened(file) for file in files]
+    for file in files:  # before the model, which takes seconds to load
+        check_image(file)
     print(f"loading {args.model}", file=sys.stderr)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_matching_model(args.model, args.model_dir, device=device, mapped=True)
-    similarities = match(model, texts, images)
+    with bar_class()(files, desc="images", unit="image", disable=not show_bars()) as bar:
+        similarities = match(model, texts, map(open_image, bar))
     if args.json:
         found = {"texts": texts, "images": [str(file) for file in files], "similarities": similarities.tolist()}
         print(json.dumps(found, ensure_ascii=False, indent=2))
     else:
         _print_table(texts, files, similarities)
     if not args.no_sheet:
-        print(_write_sheet(args.sheet, texts, images, similarities), file=sys.stderr)
+        print(_write_sheet(args.sheet, texts, files, similarities), file=sys.stderr)
     return 0
 
 
@@ -75,19 +78,10 @@ def _told_apart(words: Sequence[str], behind: Sequence[str]) -> tuple[list[str],
     """Texts and files: what stands behind ``--`` are files; without it, what is called like an image and is a file."""
     if behind:
         return list(words), [Path(word) for word in behind]
-    files = [word for word in words if word.lower().endswith(_SUFFIXES)]
+    from flagai_altdiff.decoding import SUFFIXES
+
+    files = [word for word in words if word.lower().endswith(SUFFIXES)]
     return [word for word in words if word not in files], [Path(word) for word in files]
-
-
-def _opened(path: Path) -> Image:
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow has many kinds
-        reason = getattr(error, "strerror", None) or printable(str(error), 120)
-        raise ImageError(f"{path} cannot be read as an image: {reason}.") from error
 
 
 def _print_table(texts: Sequence[str], files: Sequence[Path], similarities: Tensor) -> None:
@@ -109,19 +103,19 @@ def _columns(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def _write_sheet(path: Path | None, texts: Sequence[str], images: Sequence[Image], similarities: Tensor) -> Path:
-    from flagai_altdiff.files import new_file
+def _write_sheet(path: Path | None, texts: Sequence[str], files: Sequence[Path], similarities: Tensor) -> Path:
+    from flagai_altdiff.decoding import open_image
     from flagai_altdiff.images import NumberedFolder
-    from flagai_altdiff.sheets import Row, make_sheet
+    from flagai_altdiff.sheets import Row, make_sheet, shrunk
 
     rows = []
     for number, row in enumerate(similarities, 1):
         order = row.argsort(descending=True, stable=True).tolist()[:_SHEET_COLUMNS]
         captions = [f"{row[i]:.3f}" for i in order]
-        rows.append(Row(label=str(number), images=[images[i] for i in order], captions=captions))
+        images = [shrunk(open_image(files[i]), _SHEET_SIDE) for i in order]
+        rows.append(Row(label=str(number), images=images, captions=captions))
     sheet = make_sheet(rows, _SHEET_SIDE)
     if path is None:
         return NumberedFolder(Path(), "match-%04d.png").save(sheet, {"texts": "\n".join(texts)})
-    with new_file(path, replace=True) as unfinished:
-        sheet.save(unfinished, "PNG")
+    write_sheet(path, sheet)
     return path

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import fail
+from flagai_altdiff.cli.common import command_that_goes_on, fail
+from flagai_altdiff.errors import DataError, DiskError
 from flagai_altdiff.registry import find_model
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     from flagai_altdiff.training.session import LORA, SHEET, train
 
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    model = train(config, resume=args.resume)
+    try:
+        model = train(config, resume=args.resume)
+    except (DataError, DiskError) as error:
+        further = f" Go on with: {command_that_goes_on()}" if config.output.is_dir() else ""
+        return fail(f"{error}{further}", 1)
     if is_first():
         _tell(config, model, model.with_name(LORA), model.with_name(SHEET))
     return 0

@@ -13,7 +13,9 @@ from flagai_altdiff.evaluation.intervals import Estimate
 from flagai_altdiff.evaluation.report import Metric, Report, metric
 from flagai_altdiff.files import new_file
 
-_ROW, _PANEL, _LABELS, _MARGIN, _HEAD, _FOOT = 30, 320, 76, 56, 84, 44
+_TITLE, _ROW, _PANEL, _LABELS, _MARGIN, _HEAD, _FOOT = 42, 30, 320, 76, 56, 42, 44
+_ACROSS = 3
+"""Panels side by side."""
 _DOT, _SIZE = 5, 15
 _INK, _PALE, _GRID, _DOTS = "#1b1b1b", "#777777", "#e4e4e4", "#1f5fa8"
 _INTERVALS = 4
@@ -23,24 +25,30 @@ _ROUNDING = 1e-9
 def plot(report: Report) -> Image.Image:
     """Draw a report; languages below each other, metrics side by side, each with a scale of its own."""
     names = report.metrics
+    across = min(max(len(names), 1), _ACROSS)
     height = _HEAD + _ROW * len(report.languages) + _FOOT
-    image = Image.new("RGB", (_LABELS + max(len(names), 1) * (_PANEL + _MARGIN), height), "white")
+    size = (_LABELS + across * (_PANEL + _MARGIN), _TITLE + height * max(-(-len(names) // across), 1))
+    image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
     pen.text((_MARGIN // 2, 12), report.model, font=_font(20), fill=_INK)
-    for i, language in enumerate(report.languages):
-        pen.text((_LABELS - 14, _middle(i)), language, font=_font(), fill=_INK, anchor="rm")
-    for column, name in enumerate(names):
+    for number, name in enumerate(names):
         found = {i: row[name] for i, row in enumerate(report.languages.values()) if name in row}
         known = {i: estimate for i, estimate in found.items() if math.isfinite(estimate.value)}
-        _panel(pen, _LABELS + column * (_PANEL + _MARGIN), metric(name), known, len(report.languages))
+        left, top = _LABELS + number % across * (_PANEL + _MARGIN), _TITLE + number // across * height
+        if number % across == 0:
+            for i, language in enumerate(report.languages):
+                pen.text((_LABELS - 14, _middle(top, i)), language, font=_font(), fill=_INK, anchor="rm")
+        _panel(pen, left, top, metric(name), known, len(report.languages))
     return image
 
 
-def _panel(pen: ImageDraw.ImageDraw, left: int, shown: Metric, rows: Mapping[int, Estimate], count: int) -> None:
+def _panel(
+    pen: ImageDraw.ImageDraw, left: int, top: int, shown: Metric, rows: Mapping[int, Estimate], count: int
+) -> None:
     better = "lower is better" if shown.lower_is_better else "higher is better"
-    pen.text((left, 42), f"{shown.title}{' %' if shown.percent else ''}", font=_font(), fill=_INK)
-    pen.text((left + _PANEL, 42), better, font=_font(12), fill=_PALE, anchor="ra")
-    bottom = _HEAD + _ROW * count
+    pen.text((left, top), f"{shown.title}{' %' if shown.percent else ''}", font=_font(), fill=_INK)
+    pen.text((left + _PANEL, top), better, font=_font(12), fill=_PALE, anchor="ra")
+    head, bottom = top + _HEAD, top + _HEAD + _ROW * count
     ends = [end for row in rows.values() for end in (row.value, row.low, row.high) if end is not None]
     ticks = _ticks(min(ends, default=0.0), max(ends, default=1.0))
     low, high = ticks[0], ticks[-1]
@@ -49,11 +57,11 @@ def _panel(pen: ImageDraw.ImageDraw, left: int, shown: Metric, rows: Mapping[int
         return left + (value - low) / (high - low) * _PANEL
 
     for value in ticks:
-        pen.line([(across(value), _HEAD - 6), (across(value), bottom)], fill=_GRID)
+        pen.line([(across(value), head - 6), (across(value), bottom)], fill=_GRID)
         label = _label(value, ticks[1] - ticks[0], shown)
         pen.text((across(value), bottom + 8), label, font=_font(12), fill=_PALE, anchor="ma")
     for i, row in rows.items():
-        x, y = across(row.value), _middle(i)
+        x, y = across(row.value), _middle(top, i)
         if row.low is not None and row.high is not None:
             pen.line([(across(row.low), y), (across(row.high), y)], fill=_DOTS, width=2)
         pen.ellipse([(x - _DOT, y - _DOT), (x + _DOT, y + _DOT)], fill=_DOTS)
@@ -77,8 +85,8 @@ def _label(value: float, step: float, shown: Metric) -> str:
     return f"{round(value * factor, decimals) + 0.0:.{decimals}f}"
 
 
-def _middle(row: int) -> int:
-    return _HEAD + _ROW * row + _ROW // 2
+def _middle(top: int, row: int) -> int:
+    return top + _HEAD + _ROW * row + _ROW // 2
 
 
 def _font(size: int = _SIZE) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

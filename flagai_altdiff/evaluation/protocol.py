@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flagai_altdiff.checkpoint.weights import fingerprint
 from flagai_altdiff.conditioning import cut_prompts
 from flagai_altdiff.evaluation.drawing import Drawing
 from flagai_altdiff.evaluation.intervals import Estimate, estimate
@@ -23,7 +24,7 @@ from flagai_altdiff.evaluation.references import Crop
 from flagai_altdiff.evaluation.report import Report, named
 from flagai_altdiff.evaluation.scorers import ClipSimilarity, Scorer
 from flagai_altdiff.evaluation.settings import BOOTSTRAP, PROTOCOL
-from flagai_altdiff.evaluation.store import Measured, Shelf, digest, fingerprint, joined
+from flagai_altdiff.evaluation.store import Measured, Shelf, digest, joined
 from flagai_altdiff.evaluation.tables import Prompt
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import prepare, unwrapped

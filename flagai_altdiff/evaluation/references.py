@@ -9,10 +9,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from flagai_altdiff.errors import ImageError, InvalidRequestError, printable
-from flagai_altdiff.files import open_regular
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from flagai_altdiff.decoding import SUFFIXES, open_image
+from flagai_altdiff.errors import BrokenExampleError, InvalidRequestError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +70,6 @@ def find_classes(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     return names, [path for found in files for path in found], labels
 
 
-def open_image(path: Path) -> Image.Image:
-    """The image in a file of any kind that Pillow reads, upright, RGB.
-
-    Raises:
-        ImageError: It cannot be read as an image.
-    """
-    try:
-        with open_regular(path) as file, Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow has many kinds
-        reason = getattr(error, "strerror", None) or printable(str(error), 120)
-        raise ImageError(f"{path} cannot be read as an image: {reason}.") from error
-
-
 def open_images(paths: Sequence[Path]) -> tuple[list[int], list[Image.Image], dict[str, str]]:
     """Those images that can be read, by their places in ``paths``; and file -> what is wrong with it."""
     places, images, broken = [], [], {}
@@ -93,6 +77,6 @@ def open_images(paths: Sequence[Path]) -> tuple[list[int], list[Image.Image], di
         try:
             images.append(open_image(path))
             places.append(place)
-        except ImageError as error:
+        except BrokenExampleError as error:
             broken[str(path)] = str(error)
     return places, images, broken

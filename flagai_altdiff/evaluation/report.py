@@ -47,7 +47,7 @@ METRICS = {
     "accuracy": Metric("accuracy", percent=True),
     **{
         f"{kind}_r{k}": Metric(f"{name} R@{k}", percent=True)
-        for kind, name in (("text_to_image", "text→image"), ("image_to_text", "image→text"))
+        for kind, name in (("text_to_image", "text to image"), ("image_to_text", "image to text"))
         for k in (1, 5, 10)
     },
     "mean_recall": Metric("mean recall", percent=True),
@@ -106,13 +106,9 @@ class Report:
     def table(self) -> str:
         """The table alone."""
         names = self.metrics
-        lines = [
-            f"| language | {' | '.join(metric(name).heading for name in names)} |",
-            "| --- |" + " ---: |" * len(names),
-        ]
+        lines = [_row("language", *(metric(name).heading for name in names)), "| --- |" + " ---: |" * len(names)]
         for language, found in self.languages.items():
-            cells = (_cell(metric(name), found.get(name)) for name in names)
-            lines.append(f"| {language} | {' | '.join(cells)} |")
+            lines.append(_row(language, *(_cell(metric(name), found.get(name)) for name in names)))
         return "\n".join(lines)
 
     def _settings(self) -> list[str]:
@@ -128,6 +124,10 @@ def named(names: Sequence[str]) -> str:
 
 def _listed(settings: Mapping[str, Any]) -> list[str]:
     return [f"- {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(shown: Metric, found: Estimate | None) -> str:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from flagai_altdiff import checkpoint
 from flagai_altdiff.checkpoint.reading import read_tensors
+from flagai_altdiff.checkpoint.weights import fingerprint
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, StateDictMismatchError, last_net
 from flagai_altdiff.evaluation.inception import Inception
 from flagai_altdiff.evaluation.settings import FETCH_INCEPTION
-from flagai_altdiff.evaluation.store import fingerprint
 from flagai_altdiff.evaluation.tables import Prompt
 from flagai_altdiff.matching import image_features, load_matching_model, text_features
 from flagai_altdiff.models.altclip import AltCLIP

@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagai_altdiff.errors import OutputError
 from flagai_altdiff.files import new_file
 
-_LOOKED_AT = 64
 _BROKEN = "broken"
 
 
@@ -93,15 +92,6 @@ class Shelf:
 def digest(*values: object) -> str:
     """A short name of what a measurement depends on; values are as JSON has them."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A short name of a module's weights, from the first numbers of each: cheap, and another after any training."""
-    found = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.flatten()[:_LOOKED_AT].double().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def joined(shelf: Shelf) -> Measured:

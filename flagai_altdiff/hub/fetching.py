@@ -143,7 +143,7 @@ def _carry_out(plan: Plan, locked: bool) -> None:
     if (folder / MANIFEST_NAME).is_dir():
         raise DiskError(f"{folder / MANIFEST_NAME} is a folder; the record of the files goes there. Move it away.")
     check_space(folder, plan.to_come_bytes)
-    logger.info("%s: %d files to fetch from %s", folder, len(plan.to_come), plan.source.label)
+    logger.info("%s: %d files to fetch from %s", printable(str(folder)), len(plan.to_come), plan.source.label)
     kept = Kept(folder)
     staging = kept.inner(plan.staging.name)
     journal = Journal(plan.staging, plan.wanted.digests, staging)
@@ -168,7 +168,7 @@ def _warn_of_others(plan: Plan) -> None:
     if first not in known and (came := sorted(known & set(FLAGAI_WEIGHTS))):
         logger.warning(
             "%s: %s has appeared meanwhile, and is loaded instead of %s. Move away the one that is not meant.",
-            plan.wanted.folder, first, came[0],
+            printable(str(plan.wanted.folder)), first, came[0],
         )  # fmt: skip
 
 

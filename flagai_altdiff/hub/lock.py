@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from flagai_altdiff.errors import printable
 from flagai_altdiff.files import require_regular
 from flagai_altdiff.hub.disk import on_disk
 from flagai_altdiff.hub.names import LOCK_NAME
@@ -57,13 +58,15 @@ def _acquire(lock: BaseFileLock, folder: Path, describe: Callable[[], str]) -> b
         try:
             lock.acquire(timeout=timeout_s, poll_interval=POLL_S)
         except Timeout:
-            logger.warning("another process is filling %s (%s); waiting for it", folder, describe())
+            logger.warning("another process is filling %s (%s); waiting for it", printable(str(folder)), describe())
             timeout_s = EVERY_S
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
             logger.warning(
-                "%s: this file system has no locks (%s); processes download side by side", folder, error.strerror
+                "%s: this file system has no locks (%s); processes download side by side",
+                printable(str(folder)),
+                error.strerror,
             )
             return False
         else:

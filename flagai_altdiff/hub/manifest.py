@@ -158,7 +158,7 @@ def _keep_other(folder: Path) -> None:
                 aside = path.with_name(f"{MANIFEST_NAME}.old{number or ''}")
                 with suppress(FileExistsError):
                     claim(path, aside)
-                    logger.warning("%s is not a record of ours; it is %s now.", path, aside.name)
+                    logger.warning("%s is not a record of ours; it is %s now.", printable(str(path)), aside.name)
                     return
 
 

@@ -282,7 +282,7 @@ def _tokenizer_only(plan: Plan, strays: list[str]) -> Plan:
     names = present_files(plan.wanted.folder) | {file.name for file in come}
     if plan.wanted.lacking(names) or not all(map(is_tokenizer, lacking)):
         raise in_the_way(plan, strays)
-    logger.info("%s: %s stay, so that only the tokenizer comes", plan.wanted.folder, ", ".join(strays))
+    logger.info("%s: %s stay, so that only the tokenizer comes", printable(str(plan.wanted.folder)), ", ".join(strays))
     return replace(plan, files=(*(file for file in plan.files if file.is_there), *come))
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flagai_altdiff.evaluation.store import fingerprint
+from flagai_altdiff.checkpoint.weights import fingerprint
 from flagai_altdiff.evaluation.tables import Prompt
 from flagai_altdiff.mini.batches import as_batch
 from flagai_altdiff.mini.captions import caption

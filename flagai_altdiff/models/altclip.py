@@ -20,15 +20,12 @@ from flagai_altdiff.clip_images import ClipImageTransform, MatchingTransform
 from flagai_altdiff.config import AltCLIPConfig
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, trim_padding
 from flagai_altdiff.models.vision import VisionTower
+from flagai_altdiff.tokenizer import MAX_TOKENS, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from flagai_altdiff.registry import ModelSpec
-    from flagai_altdiff.tokenizer import Tokenizer
-
-ENCODED_TOKENS = 77
-"""Tokens that :meth:`AltCLIP.encode` pads to: what the UNet of AltDiffusion looks at."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,13 @@ class TowerOutput:
 
     last_hidden_state: Tensor
     pooler_output: Tensor
+
+    def __getitem__(self, key: str | int) -> Tensor:
+        """The same by name or place: FlagAI's towers give a mapping and a tuple."""
+        values: Tensor = (
+            getattr(self, key) if isinstance(key, str) else (self.last_hidden_state, self.pooler_output)[key]
+        )
+        return values
 
 
 class MatchingOutput(TypedDict):
@@ -99,7 +103,7 @@ class AltCLIP(nn.Module):
         Not called ``tokenize``: FlagAI's zero-shot script takes a model with that for one of another kind.
         """
         assert self.text_tokenizer is not None, "load the model from its folder, which has a tokenizer"
-        rows = self.text_tokenizer.ids(texts, ENCODED_TOKENS)
+        rows = self.text_tokenizer.ids(texts, MAX_TOKENS)
         return trim_padding(torch.tensor(rows, dtype=torch.long)).to(self.device)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **unused: Any) -> Tensor:
@@ -115,7 +119,7 @@ class AltCLIP(nn.Module):
         """
         return self.text_projection(self.text_model.pooled(input_ids, attention_mask)[1])
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+    def get_image_features(self, pixel_values: Tensor, **unused: Any) -> Tensor:
         """Features of images, not normalised: (M, 3, size, size) as the transform gives them -> (M, P)."""
         return self.visual_projection(self.vision_model(pixel_values)[1])
 
@@ -166,7 +170,7 @@ class AltCLIP(nn.Module):
             tokenizer: The model's, from ``AutoLoader.get_tokenizer()``.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        options = {"padding": "max_length", "max_length": ENCODED_TOKENS, "truncation": True, "return_tensors": "pt"}
+        options = {"padding": "max_length", "max_length": MAX_TOKENS, "truncation": True, "return_tensors": "pt"}
         tokens = tokenizer(texts, **options)
         return self.text_model(tokens["input_ids"].to(self.device))
 

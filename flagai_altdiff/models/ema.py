@@ -49,6 +49,15 @@ class LitEma(nn.Module):
         copies = [self.get_buffer(buffer) for buffer in self._names.values()]
         torch._foreach_lerp_(copies, [parameters[name].detach() for name in self._names], weight)
 
+    def copies(self) -> dict[str, Tensor]:
+        """The copies by the names of their parameters."""
+        return {name: self.get_buffer(buffer) for name, buffer in self._names.items()}
+
+    def take(self, copies: Mapping[str, Tensor]) -> None:
+        """Have other tensors as the copies, under the names of their parameters."""
+        for name, copy in copies.items():
+            self.register_buffer(self._names[name], copy)
+
     @contextmanager
     def in_place_of_parameters(self, model: nn.Module) -> Iterator[None]:
         """Run the block with the copies as the parameters of ``model``, which are themselves again after it.

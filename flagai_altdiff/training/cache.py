@@ -223,7 +223,7 @@ class _Read(Dataset[Any]):
                 if example.image is None:
                     return number, f"{example.key} is text without an image; this needs images."
             except BrokenExampleError as error:
-                rows.append({"key": error.key, "captions": None, "reason": error.reason})
+                rows.append({"key": error.key, "captions": None, "reason": error.words})
                 continue
             except DataError as error:  # the process that trains raises it, without the reader's traceback
                 return number, str(error)

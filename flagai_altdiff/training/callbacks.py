@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import signal
 import threading
 import time
@@ -13,34 +12,67 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from flagai_altdiff.errors import DiskError
+from flagai_altdiff.errors import DiskError, NotFiniteError
 from flagai_altdiff.files import new_file
 from flagai_altdiff.progress import bar_class, show_bars
+from flagai_altdiff.training.sharding import own
 
 logger = logging.getLogger(__name__)
 
-STATE_PATTERN = "step-{:08d}.ckpt"
+STATES, STATE_PATTERN = "step-*.ckpt", "step-{:08d}.ckpt"
 KEPT_STATES = 2
 
 
 def latest_state(folder: Path) -> Path | None:
     """The newest state of a stage; ``None`` if there is none."""
-    return max(folder.glob("step-*.ckpt"), default=None)
+    return max(folder.glob(STATES), default=None)
+
+
+class StateFiles(TorchCheckpointIO):
+    """Writes a state whole or not at all, and keeps the newest two.
+
+    Attributes:
+        problem: Why the last one could not be written, for a ``DiskError``, or ``None``. It is not raised there: the
+            other processes are waiting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problem: tuple[str, int | None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """As Lightning asks for it, in the first process."""
+        target, self.problem = Path(path), None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for abandoned in target.parent.glob(f".{STATES}.*.tmp"):
+                abandoned.unlink()
+            with new_file(target, replace=True) as unfinished:
+                torch.save(checkpoint, unfinished)
+            for old in sorted(target.parent.glob(STATES))[:-KEPT_STATES]:
+                old.unlink()
+        except (OSError, RuntimeError) as error:  # torch says of a full disk that a stream failed
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            text = f"{target} cannot be saved: {reason}. The states before it are whole; make room and go on."
+            self.problem = text, getattr(error, "errno", None)
 
 
 class SaveStates(Callback):
     """Saves the whole state of the run every so many steps, at the end, and before it is stopped.
 
     Args:
-        folder: Of the states; the newest two are kept.
+        folder: Of the states.
         every: Steps.
+        files: Writes them.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self._folder, self._every = folder, every
+    def __init__(self, folder: Path, every: int, files: StateFiles) -> None:
+        self._folder, self._every, self._files = folder, every, files
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save, if it is time."""
@@ -50,25 +82,26 @@ class SaveStates(Callback):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Save the state under its step's number."""
-        target = self._folder / STATE_PATTERN.format(trainer.global_step)
-        unfinished = target.with_suffix(".tmp")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(unfinished)  # all processes take part
-            if trainer.is_global_zero:
-                os.replace(unfinished, target)
-                for old in sorted(self._folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
-                    old.unlink()
-        except (OSError, RuntimeError) as error:  # torch says of a full disk that a stream failed
-            unfinished.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            text = f"{target} cannot be saved: {reason}. The states before it are whole; make room and go on."
-            raise DiskError(text, getattr(error, "errno", None)) from error
+        """Save the state under its step's number; all processes take part.
+
+        Raises:
+            DiskError: It cannot be written.
+            NotFiniteError: It is worth nothing, because the gradients of the last step were no numbers.
+        """
+        learnt = [parameter for group in trainer.optimizers[0].param_groups for parameter in group["params"]]
+        broken = not all(bool(own(parameter.detach()).isfinite().all()) for parameter in learnt)
+        if trainer.strategy.reduce_boolean_decision(broken, all=False):
+            raise NotFiniteError(f"the weights after step {trainer.global_step} are no numbers")
+        trainer.save_checkpoint(self._folder / STATE_PATTERN.format(trainer.global_step))
+        problem = trainer.strategy.broadcast(self._files.problem)
+        if problem is not None:
+            raise DiskError(*problem)
 
 
 class LossLog(Callback):
-    """Writes a line for each step into a CSV file; a run that goes on from a step drops the lines behind it.
+    """Writes a line for each step into a CSV file, and to the Trainer's loggers.
+
+    A run that goes on from a step drops the lines behind it.
 
     Args:
         path: The file.
@@ -103,8 +136,11 @@ class LossLog(Callback):
         now = time.perf_counter()
         speed, self._began = self._batch_size / max(now - self._began, 1e-9), now
         loss = float(trainer.callback_metrics["loss"])
+        row = (trainer.global_step, repr(loss), repr(self._rate), f"{speed:.3g}")
         with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow((trainer.global_step, repr(loss), repr(self._rate), f"{speed:.3g}"))
+            csv.writer(file).writerow(row)
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(zip(self.COLUMNS[1:], map(float, row[1:]), strict=True)), trainer.global_step)
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -118,7 +154,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 class EveryNSteps(Callback):
-    """Calls a function every so many steps, in the first process.
+    """Calls a function every so many steps, in all processes.
 
     Args:
         every: Steps; 0 never.
@@ -131,7 +167,7 @@ class EveryNSteps(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Act, if it is time."""
         whole = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and self._every and trainer.global_step % self._every == 0 and trainer.is_global_zero:
+        if whole and self._every and trainer.global_step % self._every == 0:
             self._act(trainer.global_step)
 
 

@@ -16,6 +16,7 @@ from flagai_altdiff.training.stages import STAGES, TRAINABLE, Stage
 
 _STRICT = ConfigDict(extra="forbid")
 _MAX_BYTES = 64 << 10
+_EXAMPLE = STAGES["quality"]
 Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 CountOrZero = Annotated[int, Field(strict=True, ge=0, le=1 << 40)]
 Rate = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
@@ -35,7 +36,7 @@ def _named(value: object) -> object:
 class StageConfig:
     """A stage with what is to be other than its row in ``STAGES`` says."""
 
-    stage: str = _of("quality", f"one of {', '.join(STAGES)}")
+    stage: str = _of(_EXAMPLE.name, f"one of {', '.join(STAGES)}")
     steps: Count | None = _of(None, "optimizer steps")
     batch_size: Count | None = _of(None, "samples of a step, over all processes and accumulated batches")
     accumulate: Count = _of(1, "batches whose gradients are added up for a step")
@@ -43,7 +44,7 @@ class StageConfig:
     trainable: str | None = _of(None, f"what learns: {', '.join(TRAINABLE)}, or a pattern of parameter names")
     learning_rate: Rate | None = _of(None, "AdamW's, after the warm-up")
     warmup_steps: CountOrZero | None = _of(None, "steps in which it rises from 1e-9")
-    decay: Literal["constant", "cosine"] = _of("constant", "what it does then, to the last step")
+    decay: Literal["constant", "cosine"] = _of("constant", "what it does then, to the last step: constant, cosine")
     final_rate: Share = _of(0.0, "share of it that is left at the end of a cosine")
     beta2: Annotated[float, Field(ge=0, lt=1)] = _of(0.999, "AdamW's, of the squared gradients")
     weight_decay: Rate | None = _of(None, "AdamW's")
@@ -54,7 +55,7 @@ class StageConfig:
         0.0, "min-SNR weighting of timesteps, usually 5; 0: none"
     )
     noise_offset: Share = _of(0.0, "noise added to whole channels, usually 0.1; 0: none")
-    loss: Literal["mse", "cosine"] = _of("mse", "of the teacher stage")
+    loss: Literal["mse", "cosine", "contrastive"] = _of("mse", "of the teacher stage: mse, cosine, contrastive")
     rank: CountOrZero | None = _of(None, "of a LoRA; 0: the weights themselves learn")
     prior_weight: Annotated[float, Field(ge=0, le=1000)] = _of(1.0, "how much the images of data.prior count")
 
@@ -125,7 +126,7 @@ class StageSettings:
     clip_norm: float = 1.0
     min_snr_gamma: float = 0.0
     noise_offset: float = 0.0
-    loss: Literal["mse", "cosine"] = "mse"
+    loss: Literal["mse", "cosine", "contrastive"] = "mse"
     prior_weight: float = 1.0
 
     @property
@@ -147,8 +148,12 @@ class DataConfig:
     prior_count: Count = _of(50, "how many are drawn")
     languages: tuple[str, ...] = _of((), "only captions of these; all of them if empty")
     min_side: Count | None = _of(None, "leave out images with a smaller side, in px")
-    min_aesthetic: float | None = _of(None, "leave out images with a lower aesthetic score, where one is given")
-    crop: Literal["random", "centre"] = _of("random", "which square of an image is taken")
+    min_aesthetic: float | None = _of(None, "leave out images with a lower aesthetic score, or without one")
+    min_text: CountOrZero | None = _of(None, "leave out captions with fewer characters")
+    max_text: CountOrZero | None = _of(None, "leave out captions with more characters")
+    skip_shards: bool = _of(False, "leave out shards that cannot be had; they end the run otherwise")
+    fetched: Path | None = _of(None, "folder for shards of servers; ~/.cache/flagai_altdiff/data if left out")
+    crop: Literal["random", "centre"] = _of("random", "which square of an image is taken: random, centre")
     flip: bool = _of(False, "mirror every other image")
     cache: bool = _of(False, "keep latents and text states on disk: faster, but always the same crop")
     workers: CountOrZero = _of(0, "further processes that read images")
@@ -166,12 +171,12 @@ class SheetConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class MachineConfig:
-    """What it runs on; under torchrun and SLURM, ``devices`` and ``nodes`` must be what was started there."""
+    """What it runs on; under torchrun and SLURM, devices and nodes must be what was started there."""
 
     accelerator: str = _of("auto", "auto, cpu, gpu, mps")
     devices: Count = _of(1, "processes on each node")
     nodes: Count = _of(1, "machines")
-    strategy: str = _of("auto", "auto, ddp, fsdp, or another of Lightning's")
+    strategy: str = _of("auto", "auto, ddp; fsdp: what learns in pieces, for memory")
     precision: Literal["32", "bf16", "16"] = _of("32", "of the computation; the weights stay float32")
     checkpoint_activations: bool = _of(False, "compute activations twice, for a fraction of the memory")
 
@@ -188,6 +193,7 @@ class TrainConfig:
     data: DataConfig = Field(default_factory=DataConfig)
     seed: CountOrZero = _of(1, "of all random numbers")
     save_every: Count = _of(500, "steps between two saved states")
+    tensorboard: bool = _of(False, "write the log for TensorBoard as well: tensorboard --logdir OUTPUT")
     sheets: SheetConfig = Field(default_factory=SheetConfig)
     machine: MachineConfig = Field(default_factory=MachineConfig)
 
@@ -236,7 +242,7 @@ def parse_config(data: object, where: str = "config") -> TrainConfig:
 
 
 def example() -> str:
-    """A commented config, with every field and its default."""
+    """A commented config, with every field and its default; those of its stage have a # in front, as stages differ."""
     head = "# Training of flagai_altdiff: altdiff train THIS.yaml. What is left out has the value that stands here.\n"
     return head + "\n".join(_lines(TrainConfig, ""))
 
@@ -254,12 +260,13 @@ def _lines(cls: type, indent: str) -> Iterator[str]:
             yield f"\n{indent}{name}:  # {(kind.__doc__ or '').splitlines()[0]}"
             yield from _lines(kind, f"{indent}  ")
         else:
-            yield f"{indent}{_line(name, field.default, field.description)}"
+            of_stage = getattr(_EXAMPLE, name) if cls is StageConfig and name in _ROW_FIELDS else None
+            yield f"{indent}{_line(name, field.default, of_stage, field.description)}"
 
 
-def _line(name: str, default: object, help: str | None) -> str:
+def _line(name: str, default: object, of_stage: object, help: str | None) -> str:
     if default is None:
-        return f"# {name}:  # {help}"
+        return f"# {name}: {'' if of_stage is None else of_stage}".rstrip() + f"  # {help}"
     value = {True: "true", False: "false"}.get(default, default) if isinstance(default, bool) else default
     value = "[]" if default == () else f'"{default}"' if name == "precision" else value
     return f"{name}: {value}  # {help}"

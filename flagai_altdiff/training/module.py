@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +15,13 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from flagai_altdiff.errors import ConfigError, NotFiniteError, shown
+from flagai_altdiff.errors import ConfigError, DataError, NotFiniteError, shown
 from flagai_altdiff.models.ema import LitEma
 from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.objectives import Batch, Objective, text_learns
+from flagai_altdiff.training.sharding import in_place_of, make_whole, piece_like, whole
+
+logger = logging.getLogger(__name__)
 
 FIRST_LEARNING_RATE = 1e-9
 Load = Callable[[int, int, int], Iterable[Batch]]
@@ -55,37 +59,44 @@ class StageTraining(LightningModule):
         settings: Of the stage.
         load: First step, rank, number of processes -> that process's share of all batches from there on, without end;
             for each step as many as are accumulated.
+        data: Digest of what positions mean, as of ``Layout``; it must be the same in all processes.
     """
 
-    def __init__(self, objective: Objective, settings: StageSettings, load: Load) -> None:
+    def __init__(self, objective: Objective, settings: StageSettings, load: Load, data: str = "") -> None:
         super().__init__()
-        self.objective, self.settings, self._load = objective, settings, load
+        self.objective, self.settings, self._load, self._data = objective, settings, load, data
         self.model = objective.model
         self.trainable = choose_trainable(self.model, settings.pattern)
         decay = settings.row.ema_decay
         self.average = LitEma(self.model, decay) if decay else None
         self._step_loss = torch.zeros(())
+        self._is_cut = False
+        self._batches = _in_steps((), 1)
 
     @property
     def spares_some(self) -> bool:
         """Whether the loss may hang on some of what learns only: of a text encoder, each read-out leaves out a part."""
         return self.settings.row.kind != "diffusion" or text_learns(self.settings)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which data the run has."""
+        checkpoint["data"] = self._data
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Tell of other data, with which the run goes on otherwise than it would have."""
+        if checkpoint.get("data", self._data) != self._data:
+            logger.warning("the data are not those that this stage began with: from here on it is another run")
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A batch's part of the step's loss, so that its gradients add up to those of the mean over all samples."""
         losses = self.objective(batch, self._gather)
         good = self._sum(torch.tensor(float(batch["good"]), device=self.device)).clamp(min=1)
         part = losses.sum() / good
-        if not len(batch["position"]):  # every image of this process was broken; the others wait for its gradients
-            part = part + self._no_gradients()
         before = self._step_loss if batch["part"] else torch.zeros_like(part)
         self._step_loss = before.to(part.device) + self._sum(part.detach())
         if not self._step_loss.isfinite():
-            raise NotFiniteError(
-                f"the loss of step {self.global_step + 1} is {float(self._step_loss)}. Try a lower learning rate, a "
-                "longer warm-up, or precision: bf16; the last saved state is whole."
-            )
-        self.log("loss", self._step_loss, prog_bar=True, batch_size=1)
+            raise NotFiniteError(f"the loss of step {self.global_step + 1} is {float(self._step_loss)}")
+        self.log("loss", self._step_loss, logger=False, batch_size=1)  # LossLog writes it
         # Lightning divides by the accumulated batches, and takes the mean over the processes.
         return part * (self.trainer.world_size * self.trainer.accumulate_grad_batches)
 
@@ -96,9 +107,23 @@ class StageTraining(LightningModule):
             self.average.follow(self.trainable)
 
     def train_dataloader(self) -> Iterable[Batch]:
-        """The batches of this process from the step on at which the run stands."""
+        """The batches of this process from the step on at which the run stands.
+
+        Raises:
+            DataError: The processes see different data, of which their shares would not be all, and each once.
+        """
+        number = torch.tensor(int(self._data[:12] or "0", 16), device=self.device)
+        if len(set(torch.as_tensor(self.all_gather(number)).flatten().tolist())) > 1:
+            raise DataError(
+                "the processes see different data; data.source must be the same, on a disk that they share."
+            )
         batches = self._load(self.global_step, self.global_rank, self.trainer.world_size)
-        return _in_steps(batches, self.trainer.accumulate_grad_batches)
+        self._batches = _in_steps(batches, self.trainer.accumulate_grad_batches)
+        return self._batches
+
+    def let_go_of_data(self) -> None:
+        """End the processes that read them."""
+        self._batches.close()
 
     def configure_optimizers(self) -> Any:
         """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
@@ -126,8 +151,8 @@ class StageTraining(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What has been learnt, under the model's names, and the averaged weights."""
         averages = self.average.state_dict() if self.average is not None else {}
-        learnt = {f"model.{name}": parameter.detach() for name, parameter in self.trainable.items()}
-        return {**learnt, **{f"average.{name}": value for name, value in averages.items()}}
+        learnt = {f"model.{name}": whole(parameter.detach()) for name, parameter in self.trainable.items()}
+        return {**learnt, **{f"average.{name}": whole(value) for name, value in averages.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
         """Take up what :meth:`state_dict` gave."""
@@ -140,23 +165,44 @@ class StageTraining(LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Run the block with the averaged weights, if there are any, in place of the trained ones."""
+        """Run the block with the averaged weights, if there are any, in place of the trained ones.
+
+        All processes must come here, in any of which the model then is whole.
+        """
+        if self._is_cut:
+            best = self.average.copies() if self.average is not None else self.trainable
+            with in_place_of(self.model, {name: whole(value.detach()) for name, value in best.items()}):
+                yield
+            return
         if self.average is None:
             yield
             return
         with self.average.in_place_of_parameters(self.model):
             yield
 
+    def was_cut(self) -> None:
+        """Take note that the parameters have become pieces, as the averages then must be."""
+        self._is_cut = True
+        self.trainable = {name: self.model.get_parameter(name) for name in self.trainable}
+        if self.average is not None:
+            cut = self.average.copies().items()
+            self.average.take({name: piece_like(copy, self.trainable[name]) for name, copy in cut})
+
+    def on_train_end(self) -> None:
+        """Have what was cut whole again."""
+        if not self._is_cut:
+            return
+        make_whole(self.model, self.trainable)
+        self.trainable = {name: self.model.get_parameter(name) for name in self.trainable}
+        if self.average is not None:
+            self.average.take({name: whole(copy) for name, copy in self.average.copies().items()})
+        self._is_cut = False
+
     def take_average(self) -> None:
         """Put the averaged weights, if there are any, in the place of the trained ones, for good."""
         if self.average is not None:
             self.average.copy_to(self.model)
             self.average = None
-
-    def _no_gradients(self) -> Tensor:
-        """Zero that hangs on all parameters; where some are spared on the first alone, which starts DDP."""
-        parameters = list(self.trainable.values())[: 1 if self.spares_some else None]
-        return torch.stack([parameter.view(-1)[0] for parameter in parameters]).sum() * 0.0
 
     def _sum(self, value: Tensor) -> Tensor:
         total: Tensor = self.trainer.strategy.reduce(value, reduce_op="sum")  # type: ignore[assignment]
@@ -173,7 +219,7 @@ class StageTraining(LightningModule):
         return found, sum(counts[: self.global_rank])
 
 
-def _in_steps(batches: Iterable[Batch], parts: int) -> Iterator[Batch]:
+def _in_steps(batches: Iterable[Batch], parts: int) -> Generator[Batch, None, None]:
     """Batches that know which part of their step they are, and how many good samples the whole step has here."""
     source = iter(batches)
     while step := list(itertools.islice(source, parts)):

@@ -34,7 +34,11 @@ class Objective(Protocol):
         ...
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
-        """Losses of the samples of a batch, (B,); it may have none, and has those of other processes for company."""
+        """Losses of the samples of a batch, (B,); it may have none, and has those of other processes for company.
+
+        Of none they are empty, but hang on all that learns as those of a sample do: the processes exchange gradients,
+        also on the way back through ``gather``, and each must come by at the same places.
+        """
         ...
 
 
@@ -64,13 +68,22 @@ class Denoising:
         model, device = self.model, self.model.device
         places = [(int(batch["epoch"]), int(position)) for position in batch["position"]]
         if not places:
-            return torch.zeros(0, device=device)
+            return self._of_nothing()
         latents, cond = self._latents(batch, places), self._cond(batch, places)
         noise = torch.stack([self._noise(latents.shape[1:], *place) for place in places]).to(device)
         steps = [torch.randint(model.num_timesteps, (), generator=self._generator("timestep", *p)) for p in places]
         gamma = self._settings.min_snr_gamma
         losses = denoising_losses(model, latents, cond, torch.stack(steps).to(device), noise, min_snr_gamma=gamma)
         return losses * torch.tensor([self._weight(key) for key in batch["key"]], device=device)
+
+    def _of_nothing(self) -> Tensor:
+        model, config = self.model, self.model.config
+        side = self._settings.side // config.first_stage.downsampling
+        latents = torch.zeros(1, config.unet.in_channels, side, side, device=model.device)
+        with torch.set_grad_enabled(self._text_learns):
+            cond = model.get_learned_conditioning([""])
+        first = torch.zeros(1, dtype=torch.long, device=model.device)
+        return denoising_losses(model, latents, cond, first, latents)[:0]
 
     @torch.no_grad()
     def _latents(self, batch: Batch, places: list[tuple[int, int]]) -> Tensor:
@@ -113,6 +126,25 @@ class Denoising:
         return generator(self._seed, purpose, epoch, position)
 
 
+def contrastive_losses(texts: Tensor, others: Tensor, scale: Tensor, gather: Gather) -> Tensor:
+    """How badly each text finds its partner among those of all processes, and the reverse (Radford et al. 2021).
+
+    Args:
+        texts: (B, D), normalised.
+        others: (B, D), normalised; the partners, in the same order.
+        scale: What cosines are multiplied with.
+        gather: See :data:`Gather`.
+
+    Returns:
+        (B,).
+    """
+    (all_texts, first), (all_others, _) = gather(texts), gather(others)
+    partners = torch.arange(first, first + len(texts), device=texts.device)
+    both = ((texts, all_others), (others, all_texts))
+    losses = [F.cross_entropy(scale * own @ other.T, partners, reduction="none") for own, other in both]
+    return torch.stack(losses).mean(dim=0)
+
+
 class TeacherLearning:
     """The text tower learns a CLIP text tower's feature of a text from the same text in any language.
 
@@ -129,11 +161,14 @@ class TeacherLearning:
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`; a batch has the English texts under ``english``."""
         model, texts = self.model, list(batch["caption"])
-        if not texts:
-            return torch.zeros(0, device=model.device)
         with torch.no_grad():
-            wanted = self._teach(list(batch["english"])).to(model.device)
-        return feature_losses(model.text_model.pooled(model.token_ids(texts))[1], wanted, self._loss)
+            wanted = self._teach(list(batch["english"]) or [""]).to(model.device)[: len(texts)]
+        # Of no text they are empty, but hang on what learns, as in ContrastiveTuning.
+        found = model.text_model.pooled(model.token_ids(texts or [""]))[1][: len(texts)]
+        if self._loss != "contrastive":
+            return feature_losses(found, wanted, self._loss)
+        found, wanted = F.normalize(found, dim=-1), F.normalize(wanted, dim=-1)
+        return contrastive_losses(found, wanted, model.logit_scale.exp(), gather)
 
 
 class ContrastiveTuning:
@@ -148,20 +183,10 @@ class ContrastiveTuning:
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """As :class:`Objective`. Every process compares its own texts and images with those of all."""
-        texts, images = self._features(batch)
-        (all_texts, first), (all_images, _) = gather(texts), gather(images)
-        partners = torch.arange(first, first + len(texts), device=texts.device)
-        scale = self.model.logit_scale.exp()
-        both = ((texts, all_images), (images, all_texts))
-        losses = [F.cross_entropy(scale * own @ other.T, partners, reduction="none") for own, other in both]
-        return torch.stack(losses).mean(dim=0)
+        return contrastive_losses(*self._features(batch), self.model.logit_scale.exp(), gather)
 
     def _features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised, of texts and images.
-
-        Of none they are empty, but hang on what learns: gradients that come back from the others must pass here before
-        those of the parameters are sent.
-        """
+        """Normalised, of texts and images."""
         model, captions = self.model, list(batch["caption"])
         texts = F.normalize(model.get_text_features(model.token_ids(captions or [""])), dim=-1)
         if not captions:

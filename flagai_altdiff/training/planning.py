@@ -66,6 +66,7 @@ class StagePlan:
         flop: Work of a step of all processes, without what is computed twice.
         flop_twice: The same with ``machine.checkpoint_activations``.
         checkpointed: Whether that is set.
+        pieces: Into how many the optimizer's moments and the averages are cut.
     """
 
     settings: StageSettings
@@ -78,6 +79,7 @@ class StagePlan:
     flop: float
     flop_twice: float
     checkpointed: bool
+    pieces: int = 1
 
     @property
     def weights(self) -> int:
@@ -92,12 +94,12 @@ class StagePlan:
     @property
     def optimizer(self) -> int:
         """Memory of AdamW's two moments."""
-        return 8 * self.trainable
+        return 8 * self.trainable // self.pieces
 
     @property
     def averages(self) -> int:
         """Memory of the averaged weights, if there are any."""
-        return 4 * self.trainable if self.settings.row.ema_decay else 0
+        return 4 * self.trainable // self.pieces if self.settings.row.ema_decay else 0
 
     @property
     def lasting(self) -> int:
@@ -192,6 +194,7 @@ def _plan_stage(
         flop=once.work * samples,
         flop_twice=again.work * samples,
         checkpointed=config.machine.checkpoint_activations,
+        pieces=processes if config.machine.strategy == "fsdp" else 1,
     )
 
 

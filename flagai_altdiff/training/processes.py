@@ -17,9 +17,13 @@ def is_first() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in named or ("SLURM_PROCID",))
 
 
-def process_count() -> int:
-    """How many processes torchrun or SLURM started; 1 without them."""
-    return int(next((os.environ[name] for name in ("WORLD_SIZE", "SLURM_NTASKS") if name in os.environ), 1))
+def started() -> int | None:
+    """How many processes torchrun or SLURM's ``srun`` started; ``None`` where neither did."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return int(os.environ["SLURM_NTASKS"])
+    return None
 
 
 def wait_until(ready: Callable[[], bool]) -> None:

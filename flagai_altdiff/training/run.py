@@ -6,17 +6,30 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.accelerators.cpu import CPUAccelerator
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 
-from flagai_altdiff.errors import ConfigError, TrainingInterrupted
-from flagai_altdiff.training.callbacks import Bar, EveryNSteps, LossLog, SaveStates, StopAsked, latest_state
+from flagai_altdiff.errors import ConfigError, MissingDependencyError, NotFiniteError, TrainingInterrupted
+from flagai_altdiff.training.callbacks import (
+    Bar,
+    EveryNSteps,
+    LossLog,
+    SaveStates,
+    StateFiles,
+    StopAsked,
+    latest_state,
+)
 from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
-from flagai_altdiff.training.processes import is_first
+from flagai_altdiff.training.processes import is_first, started
+from flagai_altdiff.training.sharding import Sharded
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +44,7 @@ def fit(
     machine: MachineConfig,
     sheet_every: int = 0,
     draw_sheet: Callable[[int], object] = lambda step: None,
+    tensorboard: bool = False,
 ) -> None:
     """Train one stage to its end, from its newest state if there is one.
 
@@ -41,8 +55,10 @@ def fit(
         machine: What it runs on.
         sheet_every: Steps between two calls of ``draw_sheet``; 0 is none.
         draw_sheet: Called with the step.
+        tensorboard: Whether the log is written for TensorBoard as well.
 
     Raises:
+        MissingDependencyError: TensorBoard is not installed.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
         NotFiniteError: The loss is no number any more.
         DiskError: A state cannot be saved.
@@ -50,18 +66,20 @@ def fit(
     settings = training.settings
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
-    stop = StopAsked()
+    files = StateFiles()
     trainer = _trainer(
         training,
         machine,
         folder,
         [
-            stop,
+            StopAsked(),
             LossLog(folder / "log.csv", settings.row.batch_size),
             Bar(settings.row.name, settings.row.batch_size),
-            SaveStates(folder / STATES, save_every),
+            SaveStates(folder / STATES, save_every, files),
             EveryNSteps(sheet_every, draw_sheet),
         ],
+        files,
+        event_log(folder) if tensorboard else None,
     )
     state = latest_state(folder / STATES)
     if state is not None:
@@ -74,17 +92,52 @@ def fit(
             ".*broadcast_buffers. is deprecated.*",
         ):
             warnings.filterwarnings("ignore", harmless)
-        trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+        try:
+            trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+        except NotFiniteError as error:
+            good = latest_state(folder / STATES)
+            kept = f"{good} is the last good state" if good else "no state was saved before it"
+            text = f"{error}; {kept}. Try a lower learning rate, a longer warm-up, or precision: bf16."
+            raise NotFiniteError(text) from error
+        finally:
+            training.let_go_of_data()
     if trainer.global_step < settings.row.steps:
         raise TrainingInterrupted(
             f"{settings.row.name} was stopped after step {trainer.global_step}; its state is saved."
         )
 
 
-def _trainer(training: StageTraining, machine: MachineConfig, folder: Path, callbacks: list[Callback]) -> Trainer:
+def event_log(folder: Path) -> TensorBoardLogger:
+    """A logger for TensorBoard; its folder appears with the first step.
+
+    Args:
+        folder: Of the stage.
+
+    Raises:
+        MissingDependencyError: TensorBoard is not installed.
+    """
+    try:
+        return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "tensorboard: true needs TensorBoard: pip install 'flagai_altdiff[tensorboard]'"
+        ) from error
+
+
+def _trainer(
+    training: StageTraining,
+    machine: MachineConfig,
+    folder: Path,
+    callbacks: list[Callback],
+    files: StateFiles,
+    events: TensorBoardLogger | None,
+) -> Trainer:
     settings = training.settings
     try:
-        return Trainer(
+        plugins: list[Any] = [files]
+        if SLURMEnvironment.detect():  # its own way of going on knows nothing of ours
+            plugins.append(SLURMEnvironment(auto_requeue=False))
+        trainer = Trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
             num_nodes=machine.nodes,
@@ -94,20 +147,44 @@ def _trainer(training: StageTraining, machine: MachineConfig, folder: Path, call
             max_epochs=-1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip_norm or None,
-            logger=False,
+            logger=events or False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             default_root_dir=folder,
             callbacks=callbacks,
+            plugins=plugins,
         )
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"machine: {str(error).splitlines()[0]}") from error
+    if machine.precision == "16" and isinstance(trainer.accelerator, CPUAccelerator):
+        raise ConfigError("machine.precision=16 is for GPUs. Set bf16 or 32 on a CPU.")
+    return trainer
+
+
+def check_started(machine: MachineConfig) -> None:
+    """Refuse what would be several runs in one folder, or wait for processes that nobody starts.
+
+    Raises:
+        ConfigError: torchrun or SLURM started another number of processes.
+    """
+    there, expected = started(), machine.devices * machine.nodes
+    if there not in (None, expected):
+        raise ConfigError(
+            f"machine: {there} processes were started, and devices={machine.devices} times nodes={machine.nodes} is "
+            f"{expected}. Let devices be the processes on a node, and nodes the number of nodes."
+        )
 
 
 def _strategy(machine: MachineConfig, *, spares_some: bool) -> str | Strategy:
-    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about."""
-    if machine.strategy in ("auto", "ddp") and machine.devices * machine.nodes > 1:
+    """Among several processes, DDP without its second copy of the gradients, and without sending the averages about.
+
+    Lightning's own FSDP is for GPUs only, clips no gradients, and saves nothing of a module that chooses what it saves.
+    """
+    several = machine.devices * machine.nodes > 1
+    if machine.strategy == "fsdp":
+        return Sharded() if several else "auto"
+    if machine.strategy in ("auto", "ddp") and several:
         return DDPStrategy(find_unused_parameters=spares_some, gradient_as_bucket_view=True, broadcast_buffers=False)
     return machine.strategy

@@ -6,11 +6,15 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
+from torch import Tensor
+
 from flagai_altdiff.charts import Curve, draw_curves
 from flagai_altdiff.checkpoint import altclip_folder, saving
+from flagai_altdiff.decoding import SUFFIXES
 from flagai_altdiff.errors import BrokenExampleError, CheckpointError, ConfigError, DiskError, InvalidRequestError
 from flagai_altdiff.files import new_file
 from flagai_altdiff.loading import load_model
@@ -25,7 +29,6 @@ from flagai_altdiff.training.cache import Cache
 from flagai_altdiff.training.callbacks import read_log
 from flagai_altdiff.training.config import DataConfig, SheetConfig, StageConfig, StageSettings, TrainConfig
 from flagai_altdiff.training.data.batches import Batches, Share, batches
-from flagai_altdiff.training.data.decoding import SUFFIXES
 from flagai_altdiff.training.data.example import Examples
 from flagai_altdiff.training.data.filters import Filters
 from flagai_altdiff.training.data.opening import open_examples
@@ -44,9 +47,9 @@ from flagai_altdiff.training.objectives import (
 )
 from flagai_altdiff.training.processes import is_first, meet, wait_until
 from flagai_altdiff.training.randomness import generator
-from flagai_altdiff.training.run import fit
+from flagai_altdiff.training.run import check_started, event_log, fit
 from flagai_altdiff.training.stages import STAGES
-from flagai_altdiff.training.teacher import load_teacher, new_student
+from flagai_altdiff.training.teacher import Teacher, load_teacher, new_student
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +70,14 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 
     Raises:
         InvalidRequestError: There is a run in ``config.output``, or data and stage do not fit.
-        ConfigError: The stages do not follow on each other.
+        ConfigError: The stages do not follow on each other, or are not for this machine.
         TrainingInterrupted: Ctrl-C or SIGTERM; the state is saved.
         NotFiniteError: The loss is no number any more.
         DataError: The data cannot be read.
         DiskError: A state cannot be saved.
+        MissingDependencyError: TensorBoard is wanted, but not installed.
     """
+    check_started(config.machine)
     output = config.output
     if output.exists() and not output.is_dir():
         raise InvalidRequestError("output", str(output), "it is a file; name a folder")
@@ -83,6 +88,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         raise ConfigError(
             "stages that learn to match and stages that learn to draw are two runs, of two kinds of model."
         )
+    if config.tensorboard:
+        event_log(output)  # that it is missing is told now
     model: str | Path = config.model
     for number, stage in enumerate(config.stages, 1):
         folder = output / f"{number}-{stage.stage}"
@@ -115,7 +122,7 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
     def sheet(step: int) -> None:
         _draw_sheet(model, prompts, folder / "sheets" / f"step-{step:08d}.png", config.sheets, settings.side, steps)
 
-    _fit(config, settings, objective, load, folder, sheet)
+    _fit(config, settings, objective, load, examples, folder, sheet)
     if is_first():
         with _writing(folder):
             if settings.row.rank:
@@ -163,15 +170,20 @@ def _match_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fol
         fresh = config.student is not None and start == config.model
         numbers = generator(config.seed, "projection")
         model = new_student(teacher, Path(config.student or ""), numbers) if fresh else load_matching_model(start)
+        widths = teacher.teach([""]).shape[-1], model.config.text.project_dim
+        if widths[0] != widths[1]:
+            raise ConfigError(f"the teacher's feature has {widths[0]} numbers, that of {start} has {widths[1]}.")
         settings = stage.settings(model.config.vision.image_size)
-        objective: Objective = TeacherLearning(model, teacher.teach, settings)
-        load = _load_texts(config, settings)
+        objective: Objective = TeacherLearning(model, partial(_teach, teacher, model), settings)
+        examples = _texts(config.data)
+        load = _load_texts(config, settings, examples)
     else:
         model = load_matching_model(start)
         settings = replace(stage.settings(model.config.vision.image_size), side=model.config.vision.image_size)
         objective = ContrastiveTuning(model)
-        load = _load_images(config, settings, _examples(config.data, settings.side))
-    _fit(config, settings, objective, load, folder, None)
+        examples = _examples(config.data, settings.side)
+        load = _load_images(config, settings, examples)
+    _fit(config, settings, objective, load, examples, folder, None)
     if is_first():
         assert isinstance(model, AltCLIP)
         assert model.text_tokenizer is not None
@@ -180,21 +192,29 @@ def _match_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fol
     meet()
 
 
+def _teach(teacher: Teacher, model: AltCLIP, texts: list[str]) -> Tensor:
+    """Where the model is by then."""
+    teacher.model.to(model.device)  # type: ignore[arg-type]
+    return teacher.teach(texts)
+
+
 def _fit(
     config: TrainConfig,
     settings: StageSettings,
     objective: Objective,
     load: Load,
+    examples: Examples,
     folder: Path,
     sheet: Callable[[int], None] | None,
 ) -> None:
     """Train to the end, take the averaged weights, draw the chart."""
-    training = StageTraining(objective, settings, load)
+    training = StageTraining(objective, settings, load, examples.layout.digest)
 
     def averaged_sheet(step: int) -> None:
         assert sheet is not None
         with training.averaged():
-            sheet(step)
+            if is_first():
+                sheet(step)
 
     fit(
         training,
@@ -203,6 +223,7 @@ def _fit(
         machine=config.machine,
         sheet_every=config.sheets.every if sheet else 0,
         draw_sheet=averaged_sheet,
+        tensorboard=config.tensorboard,
     )
     training.take_average()
     training.model.cpu().eval()
@@ -228,15 +249,27 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _examples(data: DataConfig, side: int) -> Examples:
-    filters = Filters(languages=data.languages, min_side=data.min_side, min_score=data.min_aesthetic)
-    how = Reading(filters=filters, at_least=side, caption=data.caption)
-    examples = _opened(data, how)
+    examples = _opened(data, data.languages, at_least=side)
     if not data.prior:
         return examples
     return WithPrior(examples, open_examples(data.prior, Reading(at_least=side, caption=_classes(data)[0])))
 
 
-def _opened(data: DataConfig, how: Reading) -> Examples:
+def _opened(data: DataConfig, languages: tuple[str, ...], at_least: int | None = None) -> Examples:
+    filters = Filters(
+        languages=languages,
+        min_side=data.min_side,
+        min_score=data.min_aesthetic,
+        min_text=data.min_text,
+        max_text=data.max_text,
+    )
+    how = Reading(
+        filters=filters,
+        at_least=at_least,
+        caption=data.caption,
+        skip_shards=data.skip_shards,
+        cache=data.fetched,
+    )
     return open_examples(data.source if isinstance(data.source, str) else list(data.source), how)
 
 
@@ -253,9 +286,9 @@ def _load_images(config: TrainConfig, settings: StageSettings, examples: Example
 
 def _load_cached(config: TrainConfig, settings: StageSettings, examples: Examples, model: LatentDiffusion) -> Load:
     data = config.data
-    read = (data.source, data.caption, data.prior, data.prior_caption, data.languages, data.min_side)
     prepare = Preparation(side=settings.side, crop="centre")
-    cache = Cache(config.output / CACHE, model, examples, prepare, about=repr((*read, data.min_aesthetic)))
+    about = repr(replace(data, workers=0, fetched=None))
+    cache = Cache(config.output / CACHE, model, examples, prepare, about=about)
 
     def load(first: int, rank: int, world: int) -> Iterable[Batch]:
         cache.fill(rank, world, workers=data.workers)
@@ -264,14 +297,14 @@ def _load_cached(config: TrainConfig, settings: StageSettings, examples: Example
     return load
 
 
-def _load_texts(config: TrainConfig, settings: StageSettings) -> Load:
-    data = config.data
-    languages = data.languages and tuple(dict.fromkeys((*data.languages, ENGLISH)))
-    examples = WithEnglish(_opened(data, Reading(filters=Filters(languages=languages))))
+def _texts(data: DataConfig) -> Examples:
+    return WithEnglish(_opened(data, data.languages and tuple(dict.fromkeys((*data.languages, ENGLISH)))))
 
+
+def _load_texts(config: TrainConfig, settings: StageSettings, examples: Examples) -> Load:
     def load(first: int, rank: int, world: int) -> Iterable[Batch]:
         share = _share(settings, examples, rank, world)
-        for batch in batches(examples, share, None, seed=config.seed, start=first, workers=data.workers):
+        for batch in batches(examples, share, None, seed=config.seed, start=first, workers=config.data.workers):
             yield {**batch, "english": [english(captions) for captions in batch["captions"]]}
 
     return load
@@ -306,7 +339,7 @@ def _draw_prior(model: LatentDiffusion, data: DataConfig, side: int) -> None:
             image = generate(model, caption, seed=number, height=side, width=side).images[0]
             with new_file(target.with_suffix(".txt"), replace=True) as unfinished:
                 unfinished.write_text(caption, encoding="utf-8")
-            with new_file(target) as unfinished:
+            with new_file(target, replace=True) as unfinished:  # another run may draw the same ones
                 image.save(unfinished, "PNG")
 
 

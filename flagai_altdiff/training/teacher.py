@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_MOST_TOKENS = 77
+"""What CLIP reads of a text, start and end included."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A CLIP model of transformers.
+    """A text tower of transformers: CLIP's, or another that says one thing of a whole text.
 
     Args:
         folder: Where it lies.
-        model: The whole model, with image tower and projections.
+        model: The tower, or a whole CLIP model with image tower and projections.
         tokenizer: Its own.
     """
 
@@ -40,30 +44,37 @@ class Teacher:
     @torch.no_grad()
     def teach(self, texts: list[str]) -> Tensor:
         """What its text tower says of texts at their end, before the projection, (B, D)."""
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
         tower: Any = getattr(self.model, "text_model", self.model)
-        device = next(tower.parameters()).device
-        found: Tensor = tower(**{name: value.to(device) for name, value in tokens.items()}).pooler_output
+        most = min(_MOST_TOKENS, getattr(tower.config, "max_position_embeddings", _MOST_TOKENS))
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=most, return_tensors="pt")
+        found: Tensor = tower(**{name: value.to(tower.device) for name, value in tokens.items()}).pooler_output
         return found
 
 
 def load_teacher(folder: Path) -> Teacher:
-    """Load a CLIP model of this disk.
+    """Load a text tower of this disk.
 
     Args:
-        folder: In transformers' layout, with its tokenizer.
+        folder: A CLIP model, or another that has such a tower, in transformers' layout with its tokenizer.
 
     Raises:
-        CheckpointError: There is none that transformers opens.
+        CheckpointError: There is none that transformers opens, or it lacks weights.
     """
     from transformers import AutoModel, AutoTokenizer
 
     with last_net(folder):
         if not (folder / CONFIG).is_file():
             raise CheckpointError(f"{folder} has no {CONFIG}; expected the folder of a CLIP model of transformers.")
-        model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False).eval()
+        model, found = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+        if missing := sorted(found["missing_keys"]):  # transformers draws them by chance, which teaches nothing
+            raise CheckpointError(f"{folder} lacks {len(missing)} weights of its model, {missing[0]} for one.")
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return Teacher(folder=folder, model=model.requires_grad_(False), tokenizer=tokenizer)
+        teacher = Teacher(folder=folder, model=model.eval().requires_grad_(False), tokenizer=tokenizer)
+        if not isinstance(teacher.teach(["a cat"]), Tensor):
+            raise CheckpointError(f"{folder} has no text tower that says one thing of a whole text, as CLIP's does.")
+    return teacher
 
 
 def new_student(teacher: Teacher, encoder: Path, generator: torch.Generator) -> AltCLIP:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flagai_altdiff.cli.main import main
-from flagai_altdiff.evaluation.references import open_image
+from flagai_altdiff.decoding import open_image
 from tests import tiny
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "1", "--batch-size", "2", "--bootstrap", "10"]
@@ -99,7 +99,7 @@ def test_under_torchrun_who_is_last_writes_the_report(
 def test_a_process_that_fails_ends_the_others(m9_folder: Path, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("out/zh").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save("out/zh/00004.png")
-    assert main(drawing(m9_folder, "out", "--processes", "2")) == 1
+    assert main(drawing(m9_folder, "out", "--clip", "judge", "--processes", "2")) == 1
     err = capfd.readouterr().err
     assert err.count("error: ") == 1 and "out/zh/00004.png is an image of other settings" in err
     assert "Traceback" not in err and not Path("out/evaluation.md").exists()
@@ -120,6 +120,9 @@ def test_a_process_that_fails_ends_the_others(m9_folder: Path, place: Path, capf
             2,
             "--languages='fr': prompts has nothing in it; there are en, zh",
         ),
+        (["--prompts", "prompts"], 2, "nothing would be measured. Add --clip"),
+        (["--prompts", "prompts"], 2, "altdiff download AltCLIP-XLMR-L-m9"),
+        (["--prompts", "prompts"], 2, "curl -LO https://"),
         (["--prompts", "prompts", "--pictures", "pictures"], 2, "curl -LO https://"),
         (
             ["--prompts", "prompts", "--pictures", "prompts", "--features", "judge"],
@@ -151,8 +154,8 @@ def test_a_model_of_the_other_kind(m9_folder: Path, place: Path, capsys: pytest.
     assert "no folder of a matching model" in capsys.readouterr().err
     assert main(["evaluate", "AltCLIP-XLMR-L-m9", "--prompts", "prompts", "-o", "out"]) == 2
     assert "another task" in capsys.readouterr().err
-    assert main(["evaluate", "judge", "--prompts", "prompts", "-o", "out"]) in (1, 2)
-    assert "judge" in capsys.readouterr().err
+    assert main(["evaluate", "judge", "--prompts", "prompts", "--clip", "judge", "-o", "out"]) == 1
+    assert "AltCLIP or CLIP, which matches texts and images but draws none" in capsys.readouterr().err
 
 
 def test_retrieval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +180,7 @@ def test_retrieval(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert main([*words, "--languages", "de,en"]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].startswith("| language | text→image R@1 % ↑ |")
+    assert out.splitlines()[0].startswith("| language | text to image R@1 % ↑ |")
     assert "broken images, left out: 1, pictures/gone.png" in err
     found = json.loads(Path("out/evaluation.json").read_text())
     assert [*found["languages"]] == ["de", "en"]

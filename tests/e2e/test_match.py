@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for i in range(3):
         Image.new("RGB", (40 + i, 30), (80 * i, 0, 90)).save(f"image {i}.png")
     Image.new("P", (10, 10)).save("-odd.gif")
+    Path("judge.png").mkdir()
     return str(tiny.write_altclip_folder(tmp_path / "judge"))
 
 
@@ -42,14 +44,36 @@ def test_json(judge: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert first == second and -1 <= first <= 1 and not rest
 
 
+def test_images_are_seen_as_people_see_them(judge: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Upright, transparent ones on white, and 16 bits not as white."""
+    grey = np.arange(48 * 32, dtype=np.uint16).reshape(32, 48) // 6
+    Image.fromarray(grey.astype(np.uint8)).save("plain.png")
+    Image.fromarray(grey * 257).save("sixteen.png")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(grey.astype(np.uint8)).rotate(180).save("turned.png", exif=exif)
+    clear = Image.fromarray(np.dstack([np.zeros((32, 48, 3)), 255 - grey]).astype(np.uint8))
+    clear.save("clear.png")
+    names = ["plain.png", "sixteen.png", "turned.png", "clear.png"]
+    assert main(["match", "--json", "--no-sheet", "-m", judge, "a house", "--", *names]) == 0
+    found = json.loads(capsys.readouterr().out)["similarities"][0]
+    assert found == pytest.approx([found[0]] * 4, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["a dog"], "no image"),
         (["--", "image 1.png"], "no text"),
         ([], "no text"),
-        (["a dog", "--", "gone.png"], "gone.png cannot be read"),
-        (["a dog", "--", "judge"], "judge cannot be read"),
+        (
+            ["a dog", "--sheet", "gone/sheet.png", "--", "image 1.png"],
+            "--sheet='gone/sheet.png': there is no folder gone",
+        ),
+        (["a dog", "--sheet", "judge.png", "--", "image 1.png"], "--sheet='judge.png': that is a folder"),
+        (["a dog", "--sheet", "sheet.jpg", "--", "image 1.png"], "expected a name that ends in .png"),
+        (["a dog", "--", "gone.png"], "gone.png: file cannot be opened (No such file"),
+        (["a dog", "--", "judge"], "judge: file cannot be opened (Is a dir"),
     ],
 )
 def test_what_is_missing_is_said(

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from flagai_altdiff.errors import (
     HubError,
     InvalidRequestError,
     OfflineError,
+    OtherTaskError,
     StateDictMismatchError,
     UnknownModelError,
     UnknownTaskError,
@@ -103,10 +105,17 @@ def test_missing_weights_are_named_when_offline(
 
 
 def test_unknown_names(model_dir: Path, no_network: None) -> None:
-    with pytest.raises(UnknownModelError, match="Did you mean 'AltDiffusion-m9'"):
+    with pytest.raises(UnknownModelError, match=r"Did you mean 'AltDiffusion-m9'\?") as caught:
         AutoLoader("text2img", "AltDiffusion-m99", model_dir)
-    with pytest.raises(UnknownTaskError, match="text2img"):
-        AutoLoader("txt_img_matching", "AltDiffusion-m9", model_dir)
+    assert "AltCLIP" not in str(caught.value)
+    with pytest.raises(UnknownModelError, match=r"Did you mean 'AltCLIP-XLMR-L-m9'\?") as caught:
+        AutoLoader("txt_img_matching", "AltCLIP-XLMR-m9", model_dir)
+    assert "AltDiffusion" not in str(caught.value)
+    with pytest.raises(UnknownTaskError, match=r"Did you mean 'txt_img_matching'\?"):
+        AutoLoader("text_img_matching", "AltDiffusion-m9", model_dir)
+    other = "AltDiffusion-m9 is a model of another task, 'text2img'. Models for 'txt_img_matching': AltCLIP-XLMR-L, "
+    with pytest.raises(OtherTaskError, match=re.escape(other)):
+        AutoLoader("txt_img_matching", "altdiffusion-M9", model_dir)
 
 
 def test_a_model_without_tokenizer(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

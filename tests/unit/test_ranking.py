@@ -85,6 +85,16 @@ def test_another_choice_is_another_run(m9: LatentDiffusion, judge: AltCLIP, tmp_
     assert len([*(tmp_path / "samples").iterdir()]) == 8
 
 
+def test_another_judge_of_the_same_name_is_another_run(m9: LatentDiffusion, judge: AltCLIP, tmp_path: Path) -> None:
+    state = {
+        key: value.flip(0) if key == "text_projection.weight" else value for key, value in tiny.altclip_state().items()
+    }
+    other = load_matching_model(tiny.write_altclip_folder(tmp_path / judge.name, state=state))
+    draw(m9, judge, tmp_path)
+    chosen = [sample.fit for sample in draw(m9, other, tmp_path, resume=True).samples]
+    assert chosen == [sample.fit for sample in draw(m9, other, tmp_path / "new").samples]
+
+
 @pytest.mark.parametrize(("best", "drawn"), [(5, 5), (0, 5), (-1, 5), (1, 1)])
 def test_a_choice_among_nothing_is_refused(
     best: int, drawn: int, m9: LatentDiffusion, judge: AltCLIP, tmp_path: Path

@@ -1,1 +1,1 @@
-"""FlagAI's import names for flagai_altdiff: text-to-image only."""
+"""FlagAI's import names for flagai_altdiff: text-to-image and AltCLIP only."""

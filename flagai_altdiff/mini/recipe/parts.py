@@ -52,7 +52,7 @@ from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformat
 from flagai_altdiff.registry import MODELS
 from flagai_altdiff.training.config import MachineConfig, StageSettings
 from flagai_altdiff.training.module import StageTraining
-from flagai_altdiff.training.processes import is_first, meet, process_count, wait_until
+from flagai_altdiff.training.processes import is_first, meet, started, wait_until
 from flagai_altdiff.training.run import STATES, fit
 
 AUTOENCODER_STAGES = ("autoencoder_32", "autoencoder_64", "autoencoder")
@@ -149,7 +149,7 @@ def run_stage(
             training,
             folder,
             save_every=SAVE_EVERY,
-            machine=MachineConfig(accelerator="cpu", devices=process_count()),
+            machine=MachineConfig(accelerator="cpu", devices=started() or 1),
             sheet_every=LOOK_EVERY if look else 0,
             draw_sheet=report,
         )

@@ -35,15 +35,19 @@ class Task:
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """Losses of the rows that this process has."""
-        return self.losses(batch) if len(batch["position"]) else torch.zeros(0)
+        return self.losses(batch)[: len(batch["position"])]
 
     def load(self) -> Load:
-        """Every process draws the whole step and keeps its rows, so that their number changes nothing."""
+        """Every process draws the whole step and keeps its rows, so that their number changes nothing.
+
+        One that has none computes the first, which does not count: the others wait for its gradients.
+        """
 
         def load(first: int, rank: int, world: int) -> Iterator[Batch]:
             for step in itertools.count(first):
-                rows = {name: tensor[rank::world] for name, tensor in self.draw(step).items()}
-                count = len(next(iter(rows.values())))
+                drawn = self.draw(step)
+                count = len(range(rank, len(next(iter(drawn.values()))), world))
+                rows = {name: tensor[rank::world] if count else tensor[:1] for name, tensor in drawn.items()}
                 yield {**rows, "position": torch.arange(count)}
 
         return load

@@ -106,7 +106,7 @@ def batches(
 
     Each batch is a dict: ``image`` (B, 3, side, side), float32 in [-1, 1]; ``caption`` and ``language``, of one caption
     by chance; ``captions``, pairs of text and language of all; ``key``; ``position`` (B,), int64, in the epoch;
-    ``epoch``, ``step``, ``size`` and ``part`` as in :class:`Piece`; ``broken``, pairs of key and reason. Broken
+    ``epoch``, ``step``, ``size`` and ``part`` as in :class:`Piece`; ``broken``: key, reason, and this in full. Broken
     examples are in none of the others, so B may be 0.
 
     Args:
@@ -151,11 +151,11 @@ class Batches(_Base):
                 raise DataError(failure)
             broken = batch["broken"]
             seen, bad = seen + len(batch["key"]) + len(broken), bad + len(broken)
-            for key, reason in broken:
+            for key, reason, words in broken:
                 if key not in named:
                     named.add(key)
                     self.broken.add(reason, key)
-                    logger.warning("left out of training: %s: %s", printable(key, 300), reason)
+                    logger.warning("left out of training: %s: %s", printable(key, 300), words)
             if seen >= ENOUGH_TO_JUDGE and bad > seen / 2:
                 raise DataError(f"{bad} of {seen} examples are broken: {'; '.join(self.broken.lines())}.")
             yield batch
@@ -194,12 +194,12 @@ class _Prepared(Dataset[dict[str, Any]]):
         self._order = Order(examples.layout, seed)
 
     def __getitems__(self, piece: Piece) -> dict[str, Any]:
-        rows, broken = list[dict[str, Any]](), list[tuple[str, str]]()
+        rows, broken = list[dict[str, Any]](), list[tuple[str, str, str]]()
         for position in piece.positions:
             try:
                 rows.append(self._row(piece.epoch, position))
             except BrokenExampleError as error:
-                broken.append((error.key, error.reason))
+                broken.append((error.key, error.reason, error.words))
             except DataError as error:  # the process that trains raises it, without the reader's traceback
                 return {"failure": str(error)}
         names = ("caption", "language", "captions", "key")

@@ -103,7 +103,7 @@ def _one_language(found: object, language: object) -> Iterator[Caption]:
     """Texts, or records of text and language."""
     for entry in found if isinstance(found, list | tuple) else [found]:
         text, code = (entry.get("text"), entry.get("language")) if isinstance(entry, Mapping) else (entry, None)
-        if isinstance(text, str) and (line := " ".join(text.split())):
+        if isinstance(text, str) and len(text) <= MAX_TEXT_BYTES and (line := " ".join(text.split())):
             yield Caption(line, language_code(code) or language_code(language))
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from flagai_altdiff.decoding import OTHER_IMAGES, SUFFIXES, reading
 from flagai_altdiff.errors import BrokenExampleError, DataError, shown
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.training.data.decoding import SUFFIXES, reading
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import (
     LANGUAGE,
@@ -30,6 +30,7 @@ from flagai_altdiff.training.data.source import Choose, Rows
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 FILE_FIELDS = ("file_name", "image", "path")
+OTHER_KIND = "image of a kind that is not read; convert it to JPEG or PNG"
 NO_FILE, OUTSIDE, NOT_CSV = "metadata name no image", "file outside the folder", "metadata are not CSV"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MAX_LINE_BYTES = 2 * MAX_TEXT_BYTES
@@ -76,6 +77,8 @@ class TextsBeside(WholeSource):
             texts = _texts_by_stem(names)
             for name in names:
                 stem, suffix = os.path.splitext(name)
+                if suffix.lower() in OTHER_IMAGES:
+                    self.left_out.add(OTHER_KIND, place + name)
                 if suffix.lower() not in SUFFIXES:
                     continue
                 beside = tuple((place + text, language) for text, language in texts.get(stem, ()))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flagai_altdiff.decoding import UNREADABLE
 from flagai_altdiff.errors import BrokenExampleError, DataError, MissingDependencyError, printable
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.training.data.decoding import UNREADABLE
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import FIELDS, Facts, read_fields
 from flagai_altdiff.training.data.folder import FILE_FIELDS, NO_FILE, OUTSIDE, is_inside
@@ -18,6 +18,12 @@ from flagai_altdiff.training.data.shard_names import endings_apart
 from flagai_altdiff.training.data.source import Choose, Recent, Rows
 
 NOT_PARQUET, EMPTY = "parquet file cannot be read", "parquet file without rows"
+BOMB = "rows that unpack to far more than the file has"
+_MOST_ROWS = 1 << 24
+_FREE_BYTES, _MOST_TIMES = 16 << 20, 200
+"""A group of rows may unpack to the first, and to so many times its size; images hardly shrink, texts do ten times."""
+_LARGE_ROWS, _SMALL_ROWS = 16, 1 << 16
+"""How many rows are unpacked between two looks at how much it is: of values of any size, and of short ones."""
 _AT_HAND_BYTES = 256 << 20
 """Groups of rows that each worker may have in memory."""
 _MOST_LANES = 64
@@ -42,6 +48,8 @@ class ParquetFiles:
                 table = _opened(file)
                 _image_column(table.schema_arrow, file)
                 groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+                if max((group.num_rows for group in groups), default=0) > _MOST_ROWS:
+                    raise ValueError(f"a group of more than {_MOST_ROWS:,} rows")
             except DataError:
                 raise
             except _arrow_errors() as error:
@@ -105,9 +113,11 @@ class RowGroup:
     def _row(self, row: int, *, images: bool) -> dict[str, Any]:
         try:
             table = self._images if images else self._texts
-            found: dict[str, Any] = table.slice(row, 1).to_pylist()[0] if table.num_columns else {}
+            found: dict[str, Any] = table.slice(row, 1).to_pylist()[0] if table and table.num_columns else {}
         except _arrow_errors() as error:
             raise BrokenExampleError(self.key(row), UNREADABLE, printable(str(error), 120)) from error
+        if table is None:
+            raise BrokenExampleError(self.key(row), BOMB)
         return found
 
     @functools.cached_property
@@ -116,18 +126,49 @@ class RowGroup:
 
     @functools.cached_property
     def _texts(self) -> Any:
-        table = _opened(self._file)
-        columns = [name for name in table.schema_arrow.names if name.lower() in FIELDS and name != self._column]
-        return table.read_row_group(self._number, columns=columns, use_threads=False)
+        names = _opened(self._file).schema_arrow.names
+        table = self._read([name for name in names if name.lower() in FIELDS and name != self._column])
+        return None if table is None else table.combine_chunks()  # rows of many pieces are found slowly
 
     @functools.cached_property
     def _images(self) -> Any:
-        return _opened(self._file).read_row_group(self._number, columns=[self._column], use_threads=False)
+        return self._read([self._column])
+
+    def _read(self, columns: list[str]) -> Any:
+        """Columns of the group; ``None`` if they are much more than they should be, by their sizes or by what comes."""
+        file = _opened(self._file, columns)
+        group = file.metadata.row_group(self._number)
+        leaves = [group.column(i) for i in range(group.num_columns)]
+        wanted = [leaf for leaf in leaves if any(f"{leaf.path_in_schema}.".startswith(f"{name}.") for name in columns)]
+        packed = min(sum(leaf.total_compressed_size for leaf in wanted), self._file.stat().st_size)
+        most = _FREE_BYTES + _MOST_TIMES * packed
+        if sum(max(leaf.total_uncompressed_size, leaf.num_values) for leaf in wanted) > most:
+            return None
+        types = _pyarrow_types()
+        small = all(types.is_dictionary(t) or types.is_primitive(t) for t in map(_type_of(file), columns))
+        batches, size = [], 0
+        at_once = _SMALL_ROWS if small else _LARGE_ROWS
+        for batch in file.iter_batches(at_once, row_groups=[self._number], columns=columns, use_threads=False):
+            batches.append(batch)
+            size += batch.nbytes
+            if size > most:
+                return None
+        return _table(batches)
 
 
-def _opened(file: Path) -> Any:
-    """pyarrow's reader; it is made anew each time, so that no process shares one."""
-    return _pyarrow().ParquetFile(file, memory_map=False)
+def _opened(file: Path, columns: Sequence[str] = ()) -> Any:
+    """pyarrow's reader; it is made anew each time, so that no process shares one.
+
+    Texts of ``columns`` that repeat are kept once; images are not looked at for that.
+    """
+    plain = _pyarrow().ParquetFile(file, memory_map=False)
+    types, type_of = _pyarrow_types(), _type_of(plain)
+    texts = [name for name in columns if types.is_string(type_of(name)) or types.is_large_string(type_of(name))]
+    return _pyarrow().ParquetFile(file, memory_map=False, read_dictionary=texts) if texts else plain
+
+
+def _type_of(file: Any) -> Callable[[str], Any]:
+    return lambda name: file.schema_arrow.field(name).type
 
 
 def _image_column(schema: Any, file: Path) -> str:
@@ -153,6 +194,12 @@ def _pyarrow() -> Any:
     except ImportError as error:
         raise MissingDependencyError("parquet files need pyarrow: pip install 'flagai_altdiff[parquet]'") from error
     return pyarrow.parquet
+
+
+def _table(batches: list[Any]) -> Any:
+    import pyarrow
+
+    return pyarrow.Table.from_batches(batches) if batches else pyarrow.table({})
 
 
 def _pyarrow_types() -> Any:

@@ -137,7 +137,7 @@ class _Looks(Dataset[_Look]):
         try:
             example = self._examples[number]
         except BrokenExampleError as error:
-            return _Look(key=error.key, reason=error.reason)
+            return _Look(key=error.named, reason=error.reason)
         except DataError as error:
             return _Look(failure=str(error))
         image = example.image

@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 
+from flagai_altdiff.decoding import PILLOWS_MAX_PIXELS, SUFFIXES, UNREADABLE
 from flagai_altdiff.errors import BrokenExampleError, DataError, printable
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.training.data.decoding import PILLOWS_MAX_PIXELS, SUFFIXES, UNREADABLE
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import (
     LANGUAGE,
@@ -176,7 +176,7 @@ def look_through(path: Path, label: str, *, need_texts: bool, cache: Path, count
 
 
 def _index_of(file: BinaryIO, name: str, size: int, *, need_texts: bool) -> Note:
-    tally, languages = Tally(), [""]
+    tally, languages = Tally(), {"": 0}
     samples: dict[str, dict[int, Member]] = {}
     try:
         for member in members(file, size):
@@ -202,10 +202,10 @@ def _index_of(file: BinaryIO, name: str, size: int, *, need_texts: bool) -> Note
     flat = np.asarray([entry for row in rows for entry in row], dtype=np.int64).reshape(-1, 3)
     first = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
     numbers = {"first": first, "kind": flat[:, 0], "place": flat[:, 1], "size": flat[:, 2]}
-    return Note(about={"left_out": tally.as_json(), "languages": languages}, numbers=numbers, names=list(samples))
+    return Note(about={"left_out": tally.as_json(), "languages": list(languages)}, numbers=numbers, names=list(samples))
 
 
-def _kind(ending: str, languages: list[str]) -> int | None:
+def _kind(ending: str, languages: dict[str, int]) -> int | None:
     if f".{ending}" in SUFFIXES:
         return _IMAGE
     if ending == "json":
@@ -213,9 +213,7 @@ def _kind(ending: str, languages: list[str]) -> int | None:
     code, _, last = ending.rpartition(".")
     if last != "txt" or (code and not LANGUAGE.fullmatch(code)):
         return None
-    if code not in languages:
-        languages.append(code)
-    return _TEXT + languages.index(code)
+    return _TEXT + languages.setdefault(code, len(languages))
 
 
 def _is_index(note: Note, size: int) -> bool:

@@ -238,7 +238,7 @@ def _fetch(shard: Shard, stop: Stop) -> None:
     except OSError as error:
         raise DataError(
             f"shard {shard.shown} cannot be had: {error} What has arrived is kept; start again to go on with it, or"
-            " choose to skip such shards."
+            " leave out such shards (data.skip_shards: true in a config, --skip-shards of altdiff data report)."
         ) from error
 
 

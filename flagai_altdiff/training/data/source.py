@@ -13,9 +13,9 @@ from typing import Any, BinaryIO, Generic, Protocol, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from flagai_altdiff.decoding import MAX_PIXELS, PILLOWS_MAX_PIXELS, read_image, read_size, reading
 from flagai_altdiff.errors import BrokenExampleError, InvalidRequestError
 from flagai_altdiff.progress import bar_class, show_bars
-from flagai_altdiff.training.data.decoding import MAX_PIXELS, PILLOWS_MAX_PIXELS, read_image, read_size, reading
 from flagai_altdiff.training.data.example import Caption, Example, Layout, Tally
 from flagai_altdiff.training.data.fields import NO_CAPTION, Facts
 from flagai_altdiff.training.data.filters import Filters
@@ -231,7 +231,8 @@ class Selection:
             try:
                 reason = self._against(part, row)
             except BrokenExampleError as error:
-                reason = error.reason
+                tally.add(error.reason, error.named)
+                continue
             if reason is None:
                 rows.append(row)
             else:

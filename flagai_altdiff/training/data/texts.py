@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from flagai_altdiff.decoding import reading
 from flagai_altdiff.errors import BrokenExampleError, DataError, printable
 from flagai_altdiff.files import open_regular
-from flagai_altdiff.training.data.decoding import reading
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import (
     CAPTION_FIELDS,
@@ -45,7 +45,7 @@ class TextLines(WholeSource):
             if path.suffix == ".tsv":
                 self._columns = _columns(path, file.readline(MAX_TEXT_BYTES))
             place = file.tell()
-            for line in file:
+            for line in iter(lambda: file.readline(MAX_TEXT_BYTES + 1), b""):
                 if not line.isspace():
                     self._places.append(place)
                 place += len(line)

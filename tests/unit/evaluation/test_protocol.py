@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from flagai_altdiff.decoding import open_image
 from flagai_altdiff.errors import InvalidRequestError, OutputError
 from flagai_altdiff.evaluation.measuring import Share
 from flagai_altdiff.evaluation.metrics import FrechetDistance, Moments
 from flagai_altdiff.evaluation.protocol import Evaluation
-from flagai_altdiff.evaluation.references import Crop, find_images, open_image
+from flagai_altdiff.evaluation.references import Crop, find_images
 from flagai_altdiff.evaluation.scorers import AltCLIPFeatures, ClipSimilarity
 from flagai_altdiff.evaluation.tables import Prompt
 from flagai_altdiff.matching import load_matching_model

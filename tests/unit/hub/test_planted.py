@@ -605,7 +605,10 @@ def test_a_file_where_a_folder_is_needed_is_named(huggingface: HubServer, folder
     ["x" * 300, "a\0b", "\udcff" * 3, "file/below", "a" * 200 + "/" + "b" * 250],
     ids=["long", "zero byte", "no text", "below a file", "two long ones"],
 )
-def test_a_folder_that_cannot_be_is_an_error_of_ours(baai: HubServer, tmp_path: Path, name: str) -> None:
+def test_a_folder_that_cannot_be_is_an_error_of_ours(
+    baai: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    caplog.set_level(logging.INFO, "flagai_altdiff")
     (tmp_path / "file").write_bytes(b"mine")
     place = tmp_path / name
     for door in (fetch, plan):
@@ -619,6 +622,7 @@ def test_a_folder_that_cannot_be_is_an_error_of_ours(baai: HubServer, tmp_path: 
         except HubError as error:
             str(error).encode()
     assert (tmp_path / "file").read_bytes() == b"mine"
+    caplog.text.encode()
 
 
 @pytest.mark.fault(127)

@@ -133,16 +133,19 @@ def test_no_state_of_the_process_is_touched(shards: Path) -> None:
 def test_broken_ones_are_left_out_counted_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_folder(tmp_path / "data", 6)
     (folder / "002.png").write_bytes(noise_bytes()[:500])
-    (folder / "004.png").write_bytes(b"no image at all")
+    (folder / "004.png").write_bytes(b"")
     loader = make(folder, steps=4)
     found = contents(loader)
     assert sorted(key for batch in found[:2] for key in batch["key"]) == ["000.png", "001.png", "003.png", "005.png"]
-    assert sorted(pair for batch in found[:2] for pair in batch["broken"]) == [
+    assert sorted(broken[:2] for batch in found[:2] for broken in batch["broken"]) == [
         ("002.png", "truncated or damaged image"),
         ("004.png", "not an image"),
     ]
     assert [batch["size"] for batch in found] == [4, 2, 4, 2]
-    assert len(loader.broken) == 2 and len([r for r in caplog.records if "left out of training" in r.message]) == 2
+    assert len(loader.broken) == 2 and sorted(record.message for record in caplog.records) == [
+        "left out of training: 002.png: truncated or damaged image (image file is truncated)",
+        "left out of training: 004.png: not an image (it is empty)",
+    ]
 
 
 def test_a_batch_of_broken_ones_is_empty(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_filters(tmp_path: Path) -> None:
         "captions too short": ["4.png"],
         "captions too long": ["5.png"],
         "image too small": ["7.png", "8.png"],
-        "file cannot be opened": ["9.png"],
+        "file cannot be opened": ["9.png (No such file or directory)"],
         "not an image": ["10.png"],
     }
     assert not Filters() and filters
@@ -269,6 +269,9 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         open_examples(tmp_path / "gone")
     (tmp_path / "a.png").write_bytes(image_bytes())
     with pytest.raises(DataError, match=r"no example\. Left out: 1 no caption: a\.png"):
+        open_examples(tmp_path)
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"of a telephone")
+    with pytest.raises(DataError, match=r"1 image of a kind that is not read; convert it to JPEG or PNG: IMG_1\.HEIC"):
         open_examples(tmp_path)
     with pytest.raises(DataError, match=r"a\.png: expected a folder"):
         open_examples(tmp_path / "a.png")

@@ -15,6 +15,7 @@ from flagai_altdiff.training.data.filters import Filters
 from flagai_altdiff.training.data.opening import open_examples
 from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.data.source import Reading
+from tests.cost import in_proportion
 from tests.data_files import image_bytes
 
 pa = pytest.importorskip("pyarrow")
@@ -109,6 +110,33 @@ def test_names_that_lead_nowhere(name: str | None, tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", {"image": pa.array([name], pa.string()), "text": ["a"]})
     with pytest.raises(BrokenExampleError):
         open_examples(file)[0]
+
+
+@pytest.mark.parametrize("way", ["the same image again and again", "two images of zeros", "a caption of zeros"])
+def test_rows_that_unpack_to_far_more_than_the_file(way: str, tmp_path: Path) -> None:
+    zeros = b"\0" * (48 << 20)
+    columns: dict[str, Any] = {
+        "the same image again and again": {"image": [image_bytes() + bytes(1 << 20)] * 300, "text": ["x"] * 300},
+        "two images of zeros": {"image": [image_bytes() + zeros] * 2, "text": ["x"] * 2},
+        "a caption of zeros": {"image": [image_bytes()] * 2, "text": [zeros.decode()] * 2},
+    }[way]
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), file, compression="zstd", use_dictionary=way.startswith("the same"))
+    del columns
+    assert file.stat().st_size < 50_000
+    with in_proportion(file.stat().st_size):
+        examples = open_examples(file, Reading(caption="x"))
+        for i in (0, 1, len(examples) - 1):
+            with pytest.raises(BrokenExampleError, match="unpack to far more"):
+                examples[i]
+
+
+def test_a_caption_that_is_a_book(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", {"image": [image_bytes()] * 2, "text": ["x" * (2 << 20), "y"]})
+    examples = open_examples(file)
+    assert examples[1].captions == (Caption("y"),)
+    with pytest.raises(BrokenExampleError, match="no caption"):
+        examples[0]
 
 
 def test_no_images(tmp_path: Path) -> None:

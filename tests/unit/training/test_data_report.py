@@ -27,19 +27,24 @@ def folder(tmp_path: Path) -> Path:
     (folder / "003.txt").unlink()
     (folder / "003.de.txt").write_text("drei")
     (folder / "004.txt").unlink()
+    (folder / "005.txt").write_bytes("Käse".encode("latin-1"))
     return folder
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_report(folder: Path, workers: int) -> None:
     found = report(open_examples(folder), tiles=3, workers=workers)
-    assert (found.examples, found.looked_at, found.good) == (5, 5, 4)
-    assert found.captions == {"unknown": 5, "de": 1}
-    assert found.captions_per_image == {1: 3, 3: 1}
-    assert found.shorter_sides == {0: 3, 256: 1}
-    assert found.lengths == {0: 5, 40: 1}
+    assert (found.examples, found.looked_at, found.good) == (5, 5, 3)
+    assert found.captions == {"unknown": 4, "de": 1}
+    assert found.captions_per_image == {1: 2, 3: 1}
+    assert found.shorter_sides == {0: 2, 256: 1}
+    assert found.lengths == {0: 4, 40: 1}
     assert found.smallest == (20, 16) and found.largest == (300, 280)
-    assert found.broken.names == {"not an image": ["001.png"]} and found.left_out.names == {"no caption": ["004.png"]}
+    assert found.broken.names == {
+        "not an image": ["001.png"],
+        "text is not UTF-8": ["005.png (ISO-8859-1 by the look of it)"],
+    }
+    assert found.left_out.names == {"no caption": ["004.png"]}
     assert found.images_per_second > 0
     assert [(tile.key, tile.image.size) for tile in found.tiles] == [("000.png", (128, 119)), ("003.png", (20, 16))]
 

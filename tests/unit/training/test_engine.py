@@ -142,20 +142,19 @@ from flagai_altdiff.training.objectives import Denoising
 from flagai_altdiff.training.run import fit
 import torch
 torch.set_num_threads(1)
-folder, out, steps, devices = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+folder, out, steps = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 settings = engine.config(steps=steps).settings(64)
 training = StageTraining(Denoising(load_path(folder), settings, seed=1), settings, engine.load)
-strategy = "ddp" if devices > 1 else "auto"
-fit(training, out, save_every=2, machine=MachineConfig(accelerator="cpu", devices=devices, strategy=strategy))
+fit(training, out, save_every=2, machine=MachineConfig(accelerator="cpu"))
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_was_ended_goes_on(
     how: signal.Signals, m9_folder: Path, tmp_path: Path, script_environment: dict[str, str]
 ) -> None:
     def run(steps: int, out: Path) -> subprocess.Popen[str]:
-        words = [sys.executable, "-c", PROCESS, str(m9_folder), str(out), str(steps), "1"]
+        words = [sys.executable, "-c", PROCESS, str(m9_folder), str(out), str(steps)]
         return subprocess.Popen(words, env=script_environment, text=True, stderr=subprocess.PIPE)
 
     steps, out = 12, tmp_path / "cut"
@@ -167,23 +166,10 @@ def test_a_process_that_was_ended_goes_on(
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert len(read_log(out / "log.csv")) < steps
-    if how is not signal.SIGKILL:
-        assert "TrainingInterrupted" in errors and "its state is saved" in errors
+    assert "TrainingInterrupted" in errors and "its state is saved" in errors
     assert run(steps, out).wait(timeout=120) == 0
     train(load_path(m9_folder), tmp_path / "whole", steps=steps)
     assert losses(out) == losses(tmp_path / "whole")
-
-
-def test_two_processes_are_as_good_as_one(m9_folder: Path, tmp_path: Path, script_environment: dict[str, str]) -> None:
-    steps = 20
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "script.py")]
-    (tmp_path / "script.py").write_text(PROCESS)
-    arguments = [str(m9_folder), str(tmp_path / "two"), str(steps), "2"]
-    environment = {**script_environment, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, *words, *arguments], env=environment, check=True, timeout=300, capture_output=True)
-    train(load_path(m9_folder), tmp_path / "one", steps=steps)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(one) == steps and two == pytest.approx(one, rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_state(m9_folder: Path, tmp_path: Path) -> None:
@@ -193,6 +179,19 @@ def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_state(m9_folder: P
     assert state is None or all(
         value.isfinite().all() for value in torch.load(state, weights_only=False)["state_dict"].values()
     )
+
+
+def test_weights_that_are_no_numbers_are_no_state(m9_folder: Path, tmp_path: Path) -> None:
+    """The loss of the step is one, its gradients are not."""
+    model = load_path(m9_folder)
+    steps = itertools.count()
+    bias = model.get_parameter("model.diffusion_model.out.2.bias")
+    bias.register_hook(lambda gradient: gradient * (torch.inf if next(steps) == 3 else 1))
+    settings = config().settings(64)
+    training = StageTraining(Denoising(model, settings, seed=1), settings, load)
+    with pytest.raises(NotFiniteError, match=r"weights after step 4 .*step-00000003.ckpt is the last good state"):
+        fit(training, tmp_path, save_every=1, machine=MachineConfig(accelerator="cpu"))
+    assert not list((tmp_path / "states").glob("*4.ckpt"))
 
 
 def test_a_full_disk_keeps_the_states_before(m9_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,8 @@ def test_a_plan_grows_as_the_run_does(m9_folder: Path, tmp_path: Path) -> None:
     assert stage({"batch_size": 8, "accumulate": 2}).activations == one.activations
     shared = stage({"batch_size": 8}, machine={"devices": 2})
     assert (shared.at_once, shared.flop) == (4, double.flop)
+    cut = stage({"batch_size": 8}, machine={"devices": 2, "strategy": "fsdp"})
+    assert (cut.optimizer, cut.averages) == (one.optimizer // 2, one.averages // 2)
     assert stage({"trainable": "cross_attention_kv"}).flop < one.flop
     assert stage(data={"cache": False}).flop > one.flop
     assert stage({"ema_decay": 0.0}).memory == one.memory - one.averages

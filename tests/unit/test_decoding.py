@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from flagai_altdiff.decoding import DAMAGED, NO_RANGE, NOT_AN_IMAGE, TOO_LARGE, read_image, read_size
 from flagai_altdiff.errors import BrokenExampleError, InvalidRequestError
-from flagai_altdiff.training.data.decoding import DAMAGED, NO_RANGE, NOT_AN_IMAGE, TOO_LARGE, read_image, read_size
 from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.data.source import Reading
 from flagai_altdiff.training.randomness import generator

@@ -6,14 +6,18 @@ import errno
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flagai_altdiff.errors import BrokenExampleError, DataError, printable
+from flagai_altdiff.files import open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+OTHER_IMAGES = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".nef")
+"""What people have in their folders as well; it is counted, not read."""
 MAX_PIXELS = 1 << 26
 """67 million pixels: 8192 x 8192. Pillow itself refuses what has more than 179 million."""
 PILLOWS_MAX_PIXELS = 178_956_970
@@ -34,6 +38,18 @@ _OF_THE_FILE = (
     errno.ENAMETOOLONG,
 )
 """What the system says of one file; anything else is about the disk, and so about all of them."""
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode the image in a file; errors as of :func:`read_image`."""
+    with reading(str(path)), open_regular(path) as file:
+        return read_image(file, str(path))
+
+
+def check_image(path: Path) -> None:
+    """Look at no more than the header of an image in a file; errors as of :func:`read_image`."""
+    with reading(str(path)), open_regular(path) as file:
+        read_size(file, str(path))
 
 
 def read_image(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
@@ -98,7 +114,9 @@ def _opened(file: BinaryIO, key: str) -> Image.Image:
         return Image.open(file, formats=_formats())
     except UnidentifiedImageError as error:
         file.seek(0)
-        raise BrokenExampleError(key, DAMAGED if file.read(16).startswith(_BEGINNINGS) else NOT_AN_IMAGE) from error
+        first = file.read(16)
+        detail = "" if first else "it is empty"
+        raise BrokenExampleError(key, DAMAGED if first.startswith(_BEGINNINGS) else NOT_AN_IMAGE, detail) from error
 
 
 @functools.cache
