@@ -130,7 +130,9 @@ def _names(entries: Mapping[str, Any], codes: Iterable[str], language: str) -> d
             raise DataError(f"{code} has no name in {language}.") from error
         parts[code] = [plain for part in _PARTS.findall(name) if (plain := _plain(part))]
     first = Counter(own[0].casefold() for own in parts.values())
-    found = {code: next((p for p in own if first[p.casefold()] <= (p == own[0])), own[0]) for code, own in parts.items()}
+    found = {
+        code: next((p for p in own if first[p.casefold()] <= (p == own[0])), own[0]) for code, own in parts.items()
+    }
     if twice := [name for name, count in Counter(name.casefold() for name in found.values()).items() if count > 1]:
         raise DataError(f"several things have the name {twice[0]!r} in {language}.")
     return found

@@ -1,4 +1,4 @@
-"""A thing on a plain ground: what there is to say of it, which combinations are held out, and how it is put together."""
+"""A thing on a plain ground: what there is to say of it, which combinations are held out, how it is put together."""
 
 from __future__ import annotations
 

@@ -57,9 +57,7 @@ WORDS: Mapping[str, Words] = {
 }
 
 
-def phrase(
-    scene: ThingScene, name: str, language: str, *, pattern: int | None = None, with_ground: bool = True
-) -> str:
+def phrase(scene: ThingScene, name: str, language: str, *, pattern: int | None = None, with_ground: bool = True) -> str:
     """Describe a scene.
 
     Args:
