@@ -44,10 +44,8 @@ def make_sprites(archives: Mapping[Package, Path], codes: Iterable[str]) -> dict
 
 def _solid(archive: Path, codes: tuple[str, ...]) -> dict[str, Image.Image]:
     files = members(archive, lambda name: name.endswith(".webp"))
-    names = {
-        code: _spelling(code, {name.removeprefix("assets/").removesuffix(".webp") for name in files}) for code in codes
-    }
-    return {code: Image.open(io.BytesIO(files[f"assets/{name}.webp"])).convert("RGBA") for code, name in names.items()}
+    pictures = {name.removeprefix("assets/").removesuffix(".webp"): data for name, data in files.items()}
+    return {code: Image.open(io.BytesIO(pictures[_spelling(code, pictures)])).convert("RGBA") for code in codes}
 
 
 def _drawn(archive: Path, codes: tuple[str, ...]) -> dict[str, Image.Image]:
