@@ -48,6 +48,7 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=18"],
+        "things": ["resvg-py>=0.5"],
         "tensorboard": ["tensorboardX>=2.6"],
         "test": [
             "pytest",
