@@ -1,6 +1,7 @@
 """Teach AltDiffusion-mini a robot from eight images, in some minutes: it is drawn before and after, in three languages.
 
-``python train_lora.py 600`` is what it does unless told otherwise; fewer steps are faster and show less.
+``python train_lora.py 600`` is what it does unless told otherwise; fewer steps are faster and show less. Started again,
+it goes on where it was stopped. Where other programs use the cores as well, OMP_NUM_THREADS=1 makes it much faster.
 """
 
 import logging
@@ -16,6 +17,7 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.training.config import parse_config
 from flagai_altdiff.training.session import train
 
+logging.basicConfig(level=logging.INFO, format="%(message)s")
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it tells of machines that are not used
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
 SCENES = ("yellow blue", "red yellow", "yellow green", "red blue", "blue yellow", "yellow red", "blue red", "red green")

@@ -96,7 +96,7 @@ def _shim() -> Finding:
     if found is None or not found.origin:
         return Finding("import flagai", "not there; scripts that say flagai need it", "pip install flagai-altdiff")
     place = Path(found.origin).parent
-    real = os.path.exists(place / "data") or os.path.exists(place / "trainer.py")
+    real = os.path.exists(place / "data")  # which ours has not
     advice = "pip uninstall flagai flagai-altdiff && pip install flagai-altdiff" if version or real else ""
     return Finding("import flagai", f"{place}" + (f" (FlagAI {version} is installed too)" if version else ""), advice)
 

@@ -86,6 +86,7 @@ def _run(config: TrainConfig, args: argparse.Namespace) -> int:
     from flagai_altdiff.training.processes import is_first
     from flagai_altdiff.training.session import LORA, SHEET, train
 
+    logging.getLogger("flagai_altdiff").setLevel(logging.INFO)  # a run may take long before its bar shows
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
         model = train(config, resume=args.resume)
@@ -109,7 +110,7 @@ def _tell(config: TrainConfig, model: Path, lora: Path, sheet: Path) -> None:
         if spec and spec.embedded:  # a folder says nothing of the defaults that go with a name
             words += ["--steps", str(spec.steps), "--scale", f"{spec.guidance_scale:g}"]
     if sheet.is_file():
-        words = ["altdiff", "generate", *words, *config.sheets.prompts[:1]]
+        words = ["altdiff", "generate", *words, *(config.sheets.prompts[:1] or ["PROMPT"])]
         print(f"{sheet} shows what it draws. Go on with: {shlex.join(words)}", file=sys.stderr)
 
 

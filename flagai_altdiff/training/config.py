@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from flagai_altdiff import plain_data
 from flagai_altdiff.errors import ConfigError, shown
 from flagai_altdiff.training.stages import STAGES, TRAINABLE, Stage
 
@@ -211,17 +212,9 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: It cannot be read, or says something that cannot be; the message names the field.
     """
-    import yaml
+    from flagai_altdiff.checkpoint.plain_yaml import parse_yaml
 
-    try:
-        text = path.read_bytes()[: _MAX_BYTES + 1]
-        if len(text) > _MAX_BYTES:
-            raise ConfigError(f"{path} has over {_MAX_BYTES} bytes; a config has a few hundred. Is it another file?")
-        data = yaml.safe_load(text)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}. See altdiff train --example.") from error
+    data = plain_data.read_config(path, _MAX_BYTES, parse_yaml, "YAML")
     return parse_config(data, str(path))
 
 

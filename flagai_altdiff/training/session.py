@@ -15,7 +15,15 @@ from torch import Tensor
 from flagai_altdiff.charts import Curve, draw_curves
 from flagai_altdiff.checkpoint import altclip_folder, saving
 from flagai_altdiff.decoding import SUFFIXES
-from flagai_altdiff.errors import BrokenExampleError, CheckpointError, ConfigError, DiskError, InvalidRequestError
+from flagai_altdiff.errors import (
+    BrokenExampleError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskError,
+    InvalidRequestError,
+    printable,
+)
 from flagai_altdiff.files import new_file
 from flagai_altdiff.loading import load_model
 from flagai_altdiff.lora import finished, make_trainable, save_lora
@@ -83,6 +91,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         raise InvalidRequestError("output", str(output), "it is a file; name a folder")
     if not resume and output.is_dir() and any(output.iterdir()) and is_first():
         raise InvalidRequestError("output", str(output), "it holds a run; add --resume, or name another folder")
+    if resume and not output.exists() and is_first():
+        logger.warning("no run lies in %s: it begins anew", printable(str(output)))
     kinds = {STAGES[stage.stage].kind == "diffusion" for stage in config.stages}
     if len(kinds) > 1:
         raise ConfigError(
@@ -270,7 +280,10 @@ def _opened(data: DataConfig, languages: tuple[str, ...], at_least: int | None =
         skip_shards=data.skip_shards,
         cache=data.fetched,
     )
-    return open_examples(data.source if isinstance(data.source, str) else list(data.source), how)
+    try:
+        return open_examples(data.source if isinstance(data.source, str) else list(data.source), how)
+    except DataError as error:
+        raise DataError(f"data.source: {error}") from error
 
 
 def _load_images(config: TrainConfig, settings: StageSettings, examples: Examples) -> Load:
@@ -334,6 +347,7 @@ def _draw_prior(model: LatentDiffusion, data: DataConfig, side: int) -> None:
         wait_until(lambda: all(target.exists() for target in targets))
         return
     folder.mkdir(parents=True, exist_ok=True)
+    logger.info("drawing %d images of what the model knows into %s", len(targets), printable(str(folder)))
     for number, (target, caption) in enumerate(zip(targets, cycle(_classes(data)), strict=False)):
         if not target.exists():
             image = generate(model, caption, seed=number, height=side, width=side).images[0]

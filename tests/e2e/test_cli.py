@@ -95,13 +95,14 @@ def test_doctor_sees_the_machine(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert __version__ in text
     for topic in ("torch", "import flagai", "cpu", "memory", "disk", "AltDiffusion-m18"):
         assert topic in text
+    assert "! import flagai" not in text, "ours is no trouble"
 
 
 def test_doctor_finds_the_real_flagai(tmp_path: Path) -> None:
     place = tmp_path / "flagai"
     place.mkdir()
-    for name in ("__init__.py", "trainer.py"):
-        (place / name).touch()
+    (place / "__init__.py").touch()
+    (place / "data").mkdir()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run(
         [sys.executable, "-m", "flagai_altdiff", "doctor"],

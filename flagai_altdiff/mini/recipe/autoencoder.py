@@ -72,12 +72,6 @@ def autoencoder_task(autoencoder: AutoencoderKL, settings: StageSettings, scenes
     return Task(model=autoencoder, draw=draw, losses=losses)
 
 
-def psnr_db(output: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio of images in [-1, 1], mean over the batch."""
-    errors = (output.clamp(-1, 1) - target).square().mean(dim=(1, 2, 3)) / 4
-    return float((-10 * errors.clamp_min(1e-9).log10()).mean())
-
-
 @torch.no_grad()
 def normalise_latents(autoencoder: AutoencoderKL, images: Tensor) -> None:
     """Give each latent channel mean 0 and variance 1, by folding an affine map into the 1x1 convolutions.

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -36,7 +37,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MAX_LINE_BYTES = 2 * MAX_TEXT_BYTES
 
 
-class WholeSource:
+class WholeSource(ABC):
     """A source of one part, which is in memory."""
 
     lanes = 1
@@ -45,8 +46,9 @@ class WholeSource:
     def __init__(self, left_out: Tally) -> None:
         self.left_out = left_out
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """How many examples it has."""
 
     @property
     def sizes(self) -> Sequence[int]:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flagai_altdiff.errors import BrokenExampleError, DataError, MissingDependencyError
@@ -17,9 +19,6 @@ from flagai_altdiff.training.data.preparation import Preparation
 from flagai_altdiff.training.data.source import Reading
 from tests.cost import in_proportion
 from tests.data_files import image_bytes
-
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
 
 
 def write(path: Path, columns: dict[str, list[Any]], group: int = 2) -> Path:
