@@ -63,7 +63,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     things = commands.add_parser(
         "things",
         help="write training data of hundreds of things",
-        description="Fetch pictures and names of things with npm, and write them as shards with phrases in 18 languages.",
+        description="Fetch pictures and names of things with npm; write shards of images with phrases in 18 languages.",
     )
     add = things.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write; archives in its packages/ are used")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flagai_altdiff.mini.batches import draw_batch
-from flagai_altdiff.mini.recipe.stages import IMAGE_SIDE
+from flagai_altdiff.mini.recipe.pictures import Pictures
 from flagai_altdiff.mini.recipe.steps import Task
-from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.training.config import StageSettings
-from flagai_altdiff.training.objectives import Batch
+from flagai_altdiff.training.objectives import Batch, Gather
 
 KL_WEIGHT = 3e-4
 START_LOGVAR = -5.0
@@ -52,18 +49,18 @@ def reconstruction_losses(output: Tensor, target: Tensor) -> Tensor:
     return whole + 0.5 * torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
 
 
-def autoencoder_task(autoencoder: AutoencoderKL, settings: StageSettings, scenes: Sequence[Scene]) -> Task:
-    """To give freshly drawn images back, or squares of them."""
+def autoencoder_task(autoencoder: AutoencoderKL, settings: StageSettings, pictures: Pictures) -> Task:
+    """To give pictures back, or squares of them."""
     config, count = autoencoder.config, settings.row.batch_size
     latent = (config.embed_dim, *[settings.side // config.downsampling] * 2)
 
     def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"{settings.row.name}:{step}")
-        images = draw_batch(rng.choices(scenes, k=count), rng, side=IMAGE_SIDE)
+        images = pictures.batch(rng.choices(range(len(pictures)), k=count))
         noise = torch.randn(count, *latent, generator=torch.Generator().manual_seed(step))
         return {"image": crops(images, settings.side, rng), "noise": noise}
 
-    def losses(batch: Batch) -> Tensor:
+    def losses(batch: Batch, gather: Gather) -> Tensor:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(images)
         output = autoencoder.decode(posterior.mean + posterior.std * batch["noise"])

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flagai_altdiff.files import new_file
 from flagai_altdiff.mini.things.chosen import THINGS
 from flagai_altdiff.mini.things.packages import FURTHER_NAMES, NAMES, Package, members
 from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.registry import embedded_dir
 
 FILE = "things.json"
 _PLACES = {NAMES: "annotations/{}/annotations.json", FURTHER_NAMES: "annotationsDerived/{}/annotations.json"}
@@ -104,6 +106,12 @@ def read_catalogue(path: Path) -> tuple[Thing, ...]:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no list of things: {error}.") from error
+
+
+@cache
+def known_things() -> tuple[Thing, ...]:
+    """What the embedded model knows."""
+    return read_catalogue(embedded_dir() / "AltDiffusion-mini" / FILE)
 
 
 def _entries(archives: Mapping[Package, Path], language: str) -> dict[str, Any]:

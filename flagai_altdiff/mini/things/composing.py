@@ -42,8 +42,16 @@ class ThingScene:
     @property
     def is_held_out(self) -> bool:
         """Whether training never sees this thing on this ground, or in this style; a function of the words alone."""
-        if _one_in(f"{self.code}-{self.background}", _GROUNDS_HELD_OUT):
-            return True
+        return self.ground_is_held_out or self.style_is_held_out
+
+    @property
+    def ground_is_held_out(self) -> bool:
+        """Whether training never sees this thing on this ground."""
+        return _one_in(f"{self.code}-{self.background}", _GROUNDS_HELD_OUT)
+
+    @property
+    def style_is_held_out(self) -> bool:
+        """Whether training never sees this thing in this style."""
         return self.style != "solid" and _one_in(f"{self.code}-{self.style}", _STYLES_HELD_OUT)
 
 
@@ -51,8 +59,8 @@ def _one_in(text: str, count: int) -> bool:
     return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(), 16) % count == 0
 
 
-def random_scene(code: str, rng: random.Random) -> ThingScene:
-    """A scene with a thing that training may see."""
+def random_scene(code: str, rng: random.Random, *, held_out: bool = False) -> ThingScene:
+    """A scene with a thing; one that training may see, unless ``held_out`` ones are welcome."""
     while True:
         size, position = "medium", "centre"
         if rng.random() < _OTHER_SIZE:
@@ -61,7 +69,7 @@ def random_scene(code: str, rng: random.Random) -> ThingScene:
             position = rng.choice(("left", "right"))
         style = rng.choice(STYLES[1:]) if rng.random() < _OTHER_STYLE else STYLES[0]
         scene = ThingScene(code=code, background=rng.choice(COLOURS), size=size, position=position, style=style)
-        if not scene.is_held_out:
+        if held_out or not scene.is_held_out:
             return scene
 
 

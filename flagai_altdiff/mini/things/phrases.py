@@ -11,8 +11,7 @@ from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.vocabulary import COLOURS, LANGUAGES
 
-_FURTHER_WORD = 0.2
-_WITHOUT_GROUND = 0.15
+_FURTHER_WORD = 0.25
 _CAPITAL, _STOP = 0.3, 0.1
 
 
@@ -84,13 +83,23 @@ def phrase(scene: ThingScene, name: str, language: str, *, pattern: int | None =
     return words.comma.join(part for part in (sentence, size, style) if part)
 
 
-def random_phrase(scene: ThingScene, thing: Thing, language: str, rng: random.Random) -> str:
-    """A phrase as people might type it, sometimes with another word for the thing, a capital letter or a full stop."""
+def random_phrase(
+    scene: ThingScene, thing: Thing, language: str, rng: random.Random, *, with_ground: bool = True
+) -> str:
+    """A phrase as people might type it, sometimes with another word for the thing, a capital letter or a full stop.
+
+    Args:
+        scene: What to describe.
+        thing: The one that it shows.
+        language: A key of ``LANGUAGES``.
+        rng: Source of all choices.
+        with_ground: Whether the ground is named.
+    """
     further = thing.words[language]
     name = rng.choice(further) if further and rng.random() < _FURTHER_WORD else thing.names[language]
     vocabulary = LANGUAGES[language]
     pattern = rng.choice((None, *range(len(vocabulary.patterns))))
-    text = phrase(scene, name, language, pattern=pattern, with_ground=rng.random() >= _WITHOUT_GROUND)
+    text = phrase(scene, name, language, pattern=pattern, with_ground=with_ground)
     if rng.random() < _CAPITAL:
         text = text[0].upper() + text[1:]
     return text + vocabulary.stop if rng.random() < _STOP else text

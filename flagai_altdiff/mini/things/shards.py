@@ -8,7 +8,7 @@ import logging
 import random
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def write_things(out: Path, amount: Amount | None = None) -> dict[str, Any]:
         OSError: The disk refuses.
     """
     amount = amount or Amount()
+    out.mkdir(parents=True, exist_ok=True)
     archives = fetch(out / ARCHIVES)
     things = make_catalogue(archives)
     write_catalogue(things, out / FILE)
@@ -138,18 +139,3 @@ def _report(things: Sequence[Thing], scenes: Sequence[ThingScene | Scene]) -> di
         "further words": {code: sum(len(thing.words[code]) for thing in things) for code in LANGUAGES},
         "words held out": {code: sum(len(thing.unseen_words[code]) for thing in things) for code in LANGUAGES},
     }
-
-
-def parallel_texts(things: Sequence[Thing], count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """Phrases that say the same in every language, for a student that learns from an English teacher.
-
-    Args:
-        things: What they are of.
-        count: How many.
-        seed: Of all choices.
-    """
-    for number in range(count):
-        rng = random.Random(f"parallel:{seed}:{number}")
-        thing = rng.choice(things)
-        scene = random_scene(thing.code, rng)
-        yield {language: random_phrase(scene, thing, language, rng) for language in LANGUAGES}
