@@ -25,7 +25,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "flagai_altdiff": ["py.typed", "mini/*.safetensors"],
-        "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*"],
+        "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*", "AltCLIP-mini/*"],
     },
     install_requires=[
         "torch>=2.8",
@@ -57,6 +57,7 @@ setup(
             "diffusers>=0.42",
             "peft>=0.19",
             "pyarrow>=18",
+            "resvg-py>=0.5",
             "webdataset>=1.0",
             "tensorboardX>=2.6",
             "ruff",

@@ -23,7 +23,7 @@ _OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best"
 """What is no option of a request, by the flag that sets it."""
 
 
-_JUDGE = "AltCLIP-XLMR-L-m9"
+_JUDGE, _EMBEDDED_JUDGE = "AltCLIP-XLMR-L-m9", "AltCLIP-mini"
 _DRAWN_AT_ONCE = 4
 
 
@@ -57,7 +57,11 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add("--lora", action="append", default=[], metavar="FILE[:X]", help="add a LoRA, X times as strong; repeatable")
     add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
     add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
-    add("--judge", default=_JUDGE, metavar="NAME", help="the matching model that chooses (default: %(default)s)")
+    add(
+        "--judge",
+        metavar="NAME",
+        help=f"the matching model that chooses (default: {_JUDGE}; for AltDiffusion-mini {_EMBEDDED_JUDGE})",
+    )
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
     checker = parser.add_mutually_exclusive_group()
@@ -85,7 +89,8 @@ def _draw(args: argparse.Namespace) -> int:
     output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
-    _, place = locate(args.model, args.model_dir, task=DRAWING)
+    spec, place = locate(args.model, args.model_dir, task=DRAWING)
+    args.judge = args.judge or (_EMBEDDED_JUDGE if spec and spec.embedded else _JUDGE)
     loras = [_lora(text) for text in args.lora]
     if args.best:
         locate(args.judge, args.model_dir, task=MATCHING)

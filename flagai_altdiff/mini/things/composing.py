@@ -16,7 +16,7 @@ from flagai_altdiff.mini.vocabulary import COLOURS, POSITIONS, SIZES
 
 WIDTH_OF_SIZE = {"small": 0.46, "medium": 0.7, "large": 0.88}
 """Longer side of a thing, as a share of the image's."""
-_OTHER_STYLE, _OTHER_SIZE, _OTHER_POSITION = 0.3, 0.3, 0.3
+_OTHER_STYLE, _OTHER_SIZE, _OTHER_POSITION = 0.2, 0.15, 0.15
 _GROUNDS_HELD_OUT, _STYLES_HELD_OUT = 10, 5
 """One in so many."""
 
