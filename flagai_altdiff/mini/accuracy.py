@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.evaluation.intervals import Estimate, estimate
-from flagai_altdiff.mini.batches import as_batch
 from flagai_altdiff.mini.captions import caption
-from flagai_altdiff.mini.judge import SEEN, Judge, load_judge, right_answers, see
+from flagai_altdiff.mini.judge import SEEN, Judge, load_judge, looked_at, right_answers, see
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.things.phrases import phrase
@@ -181,7 +180,7 @@ def measure(
         seed=seed,
         seed_mode="batch",
     )
-    right = see(judge or load_judge(), as_batch(result.images)) == torch.tensor(
+    right = see(judge or load_judge(), looked_at(result.images)) == torch.tensor(
         [right_answers(question.shown) for question in asked]
     )
     return {name: right[:, list(SEEN).index(name)] for name in asked[0].asked}

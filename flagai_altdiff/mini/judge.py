@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flagai_altdiff.mini.batches import as_batch
 from flagai_altdiff.mini.things.chosen import THINGS
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.things.sprites import STYLES
@@ -29,6 +32,7 @@ SEEN: dict[str, tuple[str, ...]] = {
 UNTOLD = -100
 """In the place of an answer where there is none: things have no one colour, shapes no style."""
 _WIDTHS = (32, 64, 128, 256)
+_SIDES = (128, 128)
 
 
 class Judge(nn.Module):
@@ -57,6 +61,11 @@ def load_judge() -> Judge:
     judge = Judge()
     judge.load_state_dict({name: tensor.float() for name, tensor in load_file(WEIGHTS).items()})
     return judge.eval()
+
+
+def looked_at(images: Sequence[Image.Image]) -> Tensor:
+    """Images of any size as the judge takes them, (B, 3, 128, 128) in [-1, 1]."""
+    return as_batch([image if image.size == _SIDES else image.resize(_SIDES) for image in images])
 
 
 @torch.no_grad()

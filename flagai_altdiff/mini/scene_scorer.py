@@ -12,9 +12,8 @@ from torch import Tensor
 
 from flagai_altdiff.checkpoint.weights import fingerprint
 from flagai_altdiff.evaluation.tables import Prompt
-from flagai_altdiff.mini.batches import as_batch
 from flagai_altdiff.mini.captions import caption
-from flagai_altdiff.mini.judge import SEEN, load_judge, right_answers, see
+from flagai_altdiff.mini.judge import SEEN, load_judge, looked_at, right_answers, see
 from flagai_altdiff.mini.things.catalogue import Thing, known_things
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.things.phrases import phrase
@@ -22,7 +21,6 @@ from flagai_altdiff.mini.things.sprites import STYLES
 from flagai_altdiff.mini.vocabulary import COLOURS, LANGUAGES, POSITIONS, SIZES
 from flagai_altdiff.mini.world import Scene, all_scenes
 
-_SIDE = 128
 Described = tuple[Scene | ThingScene, tuple[str, ...]]
 """What a prompt describes, and which of the judge's answers it asks for: what it does not say may be anything."""
 
@@ -49,8 +47,7 @@ class SceneScorer:
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Mapping[str, Tensor]:
         """``accuracy``: 1 for what is right, 0 for what is not, NaN for prompts of another world."""
-        small = [image if image.size == (_SIDE, _SIDE) else image.resize((_SIDE, _SIDE)) for image in images]
-        seen = see(load_judge(), as_batch(small)).tolist()
+        seen = see(load_judge(), looked_at(images)).tolist()
         return {"accuracy": torch.tensor([self._is_right(*pair) for pair in zip(seen, prompts, strict=True)])}
 
     def _is_right(self, seen: Sequence[int], prompt: Prompt) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from flagai_altdiff.mini.recipe.pictures import Pictures
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.things.phrases import phrase, random_phrase
+from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import Scene
 
 Shown = ThingScene | Scene
@@ -19,6 +21,7 @@ Shown = ThingScene | Scene
 _WITHOUT_GROUND = 0.25
 """Share of the phrases of things that do not name the ground; shapes are bare less often."""
 _SHAPE_WITHOUT_GROUND = 0.15
+_SHORTENED = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +32,13 @@ class Corpus:
         pictures: All of them.
         shown: What each shows.
         things: By their codes.
+        telling: Code and language -> words of a thing's name that no other thing has; none that are held out.
     """
 
     pictures: Pictures
     shown: Sequence[Shown]
     things: Mapping[str, Thing]
+    telling: Mapping[tuple[str, str], tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.shown)
@@ -49,6 +54,16 @@ class Corpus:
             return random_phrase(scene, self.things[scene.code], language, rng, with_ground=with_ground)
         return random_caption(scene, language, rng, with_background=with_ground)
 
+    def short_phrase(self, index: int, language: str, rng: random.Random, *, with_ground: bool) -> str:
+        """As :meth:`phrase`, but where a word of a thing's name tells it alone, sometimes no more than that word."""
+        scene = self.shown[index]
+        parts = self.telling.get((scene.code, language)) if isinstance(scene, ThingScene) else None
+        if not parts or rng.random() >= _SHORTENED:
+            return self.phrase(index, language, rng, with_ground=with_ground)
+        assert isinstance(scene, ThingScene)
+        pattern = rng.choice((None, *range(len(LANGUAGES[language].patterns))))
+        return phrase(scene, rng.choice(parts), language, pattern=pattern, with_ground=with_ground)
+
     def plain_english(self, index: int, *, with_ground: bool) -> str:
         """The one phrase of which all that say the same are translations."""
         scene = self.shown[index]
@@ -60,8 +75,28 @@ class Corpus:
 def make_corpus(pictures: Pictures, things: Sequence[Thing]) -> Corpus:
     """The corpus of some pictures."""
     return Corpus(
-        pictures=pictures, shown=[_shown(facts) for facts in pictures.facts], things={t.code: t for t in things}
+        pictures=pictures,
+        shown=[_shown(facts) for facts in pictures.facts],
+        things={thing.code: thing for thing in things},
+        telling=telling_words(things),
     )
+
+
+def telling_words(things: Sequence[Thing]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Words of longer names that tell their thing alone: no other thing has them, and none of them is held out."""
+    found = {}
+    for language in LANGUAGES:
+        having: Counter[str] = Counter()
+        held_out = {word.casefold() for thing in things for word in thing.unseen_words[language]}
+        for thing in things:
+            texts = (thing.names[language], *thing.words[language], *thing.unseen_words[language])
+            having.update({part for text in texts for part in text.casefold().split()})
+        for thing in things:
+            words = thing.names[language].split()
+            own = tuple(w for w in words if having[w.casefold()] == 1 and w.casefold() not in held_out)
+            if own and len(words) > 1:
+                found[thing.code, language] = own
+    return found
 
 
 def _shown(facts: Mapping[str, Any]) -> Shown:

@@ -104,10 +104,11 @@ def measure_all(place: Place) -> None:
 def _answers(
     model: LatentDiffusion, things: Sequence[Thing], kinds: Sequence[str], count: int, judge: Judge
 ) -> list[Answers]:
+    asked = {(kind, code): questions(kind, things, code, count) for kind in kinds for code in LANGUAGES}
     return [
-        Answers(kind=kind, language=code, right=measure(model, questions(kind, things, code, count), judge=judge))
-        for kind in kinds
-        for code in LANGUAGES
+        Answers(kind=kind, language=code, right=measure(model, own, judge=judge))
+        for (kind, code), own in asked.items()
+        if own
     ]
 
 

@@ -55,7 +55,7 @@ def _stage(
 STAGES = {
     stage.row.name: stage
     for stage in (
-        _stage("judge", steps=1500, batch=64, learning_rate=2e-3, optimizer="adamw", weight_decay=0.01),
+        _stage("judge", steps=3000, batch=64, learning_rate=4e-3, weight_decay=0.01),
         _stage("autoencoder_64", steps=6000, batch=8, learning_rate=4e-3, side=64, final_rate=0.3),
         _stage("autoencoder", steps=1600, batch=3, learning_rate=2e-3, ema=0.995),
         _stage("teacher_first", steps=1000, batch=256, learning_rate=4e-3, warmup=100, weight_decay=0.01),

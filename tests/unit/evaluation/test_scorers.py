@@ -17,7 +17,7 @@ from flagai_altdiff.evaluation.inception import Inception
 from flagai_altdiff.evaluation.scorers import ClipSimilarity, load_features
 from flagai_altdiff.evaluation.tables import Prompt
 from flagai_altdiff.matching import load_matching_model, match
-from flagai_altdiff.mini.accuracy import held_out_prompts
+from flagai_altdiff.mini.accuracy import questions
 from flagai_altdiff.mini.drawing import draw
 from flagai_altdiff.mini.scene_scorer import SceneScorer
 from tests import tiny
@@ -104,7 +104,7 @@ def test_similarity_is_to_the_english_caption(tmp_path: Path) -> None:
 
 
 def test_scenes_are_judged_in_every_language() -> None:
-    pairs = {language: held_out_prompts(language, 2) for language in ("en", "hi", "zh")}
+    pairs = {code: [(one.shown, one.prompt) for one in questions("shape", (), code, 2)] for code in ("en", "hi", "zh")}
     prompts = {language: [Prompt(id="", text=text) for _, text in own] for language, own in pairs.items()}
     prompts["en"].append(Prompt(id="", text="something else"))
     scorer = SceneScorer(prompts)
