@@ -68,8 +68,8 @@ def judge_task(judge: Judge, settings: StageSettings, sprites: Sprites) -> Task:
 def share_right(judge: Judge, sprites: Sprites) -> Tensor:
     """Share of right answers on fresh pictures, (questions,)."""
     found, wanted = [], []
-    for number in range(FRESH // _CHUNK):
-        images, shown = fresh_pictures(sprites, _CHUNK, random.Random(f"fresh:{number}"))
+    for first in range(0, FRESH, _CHUNK):
+        images, shown = fresh_pictures(sprites, min(_CHUNK, FRESH - first), random.Random(f"fresh:{first}"))
         found.append(see(judge, images))
         wanted.append(torch.tensor([right_answers(scene) for scene in shown]))
     answers, seen = torch.cat(wanted), torch.cat(found)
