@@ -205,6 +205,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError(f"stages is empty; expected some of {', '.join(STAGES)}")
+        if self.machine.strategy == "fsdp" and any(stage.optimizer == "muon" for stage in self.stages):
+            raise ValueError("optimizer: muon needs whole matrices, which strategy: fsdp cuts; leave one of them out")
 
 
 def read_config(path: Path) -> TrainConfig:
