@@ -21,7 +21,8 @@ Shown = ThingScene | Scene
 _WITHOUT_GROUND = 0.25
 """Share of the phrases of things that do not name the ground; shapes are bare less often."""
 _SHAPE_WITHOUT_GROUND = 0.15
-_SHORTENED = 0.1
+_SHORTENED, _WITH_ARTICLE = 0.1, 0.2
+"""Shares of the phrases that a student learns from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +55,18 @@ class Corpus:
             return random_phrase(scene, self.things[scene.code], language, rng, with_ground=with_ground)
         return random_caption(scene, language, rng, with_background=with_ground)
 
-    def short_phrase(self, index: int, language: str, rng: random.Random, *, with_ground: bool) -> str:
-        """As :meth:`phrase`, but where a word of a thing's name tells it alone, sometimes no more than that word."""
+    def loose_phrase(self, index: int, language: str, rng: random.Random, *, with_ground: bool) -> str:
+        """As :meth:`phrase`, but less tidy: with an article of any gender, or no more of a name than tells its thing."""
         scene = self.shown[index]
-        parts = self.telling.get((scene.code, language)) if isinstance(scene, ThingScene) else None
-        if not parts or rng.random() >= _SHORTENED:
+        if not isinstance(scene, ThingScene):
             return self.phrase(index, language, rng, with_ground=with_ground)
-        assert isinstance(scene, ThingScene)
-        pattern = rng.choice((None, *range(len(LANGUAGES[language].patterns))))
-        return phrase(scene, rng.choice(parts), language, pattern=pattern, with_ground=with_ground)
+        parts, articles = self.telling.get((scene.code, language)), LANGUAGES[language].articles
+        if parts and rng.random() < _SHORTENED:
+            pattern = rng.choice((None, *range(len(LANGUAGES[language].patterns))))
+            text = phrase(scene, rng.choice(parts), language, pattern=pattern, with_ground=with_ground)
+        else:
+            text = self.phrase(index, language, rng, with_ground=with_ground)
+        return f"{rng.choice(articles.split('/'))} {text}" if articles and rng.random() < _WITH_ARTICLE else text
 
     def plain_english(self, index: int, *, with_ground: bool) -> str:
         """The one phrase of which all that say the same are translations."""

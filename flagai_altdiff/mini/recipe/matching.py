@@ -101,7 +101,7 @@ def student_task(
         texts, plain = [], []
         for i in rng.choices(range(len(corpus)), k=count):
             with_ground = corpus.names_ground(i, rng)
-            texts.append(corpus.short_phrase(i, rng.choice(languages), rng, with_ground=with_ground))
+            texts.append(corpus.loose_phrase(i, rng.choice(languages), rng, with_ground=with_ground))
             plain.append(corpus.plain_english(i, with_ground=with_ground))
         for number in range(count):
             if rng.random() < settings.row.text_drop:
