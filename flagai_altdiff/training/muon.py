@@ -60,7 +60,8 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            updates = self._matrix_updates(moved, group) if group["by_muon"] else self._other_updates(moved, group)
+            by_muon = group["by_muon"]
+            updates = self._matrix_updates(moved, group) if by_muon else [self._other_update(p, group) for p in moved]
             for parameter, update in zip(moved, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
         return loss
@@ -79,9 +80,6 @@ class Muon(Optimizer):
             state["momentum"] = torch.zeros_like(gradient)
         state["momentum"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(state["momentum"], momentum).flatten(1)
-
-    def _other_updates(self, parameters: Sequence[nn.Parameter], group: dict[str, Any]) -> list[Tensor]:
-        return [self._other_update(parameter, group) for parameter in parameters]
 
     def _other_update(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
         gradient, state, (beta1, beta2) = parameter.grad, self.state[parameter], group["betas"]

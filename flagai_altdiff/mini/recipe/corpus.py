@@ -56,7 +56,7 @@ class Corpus:
         return random_caption(scene, language, rng, with_background=with_ground)
 
     def loose_phrase(self, index: int, language: str, rng: random.Random, *, with_ground: bool) -> str:
-        """As :meth:`phrase`, but less tidy: with an article of any gender, or no more of a name than tells its thing."""
+        """As :meth:`phrase`, but less tidy: with an article of any gender, or with no more than a telling word."""
         scene = self.shown[index]
         if not isinstance(scene, ThingScene):
             return self.phrase(index, language, rng, with_ground=with_ground)

@@ -19,9 +19,6 @@ from flagai_altdiff.models.attention import SpatialTransformer
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.models.latent_diffusion import LatentDiffusion
 from flagai_altdiff.models.unet import ResBlock, UNetModel
-from flagai_altdiff.sampling.ddim import ddim
-from flagai_altdiff.sampling.guidance import guided
-from flagai_altdiff.sampling.schedule import Schedule
 from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.losses import denoising_losses
 from flagai_altdiff.training.objectives import Batch, Gather
@@ -30,7 +27,6 @@ from flagai_altdiff.training.processes import is_first, wait_until
 _CHUNK = 100
 _NOISY = 0.7
 """Share of the training's timesteps in the noisier half."""
-LOOK_PROMPTS, LOOK_STEPS, LOOK_GUIDANCE = 120, 20, 2.0
 
 
 @torch.no_grad()
@@ -134,16 +130,3 @@ def _noisier(places: Tensor) -> Tensor:
     """
     lower = 1 - _NOISY
     return torch.where(places < lower, places * 0.5 / lower, 1 - (1 - places) * 0.5 / _NOISY).clamp(max=1 - 1e-6)
-
-
-@torch.no_grad()
-def sample(model: LatentDiffusion, input_ids: Tensor, empty_ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Images of tokenised prompts, (B, 3, H, W); DDIM with ``LOOK_STEPS`` steps."""
-    cond, uncond = model.cond_stage_model(input_ids), model.cond_stage_model(empty_ids).expand(len(input_ids), -1, -1)
-    side = model.config.first_stage.resolution // model.config.first_stage.downsampling
-    x = torch.randn(len(input_ids), model.channels, side, side, generator=generator)
-    eps = guided(model.apply_model, cond, uncond, LOOK_GUIDANCE, model.alphas_cumprod, model.parameterization)
-    schedule = Schedule.from_alphas_cumprod(model.alphas_cumprod, LOOK_STEPS)
-    for step in ddim(eps, x, schedule, noise=lambda: torch.zeros(())):
-        x = step.x
-    return model.decode_first_stage(x)
