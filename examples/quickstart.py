@@ -18,7 +18,14 @@ model.to(device)
 predictor = Predictor(model)
 
 result = predictor.predict_generate_images(
-    ["a cat on a red background", "热气球，蓝色背景", "ракета на чёрном фоне", "una pizza, fondo verde", "تفاحة حمراء", "기타"],
+    [
+        "a cat on a red background",
+        "热气球，蓝色背景",
+        "ракета на чёрном фоне",
+        "una pizza, fondo verde",
+        "تفاحة حمراء",
+        "기타",
+    ],
     n_samples=2,
     n_rows=4,
 )

@@ -67,7 +67,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     add = things.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write; archives in its packages/ are used")
-    add("--renders", type=int, default=24, metavar="N", help="images of each thing (default: %(default)s)")
+    add("--renders", type=int, default=32, metavar="N", help="images of each thing (default: %(default)s)")
     things.set_defaults(run=_things)
 
 

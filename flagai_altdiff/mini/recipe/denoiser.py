@@ -25,8 +25,6 @@ from flagai_altdiff.training.objectives import Batch, Gather
 from flagai_altdiff.training.processes import is_first, wait_until
 
 _CHUNK = 100
-_NOISY = 0.7
-"""Share of the training's timesteps in the noisier half."""
 
 
 @torch.no_grad()
@@ -81,6 +79,7 @@ def denoiser_task(
     corpus: Corpus,
     settings: StageSettings,
     languages: Sequence[str],
+    noisy: float = 0.5,
 ) -> Task:
     """The diffusion loss on cached latents and fresh captions; timesteps spread over the whole range in each step.
 
@@ -91,6 +90,8 @@ def denoiser_task(
         corpus: What the latents show.
         settings: Of the stage; one of another name draws other samples.
         languages: Of the captions.
+        noisy: Share of the timesteps in the noisier half. There hardly anything is seen of the picture, and what is
+            learnt is what the words look like; in the other half, how a picture looks in its details.
     """
     count = settings.row.batch_size
 
@@ -105,7 +106,7 @@ def denoiser_task(
         chosen = rng.choices(range(len(corpus)), k=count)
         mean, std = latent_cache["mean"][chosen].float(), latent_cache["std"][chosen].float()
         latents = model.scale_factor * (mean + std * torch.randn(mean.shape, generator=generator))
-        places = _noisier((torch.arange(count) + torch.rand(count, generator=generator)) / count)
+        places = spread((torch.arange(count) + torch.rand(count, generator=generator)) / count, noisy)
         noise = torch.randn(latents.shape, generator=generator)
         return {
             "latents": latents,
@@ -123,10 +124,7 @@ def denoiser_task(
     return Task(model=model, draw=draw, losses=losses)
 
 
-def _noisier(places: Tensor) -> Tensor:
-    """Even places in [0, 1) -> places in [0, 1) of which ``_NOISY`` lie in the upper half.
-
-    There hardly anything is seen of the picture, and what is learnt is what the words look like.
-    """
-    lower = 1 - _NOISY
-    return torch.where(places < lower, places * 0.5 / lower, 1 - (1 - places) * 0.5 / _NOISY).clamp(max=1 - 1e-6)
+def spread(places: Tensor, noisy: float) -> Tensor:
+    """Even places in [0, 1) -> places in [0, 1) of which the share ``noisy``, within (0, 1), lies in the upper half."""
+    lower = 1 - noisy
+    return torch.where(places < lower, places * 0.5 / lower, 1 - (1 - places) * 0.5 / noisy).clamp(max=1 - 1e-6)

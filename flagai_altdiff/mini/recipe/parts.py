@@ -18,6 +18,7 @@ from flagai_altdiff.mini.accuracy import measure, questions
 from flagai_altdiff.mini.judge import SEEN, Judge
 from flagai_altdiff.mini.recipe import stages
 from flagai_altdiff.mini.recipe.autoencoder import (
+    LATENT_NOISE,
     autoencoder_task,
     normalise_latents,
     quiet_posterior,
@@ -28,7 +29,7 @@ from flagai_altdiff.mini.recipe.denoiser import denoiser_task, fill_latent_cache
 from flagai_altdiff.mini.recipe.judge import Sprites, judge_task, share_right
 from flagai_altdiff.mini.recipe.matching import student_task, teacher_task
 from flagai_altdiff.mini.recipe.pictures import read_pictures
-from flagai_altdiff.mini.recipe.stages import IMAGE_SIDE, STAGES, matching_config, mini_config
+from flagai_altdiff.mini.recipe.stages import NOISY, STAGES, matching_config, mini_config
 from flagai_altdiff.mini.recipe.steps import Task, save_whole
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
 from flagai_altdiff.mini.recipe.tokenizer import build_tokenizer
@@ -47,7 +48,7 @@ from flagai_altdiff.training.processes import is_first, meet, started, wait_unti
 from flagai_altdiff.training.run import STATES, fit
 
 TEACHER_STAGES = ("teacher_first", "teacher")
-AUTOENCODER_STAGES = ("autoencoder_64", "autoencoder")
+AUTOENCODER_STAGES = ("autoencoder_64", "autoencoder", "decoder")
 SAVE_EVERY, LOOK_EVERY, LOOK_PROMPTS = 200, 1000, 90
 STATISTICS_IMAGES = 512
 _LATENTS = "latents_{}.safetensors"
@@ -163,7 +164,7 @@ def judge(place: Place) -> Judge:
 
 
 def autoencoder(place: Place) -> AutoencoderKL:
-    """Train the autoencoder on squares of 64 px, then on whole images."""
+    """Train the autoencoder on squares of 64 px, then on whole images, then its decoder on latents with noise."""
     torch.manual_seed(0)
     model = AutoencoderKL(stages.AUTOENCODER)
     quiet_posterior(model)
@@ -174,9 +175,13 @@ def autoencoder(place: Place) -> AutoencoderKL:
         normalise_latents(model, pictures.batch(chosen))
 
     pictures = corpus(place).pictures
+
+    def task(settings: StageSettings) -> Task:
+        noise = LATENT_NOISE if settings.row.name == "decoder" else 0.0
+        return autoencoder_task(model, settings, pictures, latent_noise=noise)
+
     for name in AUTOENCODER_STAGES:
-        finish = normalise if STAGES[name].side == IMAGE_SIDE else lambda: None
-        run_stage(name, model, lambda settings: autoencoder_task(model, settings, pictures), place, finish)
+        run_stage(name, model, task, place, normalise if name == "autoencoder" else lambda: None)
     return model
 
 
@@ -254,7 +259,7 @@ def train_unet(name: str, model: LatentDiffusion, place: Place, languages: Seque
     def task(settings: StageSettings) -> Task:
         pictures, path = corpus(place).pictures, place.work / _LATENTS.format(settings.side)
         latents = fill_latent_cache(model.first_stage_model, pictures, path, settings.side)
-        return denoiser_task(model, tokenizer(place), latents, corpus(place), settings, languages)
+        return denoiser_task(model, tokenizer(place), latents, corpus(place), settings, languages, NOISY[name])
 
     run_stage(name, model, task, place, make_look=lambda: make_look(model, place, languages))
     return model

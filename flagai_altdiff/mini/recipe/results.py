@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from flagai_altdiff.checkpoint import altclip_folder
 from flagai_altdiff.checkpoint.ldm_yaml import dump_config
 from flagai_altdiff.checkpoint.saving import half_precision
@@ -19,6 +21,7 @@ from flagai_altdiff.loading import load_path
 from flagai_altdiff.mini.accuracy import KINDS, Answers, as_table, measure, questions
 from flagai_altdiff.mini.contact_sheet import contact_sheet, language_sheet
 from flagai_altdiff.mini.judge import Judge
+from flagai_altdiff.mini.pairs import measure_pairs, pair_questions
 from flagai_altdiff.mini.recipe import parts
 from flagai_altdiff.mini.recipe.parts import Place
 from flagai_altdiff.mini.recipe.steps import save_whole
@@ -93,6 +96,10 @@ def measure_all(place: Place) -> None:
     answers = _answers(model, things, tuple(KINDS), AT_THE_END, parts.judge(place))
     _write(place.work / "tables" / "model.json", answers)
     logger.info("in per cent:\n%s", as_table(answers))
+    asked = [pair_questions(things, code, AT_THE_END) for code in LANGUAGES]
+    drawn = torch.cat([measure_pairs(model, own, judge=parts.judge(place)) for own in asked]).float()
+    both = drawn.prod(dim=1).mean()
+    logger.info("of two things side by side %.1f %% are drawn, both %.1f %%", 100 * drawn.mean(), 100 * both)
     names = {thing.code: thing.names for thing in things}
     chosen = [one.prompt for one in questions("ground", things, "en", _SHEET_THINGS)]
     sheet = contact_sheet(model, chosen, columns=_SHEET_COLUMNS)

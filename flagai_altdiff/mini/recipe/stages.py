@@ -52,12 +52,16 @@ def _stage(
     return StageSettings(row=row, side=side, optimizer=optimizer, decay="cosine", final_rate=final_rate, beta2=0.99)
 
 
+_DECODER = r"(decoder|post_quant_conv)\..*"
+"""Parameters that the latents do not depend on."""
+
 STAGES = {
     stage.row.name: stage
     for stage in (
         _stage("judge", steps=3000, batch=64, learning_rate=4e-3, weight_decay=0.01),
         _stage("autoencoder_64", steps=6000, batch=8, learning_rate=4e-3, side=64, final_rate=0.3),
         _stage("autoencoder", steps=1600, batch=3, learning_rate=2e-3, ema=0.995),
+        _stage("decoder", steps=1600, batch=8, learning_rate=1e-3, trains=_DECODER, side=64, ema=0.995),
         _stage("teacher_first", steps=1000, batch=256, learning_rate=4e-3, warmup=100, weight_decay=0.01),
         _stage("teacher", steps=600, batch=256, learning_rate=3e-3, weight_decay=0.01),
         _stage(
@@ -118,6 +122,9 @@ STAGES = {
     )
 }
 """Every stage by its name, in their order."""
+
+NOISY = {"unet": 0.7, "alignment": 0.7, "quality": 0.45, "guidance": 0.4}
+"""Share of a stage's timesteps in the noisier half: first the words are learnt, then the details."""
 
 AUTOENCODER = AutoencoderConfig(
     resolution=IMAGE_SIDE, ch=16, num_res_blocks=1, norm_groups=4, z_channels=8, embed_dim=8

@@ -44,7 +44,7 @@ class Amount:
         seed: Of all choices.
     """
 
-    renders: int = 24
+    renders: int = 32
     shapes: float = 0.1
     seed: int = 0
 

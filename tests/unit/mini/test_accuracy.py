@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ import torch
 from flagai_altdiff.mini.accuracy import KINDS, Answers, as_table, measure, questions
 from flagai_altdiff.mini.drawing import draw
 from flagai_altdiff.mini.judge import CODES, SEEN, UNTOLD, Judge, right_answers, see
+from flagai_altdiff.mini.pairs import measure_pairs, pair_questions
 from flagai_altdiff.mini.recipe.corpus import telling_words
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import Scene, is_held_out
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.pipeline import generate
 
 
 @pytest.mark.parametrize("language", ["en", "de", "zh"])
@@ -59,6 +62,22 @@ def test_a_model_is_measured(m9: LatentDiffusion, things: tuple[Thing, ...]) -> 
     asked = questions("ground", things, "en", 3)
     right = measure(m9, asked, judge=Judge().eval(), steps=1, batch_size=2)
     assert right.keys() == {"what", "background"} and all(values.shape == (len(asked),) for values in right.values())
+
+
+def test_pairs_are_right_where_both_are_among_the_likeliest(
+    m9: LatentDiffusion, things: tuple[Thing, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = pair_questions(things, "zh", 3)
+    assert asked == pair_questions(things, "zh", 3)
+    names = {thing.code: thing.names["zh"] for thing in things}
+    assert all(one.prompt == "，".join(names[code] for code in one.codes) for one in asked)
+    assert all(one.codes[0] != one.codes[1] for one in asked)
+    eye = Judge().eval()
+    likeliest = torch.zeros(len(SEEN["what"]))
+    likeliest[SEEN["what"].index(asked[0].codes[1])] = 9
+    monkeypatch.setattr(eye.heads["what"], "forward", lambda features: likeliest.repeat(len(features), 1))
+    monkeypatch.setattr("flagai_altdiff.mini.pairs.generate", partial(generate, steps=1))
+    assert measure_pairs(m9, asked[:1], judge=eye).tolist() == [[False, True]]
 
 
 def test_answers_are_counted_with_their_intervals() -> None:

@@ -29,9 +29,9 @@ from flagai_altdiff.loading import load_path
 from flagai_altdiff.matching import load_matching_model, match
 from flagai_altdiff.mini.judge import Judge
 from flagai_altdiff.mini.recipe import judge, parts, results, stages
-from flagai_altdiff.mini.recipe.autoencoder import autoencoder_task, normalise_latents
+from flagai_altdiff.mini.recipe.autoencoder import LATENT_NOISE, autoencoder_task, normalise_latents
 from flagai_altdiff.mini.recipe.corpus import Corpus, make_corpus
-from flagai_altdiff.mini.recipe.denoiser import denoiser_task, zero_init
+from flagai_altdiff.mini.recipe.denoiser import denoiser_task, spread, zero_init
 from flagai_altdiff.mini.recipe.judge import judge_task
 from flagai_altdiff.mini.recipe.matching import student_task, teacher_task
 from flagai_altdiff.mini.recipe.pictures import read_pictures
@@ -137,7 +137,8 @@ def make_task(tokenize: CaptionTokenizer, corpus: Corpus, sprites: Sprites) -> A
         if name in DIFFUSION:
             latents = {"mean": torch.randn(len(corpus), 4, 8, 8).half(), "std": torch.rand(len(corpus), 4, 8, 8).half()}
             return denoiser_task(tiny_model(tokenize), tokenize, latents, corpus, settings, ["en", "zh"]), settings
-        return autoencoder_task(AutoencoderKL(AUTOENCODER), settings, corpus.pictures), settings
+        noise = LATENT_NOISE if name == "decoder" else 0.0
+        return autoencoder_task(AutoencoderKL(AUTOENCODER), settings, corpus.pictures, noise), settings
 
     return make
 
@@ -208,6 +209,28 @@ def test_normalised_latents_give_the_same_images() -> None:
     assert torch.allclose(latents.mean.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)
     noise_to_signal = kept.std / kept.mean.std(dim=(0, 2, 3))[:, None, None]
     assert torch.allclose(latents.std, noise_to_signal, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
+def test_timesteps_are_spread_over_all_of_them_as_asked(name: str) -> None:
+    even = torch.arange(1000) / 1000
+    places = spread(even, stages.NOISY[name])
+    assert places[0] == 0 and 0.99 < places[-1] < 1 and (places.diff() > 0).all()
+    assert (places >= 0.5).float().mean() == pytest.approx(stages.NOISY[name], abs=2e-3)
+    torch.testing.assert_close(spread(even, 0.5), even)
+
+
+def test_the_decoder_learns_to_clear_noise_and_leaves_the_latents(make_task: Any, corpus: Corpus) -> None:
+    job, settings = make_task("decoder")
+    learns = trainable_names(job.model, settings.pattern)
+    assert not any(name.startswith(("encoder.", "quant_conv.")) for name in learns)
+    quiet, loud = (job.draw(3) for job in (make_task("autoencoder")[0], job))
+    assert not quiet["more"].any() and loud["more"].std(dim=(1, 2, 3)).max() <= 1.2 * LATENT_NOISE
+    with torch.no_grad():
+        alike, other = (
+            {**loud, "more": more, "position": torch.arange(2)} for more in (0 * loud["more"], loud["more"])
+        )
+        assert not torch.equal(job.losses(alike, lambda v: (v, 0)), job.losses(other, lambda v: (v, 0)))
 
 
 def test_a_fresh_unet_predicts_zero(tokenize: CaptionTokenizer) -> None:
