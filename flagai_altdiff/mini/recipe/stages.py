@@ -101,7 +101,7 @@ STAGES = {
             "quality",
             kind="diffusion",
             trains="unet",
-            steps=8000,
+            steps=6000,
             batch=64,
             learning_rate=3e-3,
             warmup=200,
