@@ -238,7 +238,11 @@ def with_student(place: Place) -> LatentDiffusion:
 
 
 def alignment(place: Place) -> LatentDiffusion:
-    """Concept alignment: nothing but the keys and values learn, from small images."""
+    """Concept alignment: nothing but the keys and values learn.
+
+    From whole images: this UNet has seen no smaller ones, where the papers' knew both sizes. Tried on images of 64 px,
+    the model drew 10 of 100 things afterwards that it had drawn 87 of.
+    """
     return train_unet("alignment", with_student(place), place, list(LANGUAGES))
 
 

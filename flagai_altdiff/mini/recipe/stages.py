@@ -16,8 +16,8 @@ from flagai_altdiff.config import (
 from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.stages import Kind, Stage
 
-IMAGE_SIDE, LOW_SIDE = 128, 64
-"""Of the images, and of those from which the UNet learns new words, in px."""
+IMAGE_SIDE = 128
+"""Of the images, in px."""
 
 
 def _stage(
@@ -90,10 +90,9 @@ STAGES = {
             "alignment",
             kind="diffusion",
             trains="cross_attention_kv",
-            steps=1500,
+            steps=600,
             batch=64,
-            learning_rate=4e-3,
-            side=LOW_SIDE,
+            learning_rate=1e-3,
             final_rate=0.1,
             ema=0.99,
         ),
