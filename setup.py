@@ -60,6 +60,7 @@ setup(
             "resvg-py>=0.5",
             "webdataset>=1.0",
             "tensorboardX>=2.6",
+            "torchsde>=0.2.6",  # what diffusers draws the noise of its SDE samplers with
             "ruff",
             "mypy",
             "types-requests",

@@ -18,11 +18,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flagai_altdiff.auto_loader import AutoLoader
+    from flagai_altdiff.diffusers_bridge import from_diffusers, to_diffusers
     from flagai_altdiff.errors import FlagAIAltDiffError
     from flagai_altdiff.loading import load_model
-    from flagai_altdiff.lora import add_lora
+    from flagai_altdiff.lora import add_lora, remove_loras
     from flagai_altdiff.models import LatentDiffusion
     from flagai_altdiff.output import draw_to_folder
+    from flagai_altdiff.parts import add_embedding, use_vae
     from flagai_altdiff.pipeline import GenerationResult, Sample, generate, stream
     from flagai_altdiff.predictor import Predictor
     from flagai_altdiff.registry import MODELS
@@ -41,11 +43,16 @@ _HOMES = {
     "Predictor": "predictor",
     "Sample": "pipeline",
     "Step": "sampling",
+    "add_embedding": "parts",
     "add_lora": "lora",
     "draw_to_folder": "output",
+    "from_diffusers": "diffusers_bridge",
     "generate": "pipeline",
     "load_model": "loading",
+    "remove_loras": "lora",
     "stream": "pipeline",
+    "to_diffusers": "diffusers_bridge",
+    "use_vae": "parts",
 }
 """Public name -> the module that has it."""
 
@@ -61,15 +68,30 @@ __all__ = [
     "Predictor",
     "Sample",
     "Step",
+    "add_embedding",
     "add_lora",
     "draw_to_folder",
+    "from_diffusers",
     "generate",
     "load_model",
+    "remove_loras",
     "stream",
+    "to_diffusers",
+    "use_vae",
 ]
 
 
+_FOR_DIFFUSERS = ("MultilingualRobertaEncoder", "PreTrainedModel")
+"""What diffusers asks this package for when it opens a folder whose text encoder is from here."""
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> object:
+    if name in _FOR_DIFFUSERS:
+        return getattr(import_module(f"{__name__}.diffusers_bridge"), name)
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

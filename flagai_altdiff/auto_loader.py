@@ -19,7 +19,7 @@ from flagai_altdiff.lora import add_lora, lora_files
 from flagai_altdiff.matching import find_transform, load_matching_model, load_weights
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.altclip import AltCLIP
-from flagai_altdiff.registry import MATCHING, check_task, locate
+from flagai_altdiff.registry import MATCHING, as_task, locate
 from flagai_altdiff.tokenizer import Tokenizer, load_tokenizer, own_tokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class AutoLoader:
     """Loads a model by name, fetching its files into ``model_dir`` if they are not there.
 
     Args:
-        task_name: ``"text2img"`` or ``"txt_img_matching"``.
+        task_name: ``"text2img"`` (also as ``"img2img"``, ``"inpainting"``) or ``"txt_img_matching"``.
         model_name: A registered name in any case, or the path of a folder or file with weights.
         model_dir: Folder of the model folders.
         only_download_config: Fetch and read config and tokenizer only; ``get_model()`` then raises.
@@ -72,7 +72,7 @@ class AutoLoader:
         safety_checker: bool | str = "auto",
         **kwargs: object,
     ) -> None:
-        check_task(task_name)
+        task_name = as_task(task_name)
         for name in kwargs:  # FlagAI takes anything; a slip of the pen must not fetch another model
             if near := difflib.get_close_matches(name, inspect.signature(AutoLoader).parameters, n=1, cutoff=0.85):
                 raise TypeError(f"AutoLoader has no argument {name!r}; did you mean {near[0]!r}?")
@@ -153,12 +153,30 @@ class AutoLoader:
             return
         with last_net(model_path):
             checkpoint.assign(model, read_tensors(Path(model_path)), str(model_path))
+        model.loras, model.before_loras = (), {}
 
     def _config_only(self) -> tuple[Path, Tokenizer]:
-        spec, path = locate(self.model_name, self.model_dir, task=self.task_name)
-        found = own_tokenizer(path)
-        if found is None and spec and spec.sources:
-            found = own_tokenizer(hub.fetch(spec, path, config_only=True))
-        if found is None:
-            raise CheckpointError(f"{path} has no tokenizer (sentencepiece.bpe.model or tokenizer.json).")
-        return path, load_tokenizer(found)
+        path = locate(self.model_name, self.model_dir, task=self.task_name)[1]
+        return path, find_own_tokenizer(self.model_name, self.model_dir, task=self.task_name)
+
+
+def find_own_tokenizer(name: str, model_dir: str | Path, *, task: str | None = None) -> Tokenizer:
+    """The tokenizer of a model, whose weights need not be there; it is fetched if it is not.
+
+    Args:
+        name: Registered, or a path.
+        model_dir: Folder of the model folders.
+        task: What a registered model must be for; any if left out.
+
+    Raises:
+        UnknownModelError: Neither registered nor a path.
+        CheckpointError: There is no tokenizer.
+        HubError: It could not be fetched.
+    """
+    spec, path = locate(name, model_dir, task=task)
+    found = own_tokenizer(path)
+    if found is None and spec and spec.sources:
+        found = own_tokenizer(hub.fetch(spec, path, config_only=True))
+    if found is None:
+        raise CheckpointError(f"{path} has no tokenizer (sentencepiece.bpe.model or tokenizer.json).")
+    return load_tokenizer(found)

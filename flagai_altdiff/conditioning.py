@@ -2,32 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flagai_altdiff.engine import Engine
+from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
+from flagai_altdiff.prompt_syntax import Part, mean_weight, parse
 from flagai_altdiff.request import Note
+from flagai_altdiff.tokenizer import Tokenizer
+from flagai_altdiff.tokenizer.files import BOS, EOS, PAD
 
 _SHOWN_CHARACTERS = 200
+ROOM = MAX_TOKENS - 2
+"""Tokens that a chunk has for a prompt."""
+_COMMAS, _SEARCHED = frozenset(",，、،"), 20
+"""A chunk that is full ends at a comma, if one is among its last tokens."""
 
 
-def encode_prompts(model: LatentDiffusion, engine: Engine, prompts: Sequence[str]) -> Tensor:
+@dataclass(frozen=True)
+class Chunk:
+    """What the text encoder reads at once of a prompt with weights.
+
+    Args:
+        pieces: The text of each token.
+        ids: Their ids, without ``<s>`` and ``</s>``; at most 75.
+        weights: Their weights.
+    """
+
+    pieces: tuple[str, ...]
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def row(self) -> list[int]:
+        """The ids as the text encoder takes them, 77 of them."""
+        return [BOS, *self.ids, EOS, *[PAD] * (ROOM - len(self.ids))]
+
+
+def encode_prompts(
+    model: LatentDiffusion, engine: Engine, prompts: Sequence[str], syntax: str = "plain"
+) -> list[Tensor]:
     """Text states of prompts, each text encoded once and alone, so that none depends on its neighbours.
 
     Args:
         model: Has the tokenizer.
         engine: Has the text encoder.
         prompts: B texts; equal ones share their states.
+        syntax: One of ``prompt_syntax.SYNTAXES``.
 
     Returns:
-        (B, 77, D).
+        For each prompt (77, D); (n * 77, D) where a weighted one takes n chunks.
+
+    Raises:
+        InvalidRequestError: Weights need the tokenizer that comes with a model's files, and it has none.
     """
-    states = {prompt: engine.encode_text(model.tokenize([prompt])) for prompt in dict.fromkeys(prompts)}
-    return torch.cat([states[prompt] for prompt in prompts])
+    different = dict.fromkeys(prompts)
+    if syntax == "plain":
+        states = {prompt: engine.encode_text(model.tokenize([prompt]))[0] for prompt in different}
+    elif model.text_tokenizer is None:
+        raise InvalidRequestError(
+            "prompt_syntax", syntax, "the model has no tokenizer of its own; load it from its folder"
+        )
+    else:
+        states = {prompt: _weighted(engine, chunks(model.text_tokenizer, prompt)) for prompt in different}
+    return [states[prompt] for prompt in prompts]
+
+
+def same_length(states: Tensor, others: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """Two sides of guidance with as many chunks each: (L, D), (L', D) -> both with the larger L.
+
+    Args:
+        states: Of one side.
+        others: Of the other side.
+        empty: (77, D), of no text, with which the shorter one goes on.
+    """
+    wanted = max(len(states), len(others))
+    first, second = (torch.cat([side, *[empty] * ((wanted - len(side)) // len(empty))]) for side in (states, others))
+    return first, second
+
+
+def chunks(tokenizer: Tokenizer, prompt: str) -> list[Chunk]:
+    """How a prompt with weights is read: 75 tokens at a time, a new chunk at each ``BREAK``.
+
+    Args:
+        tokenizer: The model's.
+        prompt: As people write it; see :mod:`flagai_altdiff.prompt_syntax`.
+    """
+    parts = parse(prompt)
+    said = [part for part in parts if part.text.strip()] or parts[:1]
+    return [chunk for part in said for chunk in _chunks_of(tokenizer, part)]
+
+
+def _chunks_of(tokenizer: Tokenizer, part: Part) -> Iterator[Chunk]:
+    found = tokenizer.encode(part.text)
+    tokens = [
+        (part.text[first:end], i, mean_weight(part, first, end))
+        for i, (first, end) in zip(found.ids, found.spans, strict=True)
+    ]
+    while len(tokens) > ROOM:
+        commas = [k for k in range(ROOM - _SEARCHED, ROOM) if _COMMAS & set(tokens[k][0])]
+        end = commas[-1] + 1 if commas else ROOM
+        yield _chunk(tokens[:end])
+        tokens = tokens[end:]
+    yield _chunk(tokens)
+
+
+def _chunk(tokens: Sequence[tuple[str, int, float]]) -> Chunk:
+    pieces, ids, weights = zip(*tokens, strict=True) if tokens else ((), (), ())
+    return Chunk(pieces, ids, weights)
+
+
+def _weighted(engine: Engine, read: Sequence[Chunk]) -> Tensor:
+    """States of chunks times their weights, brought back to their mean (as A1111 does it); (n * 77, D)."""
+    device = engine.device
+    found = []
+    for chunk in read:
+        states = engine.encode_text(torch.tensor([chunk.row], device=device))
+        if any(weight != 1 for weight in chunk.weights):
+            weights = torch.ones(MAX_TOKENS, device=device)
+            weights[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights, device=device)
+            stronger = states * weights[None, :, None]
+            states = stronger * (states.mean() / stronger.mean())
+        found.append(states[0])
+    return torch.cat(found)
 
 
 def cut_prompts(model: LatentDiffusion, prompts: Iterable[str]) -> list[Note]:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from flagai_altdiff.errors import ConfigError, printable, shown
@@ -21,6 +21,20 @@ Width = Annotated[int, Field(strict=True, ge=1, le=_MAX_WIDTH)]
 Depth = Annotated[int, Field(strict=True, ge=1, le=100)]
 Levels = Annotated[tuple[Size, ...], Field(min_length=1, max_length=8)]
 Sizes = Annotated[tuple[Size, ...], Field(max_length=16)]
+
+
+_INPAINTING = 9
+_FOR_INPAINTING = (
+    " A UNet with 9 input channels was made for inpainting alone, and is not supported; any other model draws into "
+    "pictures as well: --init-image FILE --mask FILE."
+)
+
+
+def _descending(values: tuple[int, ...]) -> tuple[int, ...]:
+    """In one order, as files have them in any."""
+    return tuple(sorted(values, reverse=True))
+
+
 Beta = Annotated[float, Field(strict=True, gt=0, lt=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -55,7 +69,7 @@ class UNetConfig:
     in_channels: Size = 4
     out_channels: Size = 4
     model_channels: Width = 320
-    attention_resolutions: Sizes = (4, 2, 1)
+    attention_resolutions: Annotated[Sizes, AfterValidator(_descending)] = (4, 2, 1)
     num_res_blocks: Depth = 2
     channel_mult: Levels = (1, 2, 4, 4)
     num_heads: Width | None = 8
@@ -194,6 +208,7 @@ class LatentDiffusionConfig:
             raise ConfigError(
                 f"the UNet takes {self.unet.in_channels} and gives {self.unet.out_channels} channels, "
                 f"but the latents have {self.first_stage.embed_dim}."
+                + (_FOR_INPAINTING if self.unet.in_channels == _INPAINTING else "")
             )
 
 

@@ -40,10 +40,10 @@ _OF_THE_FILE = (
 """What the system says of one file; anything else is about the disk, and so about all of them."""
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, *, keep_alpha: bool = False) -> Image.Image:
     """Decode the image in a file; errors as of :func:`read_image`."""
     with reading(str(path)), open_regular(path) as file:
-        return read_image(file, str(path))
+        return read_image(file, str(path), keep_alpha=keep_alpha)
 
 
 def check_image(path: Path) -> None:
@@ -52,7 +52,9 @@ def check_image(path: Path) -> None:
         read_size(file, str(path))
 
 
-def read_image(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None) -> Image.Image:
+def read_image(
+    file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_least: int | None = None, keep_alpha: bool = False
+) -> Image.Image:
     """Decode an image: its first frame, turned as its EXIF says, alpha laid over white, 16 bits and CMYK as RGB.
 
     Args:
@@ -60,6 +62,7 @@ def read_image(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_lea
         key: For the error.
         max_pixels: More are refused before they are unpacked.
         at_least: A JPEG may be decoded at a half, quarter or eighth of its size while its sides are at least this.
+        keep_alpha: Keep what is transparent as it is: RGBA where there is any.
 
     Raises:
         BrokenExampleError: It cannot be decoded to the last pixel.
@@ -70,7 +73,15 @@ def read_image(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS, at_lea
         if at_least is not None:
             image.draft(image.mode, (at_least, at_least))
         image.load()
-        return _as_rgb(_upright(image), key)
+        return as_rgb(_upright(image), key, keep_alpha=keep_alpha)
+
+
+def upright(image: Image.Image, key: str) -> Image.Image:
+    """An image that a program has, as :func:`read_image` would give it with its alpha; errors as there."""
+    with _told(key):
+        _check_size(image, key, MAX_PIXELS)
+        image.load()
+        return as_rgb(_upright(image), key, keep_alpha=True)
 
 
 def read_size(file: BinaryIO, key: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -137,11 +148,14 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _as_rgb(image: Image.Image, key: str) -> Image.Image:
+def as_rgb(image: Image.Image, key: str, *, keep_alpha: bool = False) -> Image.Image:
+    """An image of any mode as RGB, alpha over white unless it is kept; BrokenExampleError where none can be made."""
     if image.mode.startswith("I;16"):
         return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise BrokenExampleError(key, NO_RANGE, f"mode {image.mode}")
+    if image.has_transparency_data and keep_alpha:
+        return image.convert("RGBA")
     if image.has_transparency_data:
         ground = Image.new("RGBA", image.size, "white")
         ground.alpha_composite(image.convert("RGBA"))

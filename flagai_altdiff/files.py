@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import filecmp
+import hashlib
 import os
 import re
 import secrets
@@ -23,6 +24,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_SHORT = 10
 
 
 @contextmanager
@@ -261,3 +264,9 @@ def _flush(path: Path) -> None:
                 errno.ENOTTY,
             ):  # file systems that have no such thing
                 raise
+
+
+def short_hash(path: Path) -> str:
+    """The first ten digits of a file's SHA-256: as many as A1111 and Civitai tell models by."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_SHORT]

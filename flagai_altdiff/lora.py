@@ -8,11 +8,11 @@ parametrization of torch does the same in a few lines, and a model with one stil
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from flagai_altdiff.added import AddedLora
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
 from flagai_altdiff.checkpoint.layouts import detect
 from flagai_altdiff.checkpoint.layouts import read as read_layout
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, printable
-from flagai_altdiff.files import new_file
+from flagai_altdiff.files import new_file, short_hash
 from flagai_altdiff.model_files import is_weight
-from flagai_altdiff.models import AddedLora, LatentDiffusion, build_model
+from flagai_altdiff.models import LatentDiffusion, build_model
 
 TRANSFORMERS = (
     r"model\.diffusion_model\..*\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)\.weight"
@@ -56,15 +57,17 @@ _OTHERS = {
     "lora_magnitude": "DoRA",
     "lora_mid": "a Tucker LoRA",
 }
+_OF_CLIP = re.compile(r"lora_te\d?_text_model_|text_encoder\.text_model\.|^text_model\.encoder\.layers\.")
+"""Keys for the text encoder that AltDiffusion does without."""
 _ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes beside a LoRA: its alpha, for one."""
 _ADAPTER_METADATA = "lora_adapter_metadata"
 """Where diffusers writes the same: as a JSON text in the file's header."""
 _MAX_ADAPTER_BYTES = 1 << 20
 _MAX_STRENGTH = 10.0
-_HASH_DIGITS = 10
-"""Of a file's SHA-256, in records: as many as A1111 and Civitai tell models by."""
 Shape = tuple[int, ...]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,16 @@ class Addition:
     def times(self, strength: float) -> Tensor:
         """The whole of it, (out, in), ``strength`` times as strong."""
         return strength * self.scale * (self.up.float() @ self.down.float())
+
+
+def _whose(keys: Iterable[str]) -> str:
+    """What a file without a place here may be, in a sentence."""
+    keys = list(keys)
+    if any("lora_te2_" in key or "text_encoder_2" in key for key in keys):
+        return " It is for Stable Diffusion XL."
+    if any("attn1" in key or "attn2" in key for key in keys):
+        return " LoRAs of Stable Diffusion 1.x fit AltDiffusion and AltDiffusion-m9, those of 2.x AltDiffusion-m18."
+    return ""
 
 
 def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
@@ -111,24 +124,32 @@ def read_lora(path: Path, config: LatentDiffusionConfig) -> dict[str, Addition]:
             parts.setdefault(name, {})[part] = tensor
     if not parts:
         first = ", ".join(printable(key, 80) for key in sorted(tensors)[:3])
-        raise CheckpointError(f"{path} is no LoRA for AltDiffusion: its keys are {first}.")
-    if unknown:
-        first = ", ".join(printable(key, 80) for key in sorted(unknown)[:3])
-        clip = (
-            " It was made for Stable Diffusion's text encoder." if "lora_te" in first or "text_model" in first else ""
+        raise CheckpointError(f"{path} is no LoRA for this model: its keys are {first}.{_whose(tensors)}")
+    clip = [key for key in unknown if _OF_CLIP.search(key)]
+    if others := sorted(set(unknown) - set(clip)):
+        first = ", ".join(printable(key, 80) for key in others[:3])
+        raise CheckpointError(f"{path} has {len(others)} keys that this model has no place for: {first}.")
+    if clip:
+        first = printable(min(clip), 80)
+        logger.warning(
+            "%s: %d keys are left out, %s for one: they are for CLIP, the text encoder of Stable Diffusion, in whose "
+            "place this model has XLM-R. What the LoRA adds to the UNet is used.",
+            printable(str(path)),
+            len(clip),
+            first,
         )
-        raise CheckpointError(f"{path} has {len(unknown)} keys that this model has no place for: {first}.{clip}")
     scale = None if any("alpha" in found for found in parts.values()) else _adapter_scale(path)
     return {name: _addition(path, name, found, shapes[name], scale) for name, found in parts.items()}
 
 
-def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0) -> None:
-    """Add a LoRA to a model's weights, for good; ``model.loras`` says which ones have been.
+def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0, *, removable: bool = False) -> None:
+    """Add a LoRA to a model's weights; ``model.loras`` says which ones have been.
 
     Args:
         model: Changed in place.
         path: See :func:`read_lora`.
         strength: How strong, from -10 to 10; 0 changes nothing, negative ones take away.
+        removable: Keep the weights as they were, on the CPU, for :func:`remove_loras`; otherwise it is for good.
 
     Raises:
         CheckpointError: See :func:`read_lora`; nothing was changed.
@@ -137,21 +158,39 @@ def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0) ->
     path = Path(path)
     check_strength(strength)
     additions = read_lora(path, model.config)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]
+    digest = short_hash(path)
+    if removable is not bool(model.before_loras) and model.loras:
+        raise InvalidRequestError("removable", removable, "the same for all LoRAs of a model")
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, addition in additions.items():
             weight = parameters[name]
+            if removable:
+                model.before_loras.setdefault(name, weight.detach().to("cpu", copy=True))
             weight.add_(addition.times(strength).view(weight.shape).to(weight))
     model.loras = (*model.loras, AddedLora(name=path.stem, strength=float(strength), sha256=digest))
+
+
+def remove_loras(model: LatentDiffusion) -> None:
+    """Give a model the very weights that it had before its LoRAs.
+
+    Raises:
+        InvalidRequestError: They were added for good.
+    """
+    if model.loras and not model.before_loras:
+        raise InvalidRequestError("removable", False, "LoRAs that are to be taken off are added with removable=True")
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, before in model.before_loras.items():
+            parameters[name].copy_(before)
+    model.loras, model.before_loras = (), {}
 
 
 def check_strength(strength: float) -> None:
     """InvalidRequestError unless a LoRA can be added as strongly as that."""
     if not math.isfinite(strength) or abs(strength) > _MAX_STRENGTH:
         expected = f"a number from {-_MAX_STRENGTH:g} to {_MAX_STRENGTH:g}, usually 0.5 to 1"
-        raise InvalidRequestError("strength", strength, expected)
+        raise InvalidRequestError("lora_strength", strength, expected)
 
 
 def check_loras(loras: Sequence[tuple[Path, float]], model: Path) -> None:

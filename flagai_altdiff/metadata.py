@@ -6,15 +6,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff import __version__
+from flagai_altdiff.added import Added, AddedLora, AddedPart
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import read_texts
-from flagai_altdiff.models import AddedLora
-from flagai_altdiff.pipeline import Sample
 from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling import SAMPLERS
+
+if TYPE_CHECKING:
+    from flagai_altdiff.pipeline import Sample
 
 RECORD_KEY = "flagai_altdiff"
 """Key of the JSON record."""
@@ -23,7 +25,7 @@ _MAX_CHARACTERS = 20_000
 
 
 def png_texts(
-    sample: Sample, request: ResolvedRequest, model_name: str, run: str, loras: Sequence[AddedLora] = ()
+    sample: Sample, request: ResolvedRequest, model_name: str, run: str, added: Sequence[Added] = ()
 ) -> dict[str, str]:
     """Texts to keep in an image's PNG.
 
@@ -32,26 +34,27 @@ def png_texts(
         request: The request that it answers.
         model_name: Name of the model.
         run: Id of the run that it belongs to.
-        loras: What was added to the model.
+        added: What was added to the model.
 
     Returns:
         Key -> text. A prompt may contain anything, so programs should read the record, not ``parameters``.
     """
     prompt = _shortened(sample.prompt)
+    is_shortened = prompt != sample.prompt or _shortened(request.negative_prompt) != request.negative_prompt
     model_name = _text(model_name)
-    loras = [replace(lora, name=_text(lora.name)) for lora in loras]
+    added = [replace(part, name=_text(part.name)) for part in added]
     request = replace(request, negative_prompt=_shortened(request.negative_prompt))
     return {
-        "parameters": _parameters(prompt, sample, request, model_name, loras),
-        RECORD_KEY: _record(prompt, sample, request, model_name, run, loras),
+        "parameters": _parameters(prompt, sample, request, model_name, added),
+        RECORD_KEY: _record(prompt, sample, request, model_name, run, added, is_shortened=is_shortened),
     }
 
 
 def grid_texts(
-    first: Sample, request: ResolvedRequest, model_name: str, run: str, loras: Sequence[AddedLora] = ()
+    first: Sample, request: ResolvedRequest, model_name: str, run: str, added: Sequence[Added] = ()
 ) -> dict[str, str]:
     """Texts to keep in a grid's PNG: those of its first image, as A1111 does, with a record that says it is a grid."""
-    texts = png_texts(first, request, model_name, run, loras)
+    texts = png_texts(first, request, model_name, run, added)
     record = {k: v for k, v in json.loads(texts[RECORD_KEY]).items() if k not in ("index", "safety", "fit")}
     return {**texts, RECORD_KEY: json.dumps({"grid": True, **record}, ensure_ascii=False)}
 
@@ -85,24 +88,37 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False) if set(text) & set(",:\n") else text
 
 
-def _parameters(
-    prompt: str, sample: Sample, request: ResolvedRequest, model_name: str, loras: Sequence[AddedLora]
-) -> str:
+def _parameters(prompt: str, sample: Sample, request: ResolvedRequest, model_name: str, added: Sequence[Added]) -> str:
     pairs = {
         "Steps": request.steps,
         "Sampler": SAMPLERS[request.sampler].title,
+        **({} if request.grid == "flagai" else {"Schedule type": request.grid.title()}),
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": sample.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": "x".join(map(str, request.final_size)),
         "Model": _quoted(model_name),
         "Version": f"flagai_altdiff {__version__}",
     }
+    if request.prompt_syntax != "plain":
+        pairs["Prompt syntax"] = request.prompt_syntax
+    if request.init_image is not None:
+        pairs["Denoising strength"] = f"{request.strength:g}"
+    if request.hires is not None:
+        pairs["Size"] = f"{request.width}x{request.height}"
+        pairs |= {"Hires upscale": f"{request.hires:g}", "Denoising strength": f"{request.hires_strength:g}"}
+    if request.variation_strength:
+        pairs["Variation seed"] = (request.variation_seed or 0) + sample.index
+        pairs["Variation seed strength"] = f"{request.variation_strength:g}"
     if request.eta:
         pairs["Eta"] = f"{request.eta:g}"
-    if loras:
+    if loras := [part for part in added if isinstance(part, AddedLora)]:
         pairs["Lora hashes"] = _quoted(", ".join(f"{lora.name}: {lora.sha256}" for lora in loras))
     negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
     return f"{prompt}{negative}\n" + ", ".join(f"{k}: {v}" for k, v in pairs.items())
+
+
+def _listed(added: Sequence[Added], kind: type[Added]) -> list[dict[str, Any]]:
+    return [asdict(part) for part in added if isinstance(part, kind)]
 
 
 def _record(
@@ -111,18 +127,23 @@ def _record(
     request: ResolvedRequest,
     model_name: str,
     run: str,
-    loras: Sequence[AddedLora],
+    added: Sequence[Added],
+    *,
+    is_shortened: bool,
 ) -> str:
     settings = {name: value for name, value in request.as_json().items() if name != "prompts"}
     own = {
         "version": __version__,
         "model": model_name,
-        **({"loras": [asdict(lora) for lora in loras]} if loras else {}),
+        **({"loras": loras} if (loras := _listed(added, AddedLora)) else {}),
+        **({"parts": parts} if (parts := _listed(added, AddedPart)) else {}),
         "prompt": prompt,
         **settings,
         "seed": sample.seed,
         "request_seed": request.seed,
         "run": run,
+        **({"shortened": True} if is_shortened else {}),
+        **({"prompt_count": len(request.prompts)} if len(request.prompts) > 1 else {}),
         "index": sample.index,
         "safety": sample.safety,
         **({"fit": asdict(sample.fit)} if sample.fit else {}),

@@ -47,6 +47,8 @@ class Option:
         minimum: Smallest value; ``None`` where it is no number.
         maximum: Largest value.
         whole: Whether the number must be whole.
+        quiet: Whether records leave it out while it has its default.
+        metavar: What stands for its value in help; empty where it follows from the others.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Option:
     minimum: float | None
     maximum: float | None
     whole: bool
+    quiet: bool
+    metavar: str
 
     @property
     def limits(self) -> str:
@@ -76,9 +80,11 @@ def option(
     choices: tuple[str, ...] = (),
     at_least: float | None = None,
     at_most: float | None = None,
+    quiet: bool = False,
+    metavar: str = "",
 ) -> Any:
     """A field that is an option; arguments as the attributes of :class:`Option`."""
-    extra: dict[str, Any] = {"flagai": flagai, "flags": list(flags), "unit": unit}
+    extra: dict[str, Any] = {"flagai": flagai, "flags": list(flags), "unit": unit, "quiet": quiet, "metavar": metavar}
     if choices:
         extra["enum"] = list(choices)
     return Field(default=default, description=help, json_schema_extra=extra, ge=at_least, le=at_most)
@@ -104,6 +110,8 @@ def _option(name: str, field: FieldInfo) -> Option:
         minimum=limits.get("ge"),
         maximum=limits.get("le"),
         whole="int" in str(field.annotation),
+        quiet=extra["quiet"],
+        metavar=extra["metavar"],
     )
 
 
@@ -116,10 +124,18 @@ def with_our_errors(cls: type[T]) -> type[T]:
         try:
             validate(self, **{name: _plain(value) for name, value in values.items()})
         except ValidationError as error:
-            raise _translated(cls, error.errors(include_url=False)[0]) from None
+            problems = error.errors(include_url=False)
+            unknown = [problem for problem in problems if problem["type"] == "unexpected_keyword_argument"]
+            raise _translated(cls, (unknown or problems)[0]) from None
 
     cls.__init__ = __init__  # type: ignore[assignment]
     return cls
+
+
+def other_names(options: Mapping[str, Option]) -> dict[str, str]:
+    """FlagAI's name of an option, and its flags without hyphens -> its own name."""
+    flags = {flag.lstrip("-").replace("-", "_"): own for own, option in options.items() for flag in option.flags}
+    return flags | {option.flagai: own for own, option in reversed([*options.items()])}
 
 
 def _translated(cls: type, problem: ErrorDetails) -> Exception:
@@ -129,8 +145,8 @@ def _translated(cls: type, problem: ErrorDetails) -> Exception:
     name, value = str(problem["loc"][0]), problem["input"]
     known = [f.name for f in fields(cls)]
     if name not in known:
-        flagai = {option.flagai: own for own, option in reversed(options_of(cls).items())}
-        near = [flagai[name]] if name in flagai else difflib.get_close_matches(name, known, n=1)
+        others = other_names(options_of(cls))
+        near = [others[name]] if name in others else difflib.get_close_matches(name, known, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         return InvalidRequestError(name, value, f"there is no such option; {guess}known: {', '.join(known)}")
     if problem["type"] == "missing":

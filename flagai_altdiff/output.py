@@ -5,22 +5,25 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.errors import OutputError, printable
+from flagai_altdiff.added import Added
+from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.pictures import Picture, as_mask
 from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
-from flagai_altdiff.request import GenerationRequest, Note, Output, ResolvedRequest
+from flagai_altdiff.request import OPTIONS, GenerationRequest, Note, Output, ResolvedRequest
 from flagai_altdiff.runs import find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
-from flagai_altdiff.sampling.schedule import timestep_grid
+from flagai_altdiff.walks import step_counts
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +82,66 @@ def draw_to_folder(
     return result
 
 
+def redraw(
+    model: LatentDiffusion,
+    record: Mapping[str, Any],
+    output: Output | str | Path | None = None,
+    *,
+    pictures: Mapping[str, Any] | None = None,
+) -> GenerationResult:
+    """Draw an image again, to the same pixels on the same machine: in a batch as large as it was drawn in.
+
+    Args:
+        model: The one that drew it.
+        record: What ``metadata.read_record`` says of its file.
+        output: As for :func:`draw_to_folder`.
+        pictures: ``init_image`` and ``mask_image``, where they are not where the record says.
+
+    Raises:
+        InvalidRequestError: The record asks for what cannot be drawn, a picture that is gone for one.
+    """
+    for name, value in (pictures or {}).items():
+        _check_same(name, value, record.get(name))
+    index, own = int(record["index"]), {name: record[name] for name in OPTIONS if name in record}
+    per_prompt, iterations = int(own.get("images_per_prompt", 1)), int(own.get("iterations", 1))
+    least = index // per_prompt + 1 if iterations == 1 else 1
+    count = int(record.get("prompt_count") or least)
+    request = GenerationRequest(
+        **{**own, "seed": record["request_seed"], "prompts": (record["prompt"],) * count, **(pictures or {})}
+    )
+    resolved, notes = prepare(model, request)
+    all_indices = {number for batch in resolved.batches() for number in batch.indices}
+    if index not in all_indices:
+        raise InvalidRequestError("index", index, f"the record says that there were {len(all_indices)} images")
+    place = output if isinstance(output, Output) else Output(folder=Path(output)) if output else Output()
+    model = unwrapped(model)
+    filing = _Filing(replace(place, skip_grid=True), resolved, model, None, choice="redrawn")
+    for event in draw(model, resolved, frozenset(all_indices - {index})):
+        if isinstance(event, Sample):
+            filing.save(event)
+    return GenerationResult(request=resolved, samples=filing.samples(), notes=notes)
+
+
+def _check_same(name: str, given: object, recorded: object) -> None:
+    """InvalidRequestError where a picture is not the one that a record tells of."""
+    try:
+        picture = as_mask(given)
+    except ValueError as error:
+        raise InvalidRequestError(name, given, str(error)) from error
+    if isinstance(picture, Picture) and isinstance(recorded, Mapping) and picture.sha256 == recorded.get("sha256"):
+        return
+    if not isinstance(picture, Picture) and picture == recorded:
+        return
+    expected = "the very picture of the record; this one differs. A seed in place of it draws with another picture"
+    raise InvalidRequestError(name, given, expected if recorded else "the record tells of no such picture")
+
+
 def _with_bars(
     events: Iterator[Step | Sample], request: ResolvedRequest, model: LatentDiffusion, finished: int
 ) -> Iterator[Step | Sample]:
     """The events of a drawing, with one bar for the images and one below it for the steps towards them."""
     batches = [len(batch) for batch in request.batches()]
-    steps = len(batches) * len(timestep_grid(request.steps, model.num_timesteps))
+    steps = len(batches) * sum(step_counts(request, model.num_timesteps))
     bar, hidden = bar_class(), not show_bars()
     with (
         bar(total=sum(batches), initial=finished, desc="images", unit="image", disable=hidden) as image_bar,
@@ -103,6 +160,7 @@ class _Filing:
         request: What is drawn.
         model: What draws.
         best_of: How the images to keep are chosen, if not all are kept.
+        choice: What else tells the call from others.
 
     Attributes:
         run: What the call's records are known by, and what it found.
@@ -110,11 +168,17 @@ class _Filing:
     """
 
     def __init__(
-        self, output: Output, request: ResolvedRequest, model: LatentDiffusion, best_of: BestOf | None
+        self,
+        output: Output,
+        request: ResolvedRequest,
+        model: LatentDiffusion,
+        best_of: BestOf | None,
+        choice: str = "",
     ) -> None:
         name = model.spec.name
-        self._output, self._request, self._name, self._loras = output, request, name, model.loras
-        choice = ", ".join([*map(str, model.loras), *([best_of.key] if best_of else [])])
+        self._output, self._request, self._name = output, request, name
+        self._added: tuple[Added, ...] = (*model.loras, *model.parts)
+        choice = ", ".join(filter(None, [*map(str, self._added), best_of.key if best_of else "", choice]))
         self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:
             logger.warning(
@@ -124,7 +188,7 @@ class _Filing:
         self._columns = output.columns or request.batch_size
         drawn = sum(len(batch) for batch in request.batches())
         kept = drawn // request.images_per_prompt * best_of.best if best_of else drawn
-        size = grid_size(kept, self._columns, (request.width, request.height))
+        size = grid_size(kept, self._columns, request.final_size)
         self.grid_path = find_grid(output.folder, self.run, size) if output.resume else None
         self.skip = best_of.finished(self._samples, request) if best_of else frozenset(self._samples)
         home = output.folder.absolute()  # a program may change its folder while it draws
@@ -152,7 +216,7 @@ class _Filing:
             return
         folder = self._output.folder / "samples"
         with _saving(folder):
-            texts = png_texts(sample, self._request, self._name, self.run.id, self._loras)
+            texts = png_texts(sample, self._request, self._name, self.run.id, self._added)
             file = self._numbered.save(sample.image, texts)
         sample.saved(folder / file.name, file)
 
@@ -166,7 +230,7 @@ class _Filing:
             result.notes.append(say(Note("grid", f"no grid was made: {reason}. All {count} images are there.")))
             return
         with _saving(self._output.folder):
-            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id, self._loras)
+            texts = grid_texts(result.samples[0], self._request, self._name, self.run.id, self._added)
             result.grid_path = self._output.folder / self._grids.save(grid, texts).name
 
 

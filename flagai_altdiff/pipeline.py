@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
@@ -15,17 +16,29 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
 from flagai_altdiff.engine import EagerEngine, Engine
-from flagai_altdiff.errors import InvalidRequestError, NotFiniteError
+from flagai_altdiff.engine.seamless import seamless
+from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
 from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise
+from flagai_altdiff.pictures import with_margins
+from flagai_altdiff.prompt_syntax import has_weights, read_as_text
 from flagai_altdiff.request import Batch, GenerationRequest, Note, ResolvedRequest
-from flagai_altdiff.sampling import SAMPLERS, EpsFunction, NoiseFunction, Step
-from flagai_altdiff.sampling.guidance import guided
+from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
+from flagai_altdiff.walks import (
+    check_stretches,
+    circular_axes,
+    condition,
+    decoded,
+    step_counts,
+    stretches_of,
+    walk_latents,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -185,9 +198,43 @@ def prepare(
         raise InvalidRequestError(
             "steps", resolved.steps, f"this model has {model.num_timesteps} timesteps; ask for fewer"
         )
+    _check_strengths(resolved, model.num_timesteps)
+    check_stretches(resolved, model.config.first_stage.downsampling)
+    make_frame(resolved)
     check_memory(resolved, EagerEngine(model).need(resolved), model.device)
-    notes = [*_changes(model, request, resolved), *cut_prompts(model, (*resolved.prompts, resolved.negative_prompt))]
+    notes = list(_changes(model, request, resolved))
+    if resolved.prompt_syntax == "plain":
+        texts = [part for prompt in resolved.prompts for part in stretches_of(prompt, resolved)]
+        notes += cut_prompts(model, (*texts, resolved.negative_prompt))
+    notes += _syntax(resolved)
     return resolved, [say(note) for note in notes]
+
+
+def _syntax(request: ResolvedRequest) -> Iterator[Note]:
+    """Where a prompt looks as if it were to be read in another way."""
+    texts = (*request.prompts, request.negative_prompt)
+    if request.prompt_syntax == "plain":
+        for prompt in [*filter(has_weights, texts)][:1]:
+            text = (
+                f"{shown(prompt, 60)} seems to have weights: it is read as it stands, unless prompt_syntax='weighted'"
+            )
+            yield Note("prompt syntax", text)
+    elif parts := [shown(part, 60) for text in texts for part in read_as_text(text)]:
+        yield Note("prompt syntax", f"read as mere text: {', '.join(parts[:3])}")
+
+
+def _check_strengths(request: ResolvedRequest, timesteps: int) -> None:
+    """InvalidRequestError where a strength leaves no step, or more than there are."""
+    least = math.ceil(100 / request.steps) / 100
+    few = f"it leaves none of {request.steps} steps; expected at least {least:g}, or more steps"
+    first, second = step_counts(request, timesteps)
+    if request.init_image is not None and (not first or not request.strength):
+        raise InvalidRequestError("strength", request.strength, few)
+    if request.hires is not None and not second:
+        raise InvalidRequestError("hires_strength", request.hires_strength, few)
+    if request.full_steps and request.strength and request.steps / request.strength > timesteps:
+        most = int(timesteps * request.strength)
+        raise InvalidRequestError("full_steps", True, f"at this strength the model has {most} steps; ask for fewer")
 
 
 def say(note: Note) -> Note:
@@ -226,51 +273,39 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
             are what they would be without this.
     """
     model = unwrapped(model)
-    engine = EagerEngine(model)
+    axes = circular_axes(request)
+    engine = EagerEngine(seamless(model, axes) if axes else model)
+    with memory_advice(request):
+        canvas = make_canvas(engine, request)
     noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
-    negative = cache(partial(encode_prompts, model, engine, [request.negative_prompt]))  # encoded once, when needed
+    negative = cache(lambda: encode_prompts(model, engine, [request.negative_prompt], request.prompt_syntax)[0])
     for batch in request.batches():
         x, fresh = noise.start(batch)
-        sample = partial(_sample, engine, request, x, fresh)
+        walk = partial(walk_latents, engine, request, canvas, x, fresh)
         if skip >= set(batch.indices):
             if request.seed_mode == "batch":  # later batches depend on how often was drawn before them
-                for _ in sample(lambda x, t: torch.zeros_like(x)):
+                for _ in walk(None):
                     pass
             continue
         with memory_advice(request):
-            eps = _condition(model, engine, request, batch, negative)
-            for step in sample(eps):
+            for step in walk(condition(model, engine, request, batch, negative)):
                 x = step.x
                 yield step
-            samples = _finish(model, engine, request, batch, x)
+            samples = _finish(model, engine, request, batch, canvas, x)
         yield from (finished for finished in samples if finished.index not in skip)
 
 
-def _condition(
-    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, negative: Callable[[], Tensor]
-) -> EpsFunction:
-    """The noise prediction for the prompts of a batch."""
-    uncond = None if request.guidance_scale == 1.0 else negative().expand(len(batch), -1, -1)
-    cond = encode_prompts(model, engine, batch.prompts)
-    scale = request.guidance_scale
-    return guided(engine.denoise, cond, uncond, scale, engine.alphas_cumprod, engine.parameterization)
-
-
-def _sample(
-    engine: Engine, request: ResolvedRequest, x: Tensor, fresh: NoiseFunction, eps: EpsFunction
-) -> Iterator[Step]:
-    """Walk a batch from noise to latents."""
-    schedule = engine.schedule(request.steps)
-    return SAMPLERS[request.sampler].walk(eps, x, schedule, noise=fresh, eta=request.eta)
-
-
-def _finish(model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, x: Tensor) -> list[Sample]:
-    """Decode the latents of a batch and judge the images."""
+def _finish(
+    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, canvas: Canvas | None, x: Tensor
+) -> list[Sample]:
+    """Decode the latents of a batch, put them where they belong, and judge the images."""
     if not x.isfinite().all():
         raise NotFiniteError(
             "sampling gave NaN or infinite values. Try a lower guidance scale, another sampler, or full precision."
         )
-    images = to_pil(engine.decode(x))
+    images = to_pil(decoded(engine, request, x))
+    if canvas is not None:
+        images = [canvas.finish(image) for image in images]
     flags = model.safety_checker.check(images, engine.device) if model.safety_checker else [None] * len(images)
     return [
         Sample(
@@ -310,14 +345,28 @@ def _resolved(model: LatentDiffusion, request: GenerationRequest) -> ResolvedReq
     )
 
 
+def _size_of(asked: GenerationRequest) -> tuple[int, int]:
+    assert asked.init_image is not None
+    return with_margins(asked.init_image.image.size, asked.outpaint)
+
+
 def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: ResolvedRequest) -> Iterator[Note]:
     """Where a model does something else than it was asked for."""
     size = (asked.width or resolved.width, asked.height or resolved.height)
-    if size != (resolved.width, resolved.height):
+    if size != (resolved.width, resolved.height) and asked.init_image is None:
         drawn = f"drawing {resolved.width}x{resolved.height} (width x height)"
         yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
+    if asked.init_image is not None and resolved.final_size != (own := _size_of(asked)):
+        drawn = f"{resolved.final_size[0]}x{resolved.final_size[1]}"
+        yield Note("floored size", f"the picture is {own[0]}x{own[1]} px, the image will be {drawn} (width x height)")
+    if asked.mask_image is not None and resolved.width < resolved.final_size[0] and not asked.mask_full_resolution:
+        small, large = f"{resolved.width}x{resolved.height}", f"{resolved.final_size[0]}x{resolved.final_size[1]}"
+        text = f"drawn at {small} and enlarged to {large}; mask_full_resolution draws just what is near the mask"
+        yield Note("floored size", text)
+    if asked.window not in (None, resolved.window):
+        yield Note("floored size", f"window={asked.window} is not a whole number of latent cells: {resolved.window}")
     steps = len(timestep_grid(resolved.steps, model.num_timesteps))
-    if steps != resolved.steps:
+    if steps != resolved.steps and resolved.grid == "flagai" and not resolved.full_steps:
         yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")
     if model.autocast_dtype is not None and model.device.type != "cuda":
         text = f"half precision has no effect on {model.device.type}: drawing in the precision of the weights"

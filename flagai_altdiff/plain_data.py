@@ -14,6 +14,8 @@ from flagai_altdiff.files import open_regular
 T = TypeVar("T")
 
 _MAX_DIGITS = 40
+_MAY_BE_INFINITE = ("lambda_min_clipped",)
+"""Keys that diffusers itself writes so, and that nothing here asks for."""
 
 
 def read_capped(path: Path, limit_bytes: int) -> bytes:
@@ -72,7 +74,7 @@ def mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     for key, value in pairs:
         if key in made:
             raise ValueError(f"the key {shown(key)} stands twice in one place; remove one of them.")
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value) and key not in _MAY_BE_INFINITE:
             raise ValueError(f"{shown(key)} is no number that can be used, or one of very many digits.")
         made[key] = value
     return made

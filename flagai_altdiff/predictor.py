@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.options import options_of, other_names
 from flagai_altdiff.output import draw_to_folder
 from flagai_altdiff.pipeline import GenerationResult, unwrapped
-from flagai_altdiff.prompt_files import read_prompt_file
+from flagai_altdiff.prompt_files import has_requests, read_prompt_file
 from flagai_altdiff.request import OPTIONS, GenerationRequest, Output
 from flagai_altdiff.sampling import Step
 
 _FLAGAI = {name: option.flagai for name, option in OPTIONS.items()}
 _NATIVE = {flagai: name for name, flagai in _FLAGAI.items() if name != "batch_size"}
 """FlagAI's name of an option -> ours."""
+
+
+_FURTHER = tuple(name for name in options_of(GenerationRequest) if OPTIONS[name].quiet)
+"""Options that FlagAI never had."""
 
 
 class Predictor:
@@ -59,12 +65,14 @@ class Predictor:
         negative_prompt: str | None = "",
         *,
         sampler: str | None = None,
+        grid: str | None = None,
         seed_mode: str = "batch",
         callback: Callable[[Step], object] | None = None,
         resume: bool = False,
         comments: bool = False,
         out_path: str | Path | None = None,
         ddim_step: int | None = None,
+        **further: Any,
     ) -> GenerationResult:
         """Draw images and save them as ``samples/00000.png …`` and ``grid-0000.png …``.
 
@@ -92,13 +100,16 @@ class Predictor:
             from_file: Text file with a prompt per line, drawn once each, n_samples at a time; replaces ``prompt``.
             seed: 0 to 2**32 - 1; -1 or None draws one.
             negative_prompt: What the images must not show.
-            sampler: ``"ddim"``, ``"plms"``, ``"dpmpp_2m"`` or ``"euler_ancestral"``.
+            sampler: One of ``flagai_altdiff.SAMPLERS``, or what A1111 calls it.
+            grid: Where the steps lie: ``"flagai"`` (unless the sampler's name says otherwise), ``"trailing"``,
+                ``"uniform"``, ``"karras"`` or ``"exponential"``.
             seed_mode: ``"batch"`` for FlagAI's random numbers, ``"per_image"`` for images independent of their batch.
             callback: Called with each sampler step.
             resume: Go on with the latest run of this very request in ``outpath``: draw what it lacks.
             comments: Leave out lines of ``from_file`` that begin with ``#``.
             out_path: The same as ``outpath``.
             ddim_step: The same as ``ddim_steps``.
+            further: Any other option of ``GenerationRequest``: ``init_image``, ``strength``, ``mask_image`` and so on.
 
         Returns:
             The images with their paths, seeds and safety verdicts, and notes on what was changed or lost.
@@ -113,6 +124,12 @@ class Predictor:
         if plms and sampler not in (None, "plms"):
             raise InvalidRequestError("plms", True, f"contradicts sampler={sampler!r}; leave one of them out")
         self._check_latents(C=C, f=f)
+        if from_file and has_requests(from_file):
+            raise InvalidRequestError(
+                "from_file",
+                str(from_file),
+                "JSON Lines are for altdiff generate; here a text with a prompt on each line",
+            )
         drawing: dict[str, Any] = {
             "prompt": read_prompt_file(from_file, comments=comments) if from_file else prompt,
             "negative_prompt": negative_prompt,
@@ -128,6 +145,17 @@ class Predictor:
             "n_iter": n_iter,
             "fixed_code": fixed_code,
         }
+        further |= {} if grid is None else {"grid": grid}
+        for name in further:
+            if name not in _FURTHER:
+                own = other_names(OPTIONS).get(name, name)
+                near = (
+                    [_FLAGAI.get(own, own)]
+                    if own in OPTIONS
+                    else difflib.get_close_matches(name, [*_FURTHER, *drawing], n=1)
+                )
+                guess = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"predict_generate_images has no argument {name!r}{guess}")
         filing: dict[str, Any] = {
             "outpath": outpath if out_path is None else out_path,
             "n_rows": n_rows,
@@ -135,7 +163,7 @@ class Predictor:
             "skip_grid": skip_grid,
             "resume": resume,
         }
-        options = {_NATIVE[name]: value for name, value in drawing.items()}
+        options = {_NATIVE[name]: value for name, value in drawing.items()} | further
         if from_file:
             options |= {"images_per_prompt": 1, "batch_size": n_samples}
         try:

@@ -1,11 +1,13 @@
-"""Files of prompts: text with a prompt per line, in the encodings that editors write."""
+"""Files of prompts: text with a prompt per line, in the encodings that editors write; or JSON Lines, a request each."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import shlex
 from pathlib import Path, PurePath
+from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError
 
@@ -24,6 +26,42 @@ def read_prompt_file(path: str | Path, *, comments: bool = False) -> tuple[str, 
     Raises:
         InvalidRequestError: It cannot be read, has another encoding (with the line), or no prompt in it.
     """
+    return parse_prompts(_content(path), str(path), comments=comments)
+
+
+def has_requests(path: str | Path) -> bool:
+    """Whether a file is JSON Lines, by its name."""
+    return PurePath(path).suffix.lower() in (".jsonl", ".ndjson")
+
+
+def read_requests(path: str | Path, *, comments: bool = False) -> list[dict[str, Any]]:
+    """The lines of a JSON Lines file: for each line the options of a request, by name, ``prompt`` among them.
+
+    Args:
+        path: The file.
+        comments: Whether lines that begin with ``#`` are left out.
+
+    Raises:
+        InvalidRequestError: It cannot be read, or a line is no object with a prompt; the message has its number.
+    """
+    found = []
+    for number, line in enumerate(_text_of(_content(path), str(path)).split("\n"), 1):
+        if not line.strip() or (comments and line.lstrip().startswith("#")):
+            continue
+        try:
+            options = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError("from_file", str(path), f"line {number} is no JSON: {error}") from None
+        if not isinstance(options, dict) or not {"prompt", "prompts"} & options.keys():
+            expected = 'expected {"prompt": "a cat"} and other options of a request beside it'
+            raise InvalidRequestError("from_file", str(path), f"line {number}: {expected}")
+        found.append(options)
+    if not found:
+        raise InvalidRequestError("from_file", str(path), "the file has no request; expected one on each line")
+    return found
+
+
+def _content(path: str | Path) -> bytes:
     try:
         with open(path, "rb") as file:  # a pipe as well, as shells make them of <(command)
             data = file.read(_MAX_BYTES + 1)
@@ -32,7 +70,7 @@ def read_prompt_file(path: str | Path, *, comments: bool = False) -> tuple[str, 
     except (OSError, ValueError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidRequestError("from_file", str(path), f"cannot be read: {reason}") from error
-    return parse_prompts(data, str(path), comments=comments)
+    return data
 
 
 def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[str, ...]:
@@ -46,6 +84,17 @@ def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[st
     Raises:
         InvalidRequestError: Another encoding (with the line), or no prompt in it.
     """
+    text = _text_of(data, name)
+    # Files that were joined end to end have byte order marks inside.
+    lines = (line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text))
+    seen = (line for line in lines if line.strip(_INVISIBLE))
+    prompts = tuple(line for line in seen if not (comments and line.lstrip().startswith("#")))
+    if not prompts:
+        raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
+    return prompts
+
+
+def _text_of(data: bytes, name: str) -> str:
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
@@ -54,13 +103,7 @@ def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[st
         raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; {_reencoding(data, name)}") from error
     if "\0" in text:
         raise InvalidRequestError("from_file", name, f"it has NUL characters; {_reencoding(data, name)}")
-    # Files that were joined end to end have byte order marks inside.
-    lines = (line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text))
-    seen = (line for line in lines if line.strip(_INVISIBLE))
-    prompts = tuple(line for line in seen if not (comments and line.lstrip().startswith("#")))
-    if not prompts:
-        raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
-    return prompts
+    return text
 
 
 def _reencoding(data: bytes, name: str) -> str:

@@ -16,6 +16,8 @@ from flagai_altdiff.model_files import WEIGHED_PARTS, is_weight
 DEFAULT_MODEL_DIR = Path("./checkpoints")
 DRAWING, MATCHING = TASKS = ("text2img", "txt_img_matching")
 """Tasks of ``AutoLoader(task_name=...)``."""
+_ALSO_DRAWING = ("img2img", "inpainting", "inpaint", "outpainting")
+"""The same models do these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +215,16 @@ def _has_weights(folder: Path) -> bool:
         return False
 
 
-def check_task(task: str) -> None:
-    """Raise UnknownTaskError unless ``task`` is one of ``TASKS``."""
+def as_task(name: str) -> str:
+    """One of ``TASKS``, also from what other libraries call drawing from a picture and into one.
+
+    Raises:
+        UnknownTaskError: There is none of that name.
+    """
+    task = DRAWING if name in _ALSO_DRAWING else name
     if task not in TASKS:
-        raise UnknownTaskError(task, TASKS, "This package has FlagAI's text-to-image and matching models only.")
+        raise UnknownTaskError(name, TASKS, "This package has FlagAI's text-to-image and matching models only.")
+    return task
 
 
 def embedded_dir() -> Path:

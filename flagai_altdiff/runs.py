@@ -13,6 +13,7 @@ from pathlib import Path
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import load_image
 from flagai_altdiff.metadata import read_record
+from flagai_altdiff.pictures import json_of
 from flagai_altdiff.pipeline import VERDICTS, Fit, Sample
 from flagai_altdiff.request import ResolvedRequest
 
@@ -89,7 +90,8 @@ def find_grid(outdir: Path, run: Run, size: tuple[int, int]) -> Path | None:
 
 def _digest(request: ResolvedRequest, model_name: str, choice: str) -> str:
     chosen = {"choice": choice} if choice else {}
-    settings = json.dumps({"model": model_name, **request.as_json(), **chosen}, sort_keys=True)
+    own = {name: json_of(value) for name, value in request.as_json().items()}
+    settings = json.dumps({"model": model_name, **own, **chosen}, sort_keys=True)
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
@@ -111,7 +113,7 @@ def _number(path: Path) -> int:
 
 def _is_whole(path: Path, request: ResolvedRequest) -> bool:
     try:
-        load_image(path, size=(request.width, request.height))
+        load_image(path, size=request.final_size)
     except ImageError:
         return False
     return True

@@ -24,6 +24,17 @@ from flagai_altdiff.model_files import DIFFUSERS_INDEX
 
 PIPELINES = ("AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline", "StableDiffusionPipeline")
 """Pipeline classes whose folders may hold an AltDiffusion model."""
+_README = """# AltDiffusion for diffusers
+
+    import flagai_altdiff  # has the text encoder, which diffusers has not
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained("this folder")
+    pipeline("a red heart").images[0].save("heart.png")
+
+flagai_altdiff itself opens the folder as well: `altdiff generate "a red heart" -m "this folder"`.
+"""
+_TOKENIZER = {"model_max_length": 77, "tokenizer_class": "XLMRobertaTokenizer"}
 _MAX_NAME_BYTES = 255
 """Of a file, on every common file system."""
 
@@ -159,13 +170,8 @@ def write_folder(
             f"expected the parts {', '.join(PREFIXES)}, got {', '.join(parts)} {shown(names) if names else ''}".strip()
             + "."
         )
-    configs = {
-        DIFFUSERS_INDEX: _index(_scheduler_class(config), has_tokenizer=bool(tokenizer)),
-        "unet/config.json": _unet_fields(config.unet, config.image_size),
-        "vae/config.json": _autoencoder_fields(config.first_stage, config.scale_factor),
-        "text_encoder/config.json": _TEXT.write(config.cond_stage),
-        "scheduler/scheduler_config.json": _scheduler_fields(config),
-    }
+    index = _index(_scheduler_class(config), has_tokenizer=bool(tokenizer))
+    configs = {DIFFUSERS_INDEX: index, **part_configs(config)}
     every = {f"{part}.{key}": tensor for part, tensors in parts.items() for key, tensor in tensors.items()}
     with unfinished_model(target, every) as made:
         for name, fields in configs.items():
@@ -174,11 +180,34 @@ def write_folder(
         for part, tensors in parts.items():
             stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
             write_safetensors(made / part / f"{stem}.safetensors", tensors)
+        (made / "README.md").write_text(_README, encoding="utf-8")
         if tokenizer:
             (made / "tokenizer").mkdir()
             copy_files(tokenizer, made / "tokenizer")
+            settings = made / "tokenizer" / "tokenizer_config.json"
+            if not settings.exists():
+                settings.write_text(json.dumps(_TOKENIZER, indent=2) + "\n", encoding="utf-8")
         if check:
             check(made)
+
+
+def part_configs(config: LatentDiffusionConfig) -> dict[str, Mapping[str, object]]:
+    """What diffusers' classes are told of a model's parts, by the files that say it.
+
+    Raises:
+        ConfigError: They cannot express the config.
+    """
+    return {
+        "unet/config.json": _unet_fields(config.unet, config.image_size),
+        "vae/config.json": _autoencoder_fields(config.first_stage, config.scale_factor),
+        "text_encoder/config.json": text_fields(config.cond_stage),
+        "scheduler/scheduler_config.json": _scheduler_fields(config),
+    }
+
+
+def text_fields(config: TextEncoderConfig) -> Mapping[str, object]:
+    """What the text encoder's config says."""
+    return _TEXT.write(config)
 
 
 def _check_index(index: ConfigFile) -> None:
@@ -457,12 +486,13 @@ def _is_file_name(name: str, suffix: str) -> bool:
 
 def _index(scheduler_class: str, has_tokenizer: bool) -> dict[str, object]:
     return {
-        "_class_name": "AltDiffusionPipeline",
+        "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": _DIFFUSERS_VERSION,
         "feature_extractor": [None, None],
+        "requires_safety_checker": False,
         "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler_class],
-        "text_encoder": ["alt_diffusion", "RobertaSeriesModelWithTransformation"],
+        "text_encoder": ["flagai_altdiff", "MultilingualRobertaEncoder"],
         "tokenizer": ["transformers", "XLMRobertaTokenizer"] if has_tokenizer else [None, None],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

@@ -182,6 +182,8 @@ def _content(file: BinaryIO, member: Member) -> bytes:
 
 def _state_dict(data: object, where: str) -> dict[str, PickledTensor]:
     state = data
+    if isinstance(data, Mapping) and isinstance(words := data.get("string_to_param"), Mapping):
+        state = {f"string_to_param.{word}": vectors for word, vectors in words.items()}
     for _ in range(_MAX_WRAPPERS):
         inner = (
             state[name] for name in _WRAPPERS if isinstance(state, Mapping) and isinstance(state.get(name), Mapping)
@@ -189,13 +191,8 @@ def _state_dict(data: object, where: str) -> dict[str, PickledTensor]:
         state = next(inner, state)
     found = {k: v for k, v in state.items() if isinstance(v, PickledTensor)} if isinstance(state, Mapping) else {}
     if not found:
-        what = (
-            " (it is a textual inversion: one new word)"
-            if isinstance(data, Mapping) and "string_to_param" in data
-            else ""
-        )
         raise CheckpointError(
-            f"{where} holds no state dict; expected a dict of tensors, maybe under {' or '.join(_WRAPPERS)}{what}."
+            f"{where} holds no state dict; expected a dict of tensors, maybe under {' or '.join(_WRAPPERS)}."
         )
     return found
 

@@ -55,6 +55,10 @@ def write_sheet(path: Path, sheet: Image) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.", error.errno) from error
 
 
+DEFAULT_MODEL = "AltDiffusion-mini"
+"""What draws unless another is named."""
+
+
 def add_model_dir(parser: argparse.ArgumentParser) -> None:
     """The flag for the folder of the models."""
     parser.add_argument(
@@ -78,10 +82,10 @@ def add_option(parser: argparse._ActionsContainer, option: Option, default: obje
     common: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS, "help": _help(option, default)}
     if isinstance(option.default, bool):
         parser.add_argument(*flags, action="store_true", **common)
-    elif option.choices:
+    elif option.choices and not option.metavar:
         parser.add_argument(*flags, choices=option.choices, **common)
     elif option.minimum is None:
-        parser.add_argument(*flags, metavar="DIR" if option.name == "folder" else "TEXT", **common)
+        parser.add_argument(*flags, metavar=option.metavar or "TEXT", **common)
     else:
         metavar = option.unit.upper() or ("N" if option.whole else "X")
         parser.add_argument(*flags, type=int if option.whole else float, metavar=metavar, **common)
@@ -89,6 +93,8 @@ def add_option(parser: argparse._ActionsContainer, option: Option, default: obje
 
 def _help(option: Option, default: object) -> str:
     notes = [option.limits] if option.limits else []
+    if option.choices and option.metavar:
+        notes.append(", ".join(option.choices))
     if default not in ("", None, False):
         notes.append(f"default: {default}")
     text = option.help[0].lower() + option.help[1:].rstrip(".") + (f" ({'; '.join(notes)})" if notes else "")

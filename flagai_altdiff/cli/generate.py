@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import add_model_dir, add_option, fail
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, fail
 from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.options import options_of
-from flagai_altdiff.prompt_files import read_prompt_file
+from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
 from flagai_altdiff.registry import DRAWING, MATCHING, locate
 from flagai_altdiff.request import FLAGAI_DEFAULTS, OPTIONS, GenerationRequest, Output
 
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best", "strength": "--lora"}
+_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best"} | {
+    "lora_strength": "--lora",
+    "word": "--embedding",
+}
 """What is no option of a request, by the flag that sets it."""
 
 
@@ -38,7 +42,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add(
         "-m",
         "--model",
-        default="AltDiffusion-mini",
+        default=DEFAULT_MODEL,
         help="name of a model, or path of its weights (default: %(default)s)",
     )
     add_model_dir(parser)
@@ -51,10 +55,13 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--from-file",
         "--prompt-file",
         metavar="FILE",
-        help="read prompts from a text file; each line is drawn once, --n-samples at a time",
+        help="read prompts from a text file; each line is drawn once, --n-samples at a time. In a .jsonl file each "
+        'line is a request: {"prompt": "a cat", "steps": 30}',
     )
     add("--comments", action="store_true", help="leave out lines of --from-file that begin with #")
     add("--lora", action="append", default=[], metavar="FILE[:X]", help="add a LoRA, X times as strong; repeatable")
+    add("--embedding", action="append", default=[], type=Path, metavar="FILE", help="add a learnt word; repeatable")
+    add("--vae", type=Path, metavar="FILE", help="use the autoencoder of this file or folder")
     add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
     add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
     add(
@@ -80,18 +87,30 @@ def _generate(args: argparse.Namespace) -> int:
     except InvalidRequestError as error:
         option = OPTIONS.get(error.field)
         flag = option.flags[0] if option and option.flags else _OWN_FLAGS.get(error.field, error.field)
-        raise InvalidRequestError(flag, error.value, error.expected) from None
+        raise InvalidRequestError(flag, error.value, _with_flags(error.expected)) from None
+
+
+def _with_flags(expected: str) -> str:
+    """An error's words with flags for the names of options that it says are needed."""
+    head, needed, names = expected.partition("it has no effect without ")
+    if not needed:
+        return expected
+    return head + needed + " or ".join(OPTIONS[name].flags[0] for name in names.split(" or "))
 
 
 def _draw(args: argparse.Namespace) -> int:
     # All that can be told to be wrong without the model, which takes seconds to load, is told first.
-    request, output = _typed(args)
-    output.check_resumable(request)
+    requests, output = _typed(args)
+    for request in requests:
+        output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
     spec, place = locate(args.model, args.model_dir, task=DRAWING)
     args.judge = args.judge or (_EMBEDDED_JUDGE if spec and spec.embedded else _JUDGE)
-    loras = [_lora(text) for text in args.lora]
+    loras = [lora_of(text) for text in args.lora]
+    for flag, file in (*(("--embedding", path) for path in args.embedding), ("--vae", args.vae)):
+        if file is not None and not file.exists():
+            raise InvalidRequestError(flag, str(file), "there is no such file")
     if args.best:
         locate(args.judge, args.model_dir, task=MATCHING)
     print(f"loading {args.model}", file=sys.stderr)
@@ -100,10 +119,11 @@ def _draw(args: argparse.Namespace) -> int:
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora, check_loras
     from flagai_altdiff.output import draw_to_folder
+    from flagai_altdiff.parts import add_embedding, use_vae
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_loras(loras, place)
-    best_of = _best_of(args, request, device) if args.best else None
+    best_of = _best_of(args, requests, device) if args.best else None
     model = load_model(
         args.model,
         args.model_dir,
@@ -114,19 +134,29 @@ def _draw(args: argparse.Namespace) -> int:
     )
     for path, strength in loras:
         add_lora(model, path, strength)
-    result = draw_to_folder(model, request, output, best_of=best_of)
-    for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
-        print(path)
-    count = len(result.samples)
-    print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {result.request.seed}", file=sys.stderr)
+    for path in args.embedding:
+        print(f"new word: {add_embedding(model, path)}", file=sys.stderr)
+    if args.vae:
+        use_vae(model, args.vae)
+    for request in requests:
+        result = draw_to_folder(model, request, output, best_of=best_of)
+        for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
+            print(path)
+        count, seed = len(result.samples), result.request.seed
+        print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {seed}", file=sys.stderr)
     return 0
 
 
-def _lora(text: str) -> tuple[Path, float]:
-    """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well."""
+def lora_of(text: str, usual: Callable[[Path], float] = lambda path: 1.0) -> tuple[Path, float]:
+    """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well.
+
+    Args:
+        text: As it was typed.
+        usual: The strength of a file for which none was typed.
+    """
     name, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
-        path, strength = Path(text), 1.0
+        path, strength = Path(text), usual(Path(text))
     else:
         try:
             path, strength = Path(name), float(number)
@@ -141,22 +171,28 @@ def _lora(text: str) -> tuple[Path, float]:
     return path, strength
 
 
-def _best_of(args: argparse.Namespace, request: GenerationRequest, device: str) -> BestOf:
+def _best_of(args: argparse.Namespace, requests: Iterable[GenerationRequest], device: str) -> BestOf:
     from flagai_altdiff.matching import load_matching_model
     from flagai_altdiff.ranking import BestOf, check_choice
 
-    check_choice(args.best, request)
+    for request in requests:
+        check_choice(args.best, request)
     print(f"loading {args.judge}", file=sys.stderr)
     judge = load_matching_model(args.judge, args.model_dir, device=device, mapped=True)
     return BestOf(judge=judge, best=args.best)
 
 
-def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
-    """What was asked for, with FlagAI's defaults where nothing was typed."""
+def _typed(args: argparse.Namespace) -> tuple[Iterable[GenerationRequest], Output]:
+    """What was asked for, with FlagAI's defaults where nothing was typed; several requests from JSON Lines."""
     given = vars(args)
     options = FLAGAI_DEFAULTS | {name: given[name] for name in options_of(GenerationRequest) if name in given}
     if args.plms and options.setdefault("sampler", "plms") != "plms":
         raise InvalidRequestError("--plms", True, f"contradicts --sampler {options['sampler']}; leave one of them out")
+    output = Output(**{name: given[name] for name in options_of(Output) if name in given})
+    if args.from_file and has_requests(args.from_file):
+        if args.best is not None or args.of is not None:
+            options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
+        return _Lines(args.from_file, options, comments=args.comments), output
     if args.from_file:
         options["prompts"] = read_prompt_file(args.from_file, comments=args.comments)
         options |= {"images_per_prompt": 1, "batch_size": options["images_per_prompt"]}
@@ -164,7 +200,27 @@ def _typed(args: argparse.Namespace) -> tuple[GenerationRequest, Output]:
         options["prompts"] = args.prompt
     if args.best is not None or args.of is not None:
         options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
-    return GenerationRequest(**options), Output(**{name: given[name] for name in options_of(Output) if name in given})
+    return [GenerationRequest(**options)], output
+
+
+class _Lines:
+    """The requests of a file of JSON Lines, made when they are asked for: their pictures are not kept.
+
+    What a line does not say is as it was typed; FlagAI's names of options count too.
+    """
+
+    def __init__(self, file: str, typed: Mapping[str, Any], *, comments: bool) -> None:
+        self._file, self._typed, self._lines = file, typed, read_requests(file, comments=comments)
+
+    def __iter__(self) -> Iterator[GenerationRequest]:
+        ours = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}
+        for number, line in enumerate(self._lines, 1):
+            said = {ours.get(name, name): value for name, value in line.items()}
+            try:
+                yield GenerationRequest(**{**self._typed, **said})
+            except InvalidRequestError as error:
+                expected = f"request {number}: {error.field}={shown(error.value)}: {error.expected}"
+                raise InvalidRequestError("from_file", self._file, expected) from None
 
 
 def _drawn_to_choose_from(args: argparse.Namespace, has_n_samples: bool) -> dict[str, int]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from flagai_altdiff import __version__
+from flagai_altdiff.cli.again import add_redraw, add_show, add_tokens
 from flagai_altdiff.cli.common import command_that_goes_on, fail
 from flagai_altdiff.cli.data import add_data
 from flagai_altdiff.cli.evaluate import add_evaluate
@@ -30,6 +31,8 @@ examples:
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
+  altdiff generate "a red heart" --init-image photo.jpg --strength 0.6
+  altdiff redraw AltDiffusionOutputs/samples/00000.png --seed 8
   altdiff match "a red house" "ein Hund" -- *.png
   altdiff evaluate AltDiffusion-m9 --prompts prompts/ --clip AltCLIP-XLMR-L-m9
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
@@ -44,6 +47,17 @@ exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminate
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "generate": (add_generate, "draw images", "Draw images from prompts."),
+    "redraw": (
+        add_redraw,
+        "draw images again",
+        "Draw again what files say that they show: our own to the same pixels; others as far as they say enough.",
+    ),
+    "show": (add_show, "say how images were made", "Print what PNG files say of their making."),
+    "tokens": (
+        add_tokens,
+        "say how a prompt is read",
+        "Print the tokens of prompts with their weights, chunk by chunk, and what is lost.",
+    ),
     "match": (
         add_match,
         "compare texts with images",

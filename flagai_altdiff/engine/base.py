@@ -29,12 +29,17 @@ class Engine(Protocol):
         """What :meth:`denoise` gives: ``"eps"``, ``"v"`` or ``"x0"``."""
         ...
 
-    def schedule(self, steps: int) -> Schedule:
-        """The walk from noise to image in about so many steps."""
+    def schedule(self, steps: int, grid: str = "flagai") -> Schedule:
+        """The walk from noise to image in about so many steps, along one of ``sampling.GRIDS``."""
         ...
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent, from its size in px."""
+        ...
+
+    @property
+    def cell(self) -> int:
+        """Pixels along a side of a latent cell."""
         ...
 
     def encode_text(self, token_ids: Tensor) -> Tensor:

@@ -36,15 +36,15 @@ class EagerEngine:
         self.alphas_cumprod = schedule_buffers(betas)["alphas_cumprod"]
         self.parameterization = model.parameterization
         self.device = model.device
+        self.cell = config.first_stage.downsampling
 
-    def schedule(self, steps: int) -> Schedule:
-        """FlagAI's grid of timesteps."""
-        return Schedule.from_alphas_cumprod(self.alphas_cumprod, steps)
+    def schedule(self, steps: int, grid: str = "flagai") -> Schedule:
+        """A walk along a grid of timesteps."""
+        return Schedule.make(self.alphas_cumprod, steps, grid)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of an image's latent, from its size in px."""
-        f = self.model.config.first_stage.downsampling
-        return self.model.channels, height // f, width // f
+        return self.model.channels, height // self.cell, width // self.cell
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """(B, L) -> (B, L, D)."""
@@ -77,7 +77,9 @@ class EagerEngine:
 
     def need(self, request: ResolvedRequest) -> int:
         """Bytes of the feature maps that every decoder must hold at once."""
-        pixels = request.height * request.width * request.batch_size
+        size = (request.width, request.height) if request.hires is None else request.final_size
+        width, height = (min(side, request.window or side) for side in size)
+        pixels = height * width * request.batch_size
         return _LIVE_MAPS * self.model.config.first_stage.ch * pixels * torch.float32.itemsize
 
     def _autocast(self) -> AbstractContextManager[object]:

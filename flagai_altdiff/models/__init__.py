@@ -6,9 +6,9 @@ Tensor letters: B batch, C channels, H W pixels, h w latent cells (H/f, W/f), L 
 from __future__ import annotations
 
 from flagai_altdiff.config import LatentDiffusionConfig
-from flagai_altdiff.models.latent_diffusion import AddedLora, LatentDiffusion
+from flagai_altdiff.models.latent_diffusion import LatentDiffusion
 
-__all__ = ["AddedLora", "LatentDiffusion", "build_model"]
+__all__ = ["LatentDiffusion", "build_model"]
 
 
 def build_model(config: LatentDiffusionConfig) -> LatentDiffusion:

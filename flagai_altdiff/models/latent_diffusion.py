@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagai_altdiff.added import AddedLora, AddedPart
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.models.autoencoder import AutoencoderKL, DiagonalGaussianDistribution
 from flagai_altdiff.models.ema import LitEma
@@ -40,24 +40,6 @@ class ImageChecker(Protocol):
     def check(self, images: Sequence[Image.Image], device: torch.device) -> list[bool]:
         """For each image, whether it must not be shown."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class AddedLora:
-    """A LoRA that has become part of a model's weights.
-
-    Args:
-        name: Of its file, without the ending.
-        strength: With which it was added.
-        sha256: First ten digits of the file's hash.
-    """
-
-    name: str
-    strength: float
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.strength:g} ({self.sha256})"
 
 
 class DiffusionWrapper(nn.Module):
@@ -85,6 +67,8 @@ class LatentDiffusion(nn.Module):
         text_tokenizer: Turns prompts into ids. It and the next four are set from outside, not in the state dict.
         spec: Defaults of its images.
         loras: What :func:`flagai_altdiff.lora.add_lora` has added to its weights.
+        before_loras: What these weights were, where the LoRAs can be taken off again.
+        parts: Words that were added, and an autoencoder that was put in.
         safety_checker: Judges its images, where it has one.
         autocast_dtype: Precision of the UNet and the decoder on a GPU; ``None`` is that of their weights.
     """
@@ -118,6 +102,8 @@ class LatentDiffusion(nn.Module):
         self._drawing_tokenizer: PreTrainedTokenizerBase | None = None
         self.spec = UNREGISTERED
         self.loras: tuple[AddedLora, ...] = ()
+        self.before_loras: dict[str, Tensor] = {}
+        self.parts: tuple[AddedPart, ...] = ()
         self.safety_checker: ImageChecker | None = None
         self.autocast_dtype: torch.dtype | None = None
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flagai_altdiff.sampling.levels import NoiseLevels
 from flagai_altdiff.sampling.schedule import to_eps
 from flagai_altdiff.sampling.step import EpsFunction
 
@@ -37,9 +38,14 @@ def guided(
         (x, t) -> eps.
     """
 
-    def eps(x: Tensor, t: int) -> Tensor:
-        alpha = alphas_cumprod[t]
-        timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=torch.long)
+    levels = NoiseLevels.of(alphas_cumprod)
+
+    def eps(x: Tensor, t: float) -> Tensor:
+        if isinstance(t, int):
+            alpha, kind = alphas_cumprod[t], torch.long
+        else:
+            alpha, kind = torch.tensor(levels.alpha(t), device=x.device), torch.float32
+        timesteps = torch.full((x.shape[0],), t, device=x.device, dtype=kind)
         if uncond is None:
             return to_eps(denoise(x, timesteps, cond), x, alpha, parameterization)
         # One pass for both halves, unconditional first.

@@ -1,17 +1,20 @@
 """Noise schedule, timestep grids, and the conversions between eps, v and x0.
 
-**Source**: Ho et al. 2020 (arXiv 2006.11239); Salimans and Ho 2022 (arXiv 2202.00512) for v; the grids are FlagAI's.
+**Source**: Ho et al. 2020 (arXiv 2006.11239); Salimans and Ho 2022 (arXiv 2202.00512) for v; FlagAI for its grid; Lin
+et al. 2023 (arXiv 2305.08891) for the trailing one; Karras et al. 2022 (arXiv 2206.00364) for theirs and for sigma.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from flagai_altdiff.errors import ConfigError
+from flagai_altdiff.sampling.levels import NoiseLevels, sigma_of
 
 
 def make_betas(kind: str, timesteps: int, linear_start: float, linear_end: float, cosine_s: float = 8e-3) -> Tensor:
@@ -82,6 +85,10 @@ def timestep_grid(steps: int, timesteps: int = 1000) -> range:
     return range(1, timesteps, timesteps // steps)
 
 
+_RHO = 7.0
+"""Curvature of Karras' grid, as the paper has it."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """One walk from noise to image: which timesteps, and how much signal is left at each.
@@ -89,32 +96,65 @@ class Schedule:
     Iterating gives (number of the step, timestep, alpha, alpha after the step) for each.
 
     Args:
-        timesteps: Descending: the model's inputs.
+        timesteps: Descending: the model's inputs. Whole ones are of type int.
         alphas: Signal power (alpha bar) at each timestep.
         alphas_prev: Signal power after each step.
+        levels: Of the model.
     """
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     alphas: tuple[float, ...]
     alphas_prev: tuple[float, ...]
+    levels: NoiseLevels = field(repr=False, compare=False)
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, steps: int) -> Schedule:
-        """The walk along :func:`timestep_grid`; the last step ends at alphas_cumprod[0], not at 1.
+    def make(cls, alphas_cumprod: Tensor, steps: int, grid: str = "flagai") -> Schedule:
+        """A whole walk.
 
         Args:
             alphas_cumprod: (T,), of any floating dtype.
             steps: Steps asked for, 1 to T.
+            grid: One of ``GRIDS``. ``"flagai"`` is :func:`timestep_grid`, and ends at the noise of timestep 0. The
+                others end without noise: ``"trailing"`` begins at the last timestep and goes on in equal strides,
+                ``"uniform"`` divides all timesteps evenly, between them too, ``"karras"`` and ``"exponential"`` divide
+                sigma's seventh root and its logarithm.
         """
-        table = alphas_cumprod.detach().double().tolist()
-        grid = timestep_grid(steps, len(table))[::-1]
-        alphas = tuple(table[t] for t in grid)
-        return cls(tuple(grid), alphas, (*alphas[1:], table[0]))
+        levels = NoiseLevels.of(alphas_cumprod)
+        last = len(levels) - 1
+        if grid == "flagai":
+            numbers = tuple(timestep_grid(steps, len(levels))[::-1])
+            return cls.through(numbers, levels.alphas[0], levels)
+        if grid == "trailing":
+            stride = len(levels) / steps
+            return cls.through(tuple(round(len(levels) - k * stride) - 1 for k in range(steps)), 1.0, levels)
+        if grid == "uniform":
+            return cls.through(tuple(last - k * last / max(steps - 1, 1) for k in range(steps)), 1.0, levels)
+        bend, back = (lambda s: s ** (1 / _RHO), lambda s: s**_RHO) if grid == "karras" else (math.log, math.exp)
+        first, final = (bend(sigma_of(levels.alphas[i])) for i in (last, 0))
+        sigmas = [back(first + k * (final - first) / max(steps - 1, 1)) for k in range(steps)]
+        return cls.through(tuple(levels.timestep(sigma) for sigma in sigmas), 1.0, levels)
+
+    @classmethod
+    def through(cls, timesteps: Sequence[float], end: float, levels: NoiseLevels) -> Schedule:
+        """A walk along given timesteps.
+
+        Args:
+            timesteps: Descending; whole ones of type int.
+            end: Signal power that the last step ends with.
+            levels: Of the model.
+        """
+        alphas = tuple(levels.alpha(t) for t in timesteps)
+        return cls(tuple(timesteps), alphas, (*alphas[1:], end), levels)
+
+    def tail(self, steps: int) -> Schedule:
+        """The last steps of the walk."""
+        cut = slice(len(self) - steps, None)
+        return replace(self, timesteps=self.timesteps[cut], alphas=self.alphas[cut], alphas_prev=self.alphas_prev[cut])
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def __iter__(self) -> Iterator[tuple[int, int, float, float]]:
+    def __iter__(self) -> Iterator[tuple[int, float, float, float]]:
         return zip(range(len(self)), self.timesteps, self.alphas, self.alphas_prev, strict=True)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-EpsFunction = Callable[["Tensor", int], "Tensor"]
-"""(x (B, C, h, w), timestep) -> predicted noise (B, C, h, w)."""
+EpsFunction = Callable[["Tensor", float], "Tensor"]
+"""(x (B, C, h, w), timestep, which may lie between two whole ones) -> predicted noise (B, C, h, w)."""
 
 NoiseFunction = Callable[[], "Tensor"]
 """() -> standard normal (B, C, h, w)."""
@@ -30,10 +30,13 @@ class Step:
 
     index: int
     total: int
-    t: int
+    t: float
     x: Tensor
     pred_x0: Tensor
 
+
+GRIDS = ("flagai", "trailing", "uniform", "karras", "exponential")
+"""How the steps of a walk are placed; see ``Schedule.make``."""
 
 Sampler = Callable[..., Iterator[Step]]
 """``(eps, x, schedule, *, noise)``, and ``eta`` where the sampler takes it; ``x`` (B, C, h, w) is pure noise."""
@@ -47,11 +50,15 @@ class SamplerSpec:
         function: The generator function.
         title: Its name as other programs write it into images.
         takes_eta: Whether it has ``eta``, the share of fresh noise.
+        is_random: Whether it draws fresh noise in its steps, whatever ``eta`` says.
+        order: Of convergence: an error of a step's size, its square ...; 0 where it does not converge to one image.
     """
 
     function: Sampler
     title: str
     takes_eta: bool = False
+    is_random: bool = False
+    order: int = 1
 
     def walk(
         self, eps: EpsFunction, x: Tensor, schedule: Any, *, noise: NoiseFunction, eta: float = 0.0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sentencepiece import SentencePieceProcessor
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 77
 """Tokens that a prompt has for the model, ``<s>``, ``</s>`` and padding included."""
+_PLAIN = re.compile(r"[A-Za-z0-9_]+")
 _LONG = 4_000
 """Characters of a text of which no more is looked at than the model has tokens for."""
 
@@ -82,12 +84,34 @@ class Tokenizer:
                 )
             self._named[token] = i
             self._size = max(self._size, i + 1)
+        self._words: dict[str, tuple[int, ...]] = {}
+        self._patterns: dict[str, str] = {}
         self._longest_first = sorted(self._named, key=len, reverse=True)
         self._lock = threading.Lock()
         self._twin: XLMRobertaTokenizer | None = None
 
     def __len__(self) -> int:
         return self._size
+
+    def with_word(self, word: str, count: int) -> Tokenizer:
+        """A tokenizer that knows one more word, which is ``count`` new tokens wherever it stands in a text.
+
+        Args:
+            word: As it is typed, blanks around it or not.
+            count: Of its tokens; their ids go on where the vocabulary ends.
+
+        Raises:
+            ValueError: The word is known already, or is none.
+        """
+        if not word.strip() or word in self._named or word in self._words:
+            raise ValueError(f"the word {shown(word)} is known already; name another one")
+        other = copy.copy(self)
+        other._words = {**self._words, word: tuple(range(self._size, self._size + count))}
+        if _PLAIN.fullmatch(word):  # "art" is no part of "party"
+            other._patterns = {**self._patterns, word: f"(?<![A-Za-z0-9_]){word}(?![A-Za-z0-9_])"}
+        other._size, other._lock, other._twin = self._size + count, threading.Lock(), None
+        other._longest_first = sorted((*self._named, *other._words), key=len, reverse=True)
+        return other
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -98,8 +122,9 @@ class Tokenizer:
     def __deepcopy__(self, memo: object) -> Tokenizer:
         return self
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Path, bytes, dict[str, int]]]:
-        return Tokenizer, (self.path, self._pieces.serialized_model_proto(), self._named)
+    def __reduce__(self) -> tuple[Any, ...]:
+        words = {word: len(ids) for word, ids in self._words.items()}
+        return _again, (self.path, self._pieces.serialized_model_proto(), self._named, words)
 
     def encode(self, text: str) -> Encoded:
         """The tokens of a text; names of special tokens in it are those tokens.
@@ -112,8 +137,9 @@ class Tokenizer:
         place, end = visible(text)
         for i, part in enumerate(self._split(SURROGATE.sub("\ufffd", text[place:end]))):
             if i % 2:
-                ids.append(self._named[part])
-                spans.append((place, place + len(part)))
+                own = self._words.get(part) or (self._named[part],)
+                ids += own
+                spans += [(place, place + len(part))] * len(own)
             elif part:
                 letters, origins = composed(part)
                 found = self._pieces.encode(letters, return_type="offset_mapping")
@@ -178,12 +204,17 @@ class Tokenizer:
 
     def _split(self, text: str) -> list[str]:
         """Text and tokens that are spelled out in it, in turn."""
-        there = [re.escape(token) for token in self._longest_first if token in text]
+        there = [self._patterns.get(token, re.escape(token)) for token in self._longest_first if token in text]
         return re.split(f"({'|'.join(there)})", text) if there else [text]
 
     def _id(self, token: str) -> int | None:
         piece = self._pieces.piece_to_id(token)
         return self._named.get(token, piece + 1 if piece else None)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What :meth:`with_word` added, in its order."""
+        return tuple(self._words)
 
     def to_transformers(self) -> XLMRobertaTokenizer:
         """The same tokenizer for scripts written for transformers; made once.
@@ -193,13 +224,24 @@ class Tokenizer:
             threads at once. Its ids differ in odd texts only: marks on letters of another script or on a ligature.
 
         Raises:
-            CheckpointError: SentencePiece can read the file, the tokenizers library cannot.
+            CheckpointError: SentencePiece can read the file, the tokenizers library cannot; or words were learnt, which
+                are several tokens each.
         """
+        if self._words:
+            raise CheckpointError(f"transformers' tokenizer cannot have the learnt words {', '.join(self._words)}.")
         with self._lock:
             if self._twin is None:
                 with _named_errors(f"{self.path} cannot be given to transformers"):
                     self._twin = _twin(self._pieces.serialized_model_proto(), self._named)
             return self._twin
+
+
+def _again(path: Path, model: bytes, named: Mapping[str, int], words: Mapping[str, int]) -> Tokenizer:
+    """A tokenizer that was pickled."""
+    tokenizer = Tokenizer(path, model, named)
+    for word, count in words.items():
+        tokenizer = tokenizer.with_word(word, count)
+    return tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

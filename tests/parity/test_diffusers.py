@@ -8,7 +8,7 @@ width, linear projections, hidden state before the last layer); the full-size ca
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,23 @@ import transformers
 from diffusers.pipelines.deprecated.alt_diffusion import AltDiffusionPipeline
 from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import RobertaSeriesModelWithTransformation
 from diffusers.training_utils import compute_snr
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flagai_altdiff.canvas import Canvas
 from flagai_altdiff.checkpoint.diffusers_folder import read_config, weight_files, write_folder
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers, to_ldm
 from flagai_altdiff.config import AutoencoderConfig, LatentDiffusionConfig, TextEncoderConfig, UNetConfig
+from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.models import LatentDiffusion, build_model
-from flagai_altdiff.sampling import SAMPLERS
+from flagai_altdiff.request import GenerationRequest
+from flagai_altdiff.sampling import SAMPLERS, EpsFunction
 from flagai_altdiff.sampling.guidance import guided
 from flagai_altdiff.sampling.schedule import Schedule
+from flagai_altdiff.sampling.windows import joined, make_windows
 from flagai_altdiff.training.losses import denoising_losses
+from flagai_altdiff.walks import walk_latents
 
 TOLERANCE = 1e-4
 GUIDANCE_SCALE = 7.5
@@ -206,7 +212,7 @@ def our_latent(pair: Pair, sampler: str, steps: int, parameterization: str) -> T
     eps = guided(
         pair.model.apply_model, pair.cond, pair.uncond, GUIDANCE_SCALE, pair.model.alphas_cumprod, parameterization
     )
-    schedule = Schedule.from_alphas_cumprod(pair.model.alphas_cumprod, steps)
+    schedule = Schedule.make(pair.model.alphas_cumprod, steps)
     walk = SAMPLERS[sampler].walk(eps, pair.x_T, schedule, noise=lambda: torch.zeros_like(pair.x_T))
     return [step.x for step in walk][-1]
 
@@ -286,3 +292,106 @@ def test_losses_of_training(kind: str, theirs: str, gamma: float, pair: Pair) ->
         assert_close(denoising_losses(pair.model, latents, pair.cond, t, noise, min_snr_gamma=gamma), expected)
     finally:
         pair.model.parameterization = before
+
+
+def pipeline_of(pair: Pair, kind: Any, **parts: Any) -> Any:
+    """A pipeline of Stable Diffusion's with our weights; texts come as states."""
+    made = kind(
+        vae=pair.vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=pair.unet,
+        scheduler=pair.scheduler(diffusers.DDIMScheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **parts,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def walked(pair: Pair, request: GenerationRequest, canvas: Canvas | None, x: Tensor) -> Tensor:
+    """What our drawing ends with, from the same states."""
+    engine = EagerEngine(pair.model)
+    resolved = request.resolve(
+        height=64, width=64, steps=4, guidance_scale=GUIDANCE_SCALE, downsampling=engine.cell, halvings=1
+    )
+
+    def predict(shape: Sequence[int]) -> EpsFunction:
+        whole = guided(engine.denoise, pair.cond[:1], pair.uncond[:1], GUIDANCE_SCALE, engine.alphas_cumprod)
+        if not resolved.window:
+            return whole
+        cells, overlap = ((side or 0) // engine.cell for side in (resolved.window, resolved.window_overlap))
+        return joined(lambda window: whole, make_windows(shape[2:], cells, cells - overlap))
+
+    *_, last = walk_latents(engine, resolved, canvas, x, lambda shape: torch.zeros(1, *shape), predict)
+    return last.x
+
+
+GIVEN = Image.new("RGB", (64, 64), "red")
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(4, 1.0), (5, 0.6), (10, 0.35)])
+def test_img2img(pair: Pair, steps: int, strength: float) -> None:
+    clean = pair.x_T[:1] * 0.6
+    theirs = pipeline_of(pair, diffusers.StableDiffusionImg2ImgPipeline)(
+        prompt_embeds=pair.cond[:1],
+        negative_prompt_embeds=pair.uncond[:1],
+        image=clean,
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    request = GenerationRequest(prompts=("a",), init_image=GIVEN, strength=strength, steps=steps)
+    assert_close(walked(pair, request, Canvas(clean=clean), noise), theirs)
+
+
+@pytest.mark.parametrize("strength", [0.8, 0.6])
+def test_inpainting(pair: Pair, strength: float) -> None:
+    clean = pair.x_T[:1] * 0.6
+    f = pair.model.config.first_stage.downsampling
+    cells = torch.zeros(1, 1, *clean.shape[2:])
+    cells[..., 2:7, 4:11] = 1
+    theirs = pipeline_of(pair, diffusers.StableDiffusionInpaintPipeline)(
+        prompt_embeds=pair.cond[:1],
+        negative_prompt_embeds=pair.uncond[:1],
+        image=clean,
+        masked_image_latents=clean,
+        mask_image=cells.repeat_interleave(f, 2).repeat_interleave(f, 3),
+        height=clean.shape[2] * f,
+        width=clean.shape[3] * f,
+        strength=strength,
+        num_inference_steps=5,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    request = GenerationRequest(prompts=("a",), init_image=GIVEN, strength=strength, steps=5)
+    ours = walked(pair, request, Canvas(clean=clean, mask=cells), noise)
+    assert_close(ours * cells, theirs * cells)
+
+
+def test_panorama(pair: Pair) -> None:
+    """Windows of 64 cells, 8 apart, as theirs has them."""
+    f = pair.model.config.first_stage.downsampling
+    noise = torch.randn(1, pair.model.channels, 64, 80, generator=torch.Generator().manual_seed(3))
+    theirs = pipeline_of(pair, diffusers.StableDiffusionPanoramaPipeline)(
+        prompt_embeds=pair.cond[:1],
+        negative_prompt_embeds=pair.uncond[:1],
+        latents=noise,
+        height=64 * 8,  # it counts windows by cells of 8 px, whatever the autoencoder's are
+        width=80 * 8,
+        num_inference_steps=2,
+        guidance_scale=GUIDANCE_SCALE,
+        circular_padding=False,
+        output_type="latent",
+    ).images
+    request = GenerationRequest(
+        prompts=("a",), steps=2, height=64 * f, width=80 * f, window=64 * f, window_overlap=56 * f
+    )
+    assert_close(walked(pair, request, None, noise), theirs)

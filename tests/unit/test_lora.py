@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flagai_altdiff import AutoLoader, add_lora, lora
+from flagai_altdiff import AutoLoader, add_lora, lora, remove_loras
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
+from flagai_altdiff.config import RELEASED, LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
@@ -136,6 +138,7 @@ def test_diffusers_reads_ours(tmp_path: Path) -> None:
         assert torch.equal(tensor.flatten(1), match.down if "down.weight" in key else match.up)
 
 
+@pytest.mark.fault(42)
 def test_files_for_something_else_are_named(tmp_path: Path) -> None:
     plain, _, additions = trained()
     lora.save_lora(tmp_path / "x.safetensors", additions, plain.config)
@@ -151,14 +154,82 @@ def test_files_for_something_else_are_named(tmp_path: Path) -> None:
 
     refused({**tensors, down: torch.zeros(RANK, 7)}, r"another model: .* \[3, 7\]")
     refused({key: value for key, value in tensors.items() if key != down}, "a truncated LoRA")
-    refused(
-        {**tensors, "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.zeros(1, 1)}, "text encoder"
-    )
+    refused({**tensors, "lora_unet_of_another_kind.lora_down.weight": torch.zeros(1, 1)}, "no place for: lora_unet_of")
     refused({"a": torch.zeros(1)}, "is no LoRA")
     refused({**tensors, down: torch.full_like(tensors[down], float("nan"))}, "is broken: .* has NaN")
     refused({**tensors, down: torch.zeros(RANK)}, "must be matrices")
     refused({**tensors, down.replace("lora_down.weight", "alpha"): torch.ones(2)}, "its alpha a number")
     refused({"lora_unet_x.hada_w1_a": torch.zeros(1)}, "is LoHa")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha",
+        "text_encoder.text_model.encoder.layers.0.self_attn.k_proj.lora_linear_layer.up.weight",
+    ],
+)
+def test_what_is_for_clip_is_left_out_and_named(key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, merged, additions = trained()
+    lora.save_lora(tmp_path / "x.safetensors", additions, plain.config)
+    save_file({**load_file(tmp_path / "x.safetensors"), key: torch.zeros(1, 1)}, tmp_path / "y.safetensors")
+    lora.add_lora(plain, tmp_path / "y.safetensors")
+    assert differences(plain, merged) == {}
+    assert "1 keys are left out" in caplog.text and "XLM-R" in caplog.text and key[:40] in caplog.text
+
+
+STABLE_DIFFUSION: dict[str, dict[str, Any]] = {
+    "1.x": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "2.x": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+}
+
+
+@pytest.mark.fault(42)
+@pytest.mark.parametrize(
+    ("version", "model", "fits"),
+    [
+        ("1.x", "AltDiffusion-m9", True),
+        ("1.x", "AltDiffusion", True),
+        ("2.x", "AltDiffusion-m18", True),
+        ("2.x", "AltDiffusion-m9", False),
+        ("1.x", "AltDiffusion-m18", False),
+    ],
+)
+def test_loras_of_stable_diffusion_fit_at_full_size(version: str, model: str, fits: bool, tmp_path: Path) -> None:
+    """Every attention of Stable Diffusion's UNet, with kohya's names; the two kinds are of different widths."""
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(sample_size=64, **STABLE_DIFFUSION[version])
+    tensors = {}
+    for name, module in unet.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".attn" in name:
+            key = "lora_unet_" + name.replace(".", "_")
+            tensors[f"{key}.lora_down.weight"] = torch.ones(1, module.in_features)
+            tensors[f"{key}.lora_up.weight"] = torch.ones(module.out_features, 1)
+            tensors[f"{key}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, tmp_path / "sd.safetensors")
+    config = RELEASED[model]
+    assert isinstance(config, LatentDiffusionConfig)
+    if fits:
+        assert len(lora.read_lora(tmp_path / "sd.safetensors", config)) == len(tensors) // 3 == 128
+    else:
+        with pytest.raises(CheckpointError, match=r"another model: .*(768|1024).*(768|1024)"):
+            lora.read_lora(tmp_path / "sd.safetensors", config)
+
+
+def test_a_lora_is_taken_off_to_the_bit(tmp_path: Path) -> None:
+    path, model = written(tmp_path), tiny.fresh_model("m9")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    add_lora(model, path, 0.7, removable=True)
+    add_lora(model, path, -0.3, removable=True)
+    assert any(not torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    remove_loras(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert model.loras == () and not model.before_loras
+    add_lora(model, path)
+    for act in (lambda: remove_loras(model), lambda: add_lora(model, path, removable=True)):
+        with pytest.raises(InvalidRequestError, match="removable"):
+            act()
 
 
 def written(folder: Path, name: str = "m9") -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flagai_altdiff.errors import InvalidRequestError
-from flagai_altdiff.prompt_files import parse_prompts, read_prompt_file
+from flagai_altdiff.prompt_files import has_requests, parse_prompts, read_prompt_file, read_requests
 from tests.cost import in_proportion
 
 
@@ -89,3 +89,28 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
 def test_an_endless_prompt_file_is_refused() -> None:
     with in_proportion(64 << 20), pytest.raises(InvalidRequestError, match="more than 64 MiB"):
         read_prompt_file("/dev/zero")
+
+
+def test_json_lines_hold_a_request_each(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.JSONL"
+    file.write_bytes('\ufeff{"prompt": "一只猫", "steps": 3}\n\n{"prompts": ["a", "b"]}\n'.encode())
+    assert has_requests(file) and not has_requests("prompts.txt")
+    assert read_requests(file) == [{"prompt": "一只猫", "steps": 3}, {"prompts": ["a", "b"]}]
+    for text, message in (
+        ('{"prompt": "a"}\n{"prompt": ', "line 2 is no JSON"),
+        ('{"steps": 3}', "line 1: expected"),
+        ('["a"]', "line 1: expected"),
+        ("[" * 100_000, "line 1 is no JSON"),
+        ("\n\n", "no request"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InvalidRequestError, match=message):
+            read_requests(file)
+
+
+def test_json_lines_may_have_comments(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('# mine\n{"prompt": "a"}\n')
+    assert read_requests(file, comments=True) == [{"prompt": "a"}]
+    with pytest.raises(InvalidRequestError, match="line 1 is no JSON"):
+        read_requests(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flagai_altdiff.errors import FlagAIAltDiffError, RegistryError, UnknownModelError, UnknownTaskError
-from flagai_altdiff.registry import MODELS, TASKS, check_task, embedded_dir, find_model, get_model_spec, locate
+from flagai_altdiff.registry import MODELS, TASKS, as_task, embedded_dir, find_model, get_model_spec, locate
 
 RELEASED = ("AltDiffusion", "AltDiffusion-m9", "AltDiffusion-m18")
 
@@ -43,7 +43,7 @@ def test_a_name_like_no_other_gets_no_guess() -> None:
 @pytest.mark.parametrize("task", ["title-generation", "lm", "text2image", "", None])
 def test_tasks_of_flagai_that_are_not_here(task: str) -> None:
     with pytest.raises(UnknownTaskError, match="text2img") as caught:
-        check_task(task)
+        as_task(task)
     assert isinstance(caught.value, RegistryError)
 
 

@@ -80,7 +80,7 @@ def flagai_grid(steps: int) -> list[int]:
 @pytest.mark.parametrize("steps", [1, 2, 3, 6, 9, 27, 36, 50, 101, 251, 333, 334, 500, 501, 999, 1000])
 def test_grids_and_tables(steps: int) -> None:
     table = torch.from_numpy(ALPHAS_CUMPROD).float()
-    schedule = Schedule.from_alphas_cumprod(table, steps)
+    schedule = Schedule.make(table, steps)
     grid = flagai_grid(steps)
     alphas = ALPHAS_CUMPROD.astype(np.float32).astype(np.float64)
     assert list(schedule.timesteps) == grid[::-1]
@@ -96,7 +96,7 @@ def test_grids_and_tables(steps: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(steps=st.integers(1, 1000))
 def test_every_number_of_steps_gives_a_walk(steps: int) -> None:
-    schedule = Schedule.from_alphas_cumprod(torch.from_numpy(ALPHAS_CUMPROD).float(), steps)
+    schedule = Schedule.make(torch.from_numpy(ALPHAS_CUMPROD).float(), steps)
     assert len(schedule) >= min(steps, 999)
     assert all(a > b for a, b in pairwise(schedule.timesteps)) and schedule.timesteps[-1] == 1
     assert all(after > before for before, after in zip(schedule.alphas, schedule.alphas_prev, strict=True))

@@ -1,0 +1,44 @@
+"""What was added to a model, as records and runs name it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedLora:
+    """A LoRA that has become part of a model's weights.
+
+    Args:
+        name: Of its file, without the ending.
+        strength: With which it was added.
+        sha256: First ten digits of the file's hash.
+    """
+
+    name: str
+    strength: float
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.strength:g} ({self.sha256})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedPart:
+    """A part from another file.
+
+    Args:
+        kind: ``"embedding"`` or ``"vae"``.
+        name: Of its file, without the ending; of a word, as it is typed.
+        sha256: First ten digits of the file's hash.
+    """
+
+    kind: str
+    name: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} ({self.sha256})"
+
+
+Added = AddedLora | AddedPart
