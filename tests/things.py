@@ -56,7 +56,7 @@ def make_archives(folder: Path) -> dict[Package, Path]:
         (FLAT, '<rect x="2" y="4" width="12" height="8" fill="{}"/>'),
         (NOTO, '<path d="M1 15 8 1 15 15" fill="{}"/>'),
     ):
-        icons = {
+        icons: dict[str, Any] = {
             "icons": {WORDS[code]: {"body": body.format(COLOURS[code])} for code in CODES[:-1]},
             "width": 16,
             "height": 16,

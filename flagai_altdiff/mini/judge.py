@@ -79,7 +79,7 @@ def see(judge: Judge, images: Tensor) -> Tensor:
     Returns:
         (B, questions): the most likely answers' numbers, in the order of ``SEEN``.
     """
-    chunks = [torch.stack([x.argmax(dim=1) for x in judge(part).values()], dim=1) for part in images.split(100)]
+    chunks = [torch.stack([x.argmax(dim=1) for x in judge(part).values()], dim=1) for part in torch.split(images, 100)]  # type: ignore[no-untyped-call]
     return torch.cat(chunks)
 
 

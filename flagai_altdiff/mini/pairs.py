@@ -63,6 +63,7 @@ def measure_pairs(
     prompts = [question.prompt for question in asked]
     images = generate(model, prompts, batch_size=20, seed=seed, seed_mode="batch").images
     eye = judge or load_judge()
-    likeliest = torch.cat([eye(part)["what"].topk(2).indices for part in looked_at(images).split(100)])
+    parts = torch.split(looked_at(images), 100)  # type: ignore[no-untyped-call]
+    likeliest = torch.cat([eye(part)["what"].topk(2).indices for part in parts])
     wanted = torch.tensor([[SEEN["what"].index(code) for code in question.codes] for question in asked])
     return (wanted[:, :, None] == likeliest[:, None, :]).any(dim=2)

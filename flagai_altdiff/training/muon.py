@@ -110,7 +110,8 @@ def _all_orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
     parts = [orthogonal(m).flatten() if i in own else m.new_zeros(m.numel()) for i, m in enumerate(matrices)]
     together = torch.cat(parts)
     dist.all_reduce(together)
-    return [part.view_as(m) for part, m in zip(together.split([m.numel() for m in matrices]), matrices, strict=True)]
+    cut = torch.split(together, [matrix.numel() for matrix in matrices])  # type: ignore[no-untyped-call]
+    return [part.view_as(matrix) for part, matrix in zip(cut, matrices, strict=True)]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from flagai_altdiff.matching import load_matching_model, match
 from flagai_altdiff.mini.accuracy import questions
 from flagai_altdiff.mini.drawing import draw
 from flagai_altdiff.mini.scene_scorer import SceneScorer
+from flagai_altdiff.mini.world import Scene
 from tests import tiny
 
 
@@ -112,7 +113,8 @@ def test_scenes_are_judged_in_every_language() -> None:
     import random
 
     for language, own in pairs.items():
-        images = [Image.fromarray(draw(scene, random.Random(0), side=128)) for scene, _ in own]
+        shapes = [scene for scene, _ in own if isinstance(scene, Scene)]
+        images = [Image.fromarray(draw(scene, random.Random(0), side=128)) for scene in shapes]
         right = scorer.score(images, prompts[language][:2])["accuracy"]
         assert right.tolist() == [1, 1]
         assert scorer.score(images[::-1], prompts[language][:2])["accuracy"].tolist() == [0, 0]

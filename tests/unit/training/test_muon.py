@@ -58,8 +58,8 @@ def stepped() -> list[Tensor]:
     model = nn.Sequential(nn.Linear(12, 16), nn.Linear(16, 9), nn.Conv2d(8, 10, 3))
     named = dict(model.named_parameters())
     matrices = matrices_of(model)
-    split = [[p for name, p in named.items() if (name in matrices) is wanted] for wanted in (True, False)]
-    optimizer = Muon(*split, 1e-2)
+    learns, others = ([p for name, p in named.items() if (name in matrices) is wanted] for wanted in (True, False))
+    optimizer = Muon(learns, others, 1e-2)
     for step in range(3):
         for parameter in named.values():
             parameter.grad = torch.sin(torch.arange(float(parameter.numel())) + step).view(parameter.shape)
