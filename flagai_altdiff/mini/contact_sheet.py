@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import generate
 from flagai_altdiff.sheets import Row, make_sheet
@@ -44,8 +43,7 @@ def language_sheet(
         The sheet, with language codes at the left.
     """
     rows = []
-    for language in LANGUAGES:
-        own = list(prompts[language])
-        images = generate(model, own, batch_size=len(own), seed=seed, seed_mode="batch").images
+    for language, own in prompts.items():
+        images = generate(model, list(own), batch_size=len(own), seed=seed, seed_mode="batch").images
         rows.append(Row(label=language, images=images))
     return make_sheet(rows, side)

@@ -6,35 +6,38 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from flagai_altdiff.checkpoint import altclip_folder
 from flagai_altdiff.checkpoint.ldm_yaml import dump_config
 from flagai_altdiff.checkpoint.saving import half_precision
+from flagai_altdiff.checkpoint.weights import fingerprint
+from flagai_altdiff.files import new_file
 from flagai_altdiff.hub import record_missing
 from flagai_altdiff.hub.names import MANIFEST_NAME
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.mini.accuracy import KINDS, Answers, as_table, measure, questions
 from flagai_altdiff.mini.contact_sheet import contact_sheet, language_sheet
-from flagai_altdiff.mini.judge import Judge
 from flagai_altdiff.mini.pairs import measure_pairs, pair_questions
 from flagai_altdiff.mini.recipe import parts
 from flagai_altdiff.mini.recipe.parts import Place
 from flagai_altdiff.mini.recipe.steps import save_whole
-from flagai_altdiff.mini.things.catalogue import FILE, Thing, read_catalogue
+from flagai_altdiff.mini.things.catalogue import FILE, read_catalogue
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.registry import MODELS
-from flagai_altdiff.training.processes import is_first
+from flagai_altdiff.training.processes import is_first, number, started, wait_until
 
 DRAWING, MATCHING = "AltDiffusion-mini", "AltCLIP-mini"
 _TOKENIZER = "sentencepiece.bpe.model"
-ON_THE_WAY, AT_THE_END = 20, 100
-"""Prompts of each kind in each language, after every stage and for the finished model."""
+ON_THE_WAY, AT_THE_END, NAMES_AT_THE_END = 20, 60, 200
+"""Prompts of each kind in each language, after every stage and for the finished model; of its names there are more."""
 _WAY = ("unet", "student", "alignment", "quality", "guidance")
 _KINDS_ON_THE_WAY = ("ground", "unseen ground")
 _SHEET_COLUMNS, _SHEET_THINGS = 8, 64
@@ -75,31 +78,29 @@ def tables(place: Place) -> None:
         "quality": parts.quality,
         "guidance": parts.guidance,
     }
-    things = read_catalogue(place.data / FILE)
     for stage in _WAY:
-        path = place.work / "tables" / f"{stage}.json"
         model = makers[stage](place)
-        if not is_first() or path.exists():
-            continue
         model.text_tokenizer, model.spec = parts.tokenizer(place).tokenizer, MODELS[DRAWING]
-        answers = _answers(model.eval(), things, _KINDS_ON_THE_WAY, ON_THE_WAY, parts.judge(place))
-        _write(path, answers)
-        logger.info("after %s, in per cent:\n%s", stage, as_table(answers))
+        asked = {(kind, code): ON_THE_WAY for kind in _KINDS_ON_THE_WAY for code in LANGUAGES}
+        _report(place, stage, model.eval(), asked)
 
 
 def measure_all(place: Place) -> None:
     """Measure the written model in every language, and draw its sheets."""
+    model = load_path(place.out / DRAWING, MODELS[DRAWING])
+    counts = {kind: NAMES_AT_THE_END if kind == "name" else AT_THE_END for kind in KINDS}
+    _report(place, "model", model, {(kind, code): count for kind, count in counts.items() for code in LANGUAGES})
+    things = read_catalogue(place.out / DRAWING / FILE)
+
+    def pairs(code: str) -> Mapping[str, Tensor]:
+        each = measure_pairs(model, pair_questions(things, code, AT_THE_END), judge=parts.judge(place))
+        return {"each": each.flatten(), "both": each.all(dim=1)}
+
+    found = _shared(place.work / "tables" / f"pairs-{fingerprint(model)[:8]}", list(LANGUAGES), pairs)
     if not is_first():
         return
-    model = load_path(place.out / DRAWING, MODELS[DRAWING])
-    things = read_catalogue(place.out / DRAWING / FILE)
-    answers = _answers(model, things, tuple(KINDS), AT_THE_END, parts.judge(place))
-    _write(place.work / "tables" / "model.json", answers)
-    logger.info("in per cent:\n%s", as_table(answers))
-    asked = [pair_questions(things, code, AT_THE_END) for code in LANGUAGES]
-    drawn = torch.cat([measure_pairs(model, own, judge=parts.judge(place)) for own in asked]).float()
-    both = drawn.prod(dim=1).mean()
-    logger.info("of two things side by side %.1f %% are drawn, both %.1f %%", 100 * drawn.mean(), 100 * both)
+    shares = {name: torch.cat([right[name] for right in found]).float().mean() for name in ("each", "both")}
+    logger.info("of two things side by side %.3f are drawn, both %.3f", shares["each"], shares["both"])
     names = {thing.code: thing.names for thing in things}
     chosen = [one.prompt for one in questions("ground", things, "en", _SHEET_THINGS)]
     sheet = contact_sheet(model, chosen, columns=_SHEET_COLUMNS)
@@ -108,15 +109,37 @@ def measure_all(place: Place) -> None:
     language_sheet(model, prompts).quantize(255).save(place.out / DRAWING / "languages.png", optimize=True)
 
 
-def _answers(
-    model: LatentDiffusion, things: Sequence[Thing], kinds: Sequence[str], count: int, judge: Judge
-) -> list[Answers]:
-    asked = {(kind, code): questions(kind, things, code, count) for kind in kinds for code in LANGUAGES}
-    return [
-        Answers(kind=kind, language=code, right=measure(model, own, judge=judge))
-        for (kind, code), own in asked.items()
-        if own
-    ]
+def _report(place: Place, name: str, model: LatentDiffusion, asked: Mapping[tuple[str, str], int]) -> None:
+    """Ask a model so many questions of kinds and in languages; the answers go into a file and a table of the log."""
+    things = read_catalogue(place.data / FILE)
+
+    def answer(pair: tuple[str, str]) -> Mapping[str, Tensor]:
+        own = questions(pair[0], things, pair[1], asked[pair])
+        return measure(model, own, judge=parts.judge(place)) if own else {}
+
+    pairs = list(asked)
+    folder = place.work / "tables" / f"{name}-{fingerprint(model)[:8]}"
+    found = zip(pairs, _shared(folder, pairs, answer), strict=True)
+    answers = [Answers(kind=kind, language=code, right=right) for (kind, code), right in found if right]
+    if is_first():
+        _write(place.work / "tables" / f"{name}.json", answers)
+        logger.info("%s, in per cent:\n%s", name, as_table(answers))
+
+
+def _shared(
+    folder: Path, keys: Sequence[Any], measured: Callable[[Any], Mapping[str, Tensor]]
+) -> list[dict[str, Tensor]]:
+    """What is measured for each key; the processes share the work, and what a run has of it is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{key if isinstance(key, str) else ' '.join(key)}.json" for key in keys]
+    for key, file in list(zip(keys, files, strict=True))[number() :: started() or 1]:
+        if not file.exists():
+            right = {name: values.tolist() for name, values in measured(key).items()}
+            with new_file(file, replace=True) as unfinished:
+                unfinished.write_text(json.dumps(right), encoding="utf-8")
+    wait_until(lambda: all(file.exists() for file in files))
+    texts = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    return [{name: torch.tensor(values) for name, values in right.items()} for right in texts]
 
 
 def _write(path: Path, answers: Sequence[Answers]) -> None:

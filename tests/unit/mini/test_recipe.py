@@ -43,6 +43,7 @@ from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.packages import Package
 from flagai_altdiff.mini.things.shards import Amount, write_things
 from flagai_altdiff.mini.things.sprites import make_sprites
+from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.models.autoencoder import AutoencoderKL
@@ -271,7 +272,10 @@ def small_recipe(monkeypatch: pytest.MonkeyPatch, few_things: None, archives: di
     monkeypatch.setattr(parts, "STATISTICS_IMAGES", 4)
     monkeypatch.setattr(parts, "fetch", lambda folder: archives)
     monkeypatch.setattr(judge, "FRESH", 8)
-    monkeypatch.setattr(results, "ON_THE_WAY", 1)
+    for count in ("ON_THE_WAY", "AT_THE_END", "NAMES_AT_THE_END", "_SHEET_THINGS"):
+        monkeypatch.setattr(results, count, 1)
+    monkeypatch.setattr(results, "_SHOWN_IN_ALL", CODES[:1])
+    monkeypatch.setattr(results, "LANGUAGES", {code: LANGUAGES[code] for code in ("en", "zh")})
     for cached in (parts.corpus, parts.sprites, parts.tokenizer):
         cached.cache_clear()
 
@@ -280,10 +284,9 @@ def small_recipe(monkeypatch: pytest.MonkeyPatch, few_things: None, archives: di
 def test_the_whole_recipe_in_sittings(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To folders that draw and match; the first sittings end as soon as they train."""
     work, out = tmp_path / "work", tmp_path / "models"
-    names = [name for name in PARTS if name != "measure"]
 
     def sitting() -> None:
-        train_mini(out=out, work=work, data=data, names=names, resume=True)
+        train_mini(out=out, work=work, data=data, resume=True)
 
     original = Task.load
 
@@ -306,7 +309,8 @@ def test_the_whole_recipe_in_sittings(data: Path, tmp_path: Path, monkeypatch: p
     result = generate(load_path(out / "AltDiffusion-mini"), "cat en", steps=2, height=64, width=64)
     assert result.images[0].size == (64, 64)
     assert match(load_matching_model(out / "AltCLIP-mini"), ["cat en"], result.images).shape == (1, 1)
-    assert sorted(path.name for path in (work / "tables").iterdir())[0] == "alignment.json"
+    assert {path.stem for path in (work / "tables").glob("*.json")} == {*DIFFUSION, "student", "model"}
+    assert all((out / "AltDiffusion-mini" / sheet).is_file() for sheet in ("things.png", "languages.png"))
     files = [out / "AltDiffusion-mini" / "model.safetensors", out / "AltCLIP-mini" / "model.safetensors"]
     first = [file.read_bytes() for file in files]
     sitting()
