@@ -25,7 +25,6 @@ from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise
-from flagai_altdiff.pictures import with_margins
 from flagai_altdiff.prompt_syntax import has_weights, read_as_text
 from flagai_altdiff.request import Batch, GenerationRequest, Note, ResolvedRequest
 from flagai_altdiff.sampling import Step
@@ -345,18 +344,13 @@ def _resolved(model: LatentDiffusion, request: GenerationRequest) -> ResolvedReq
     )
 
 
-def _size_of(asked: GenerationRequest) -> tuple[int, int]:
-    assert asked.init_image is not None
-    return with_margins(asked.init_image.image.size, asked.outpaint)
-
-
 def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: ResolvedRequest) -> Iterator[Note]:
     """Where a model does something else than it was asked for."""
     size = (asked.width or resolved.width, asked.height or resolved.height)
     if size != (resolved.width, resolved.height) and asked.init_image is None:
         drawn = f"drawing {resolved.width}x{resolved.height} (width x height)"
         yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
-    if asked.init_image is not None and resolved.final_size != (own := _size_of(asked)):
+    if (own := asked.picture_size) and resolved.final_size != own:
         drawn = f"{resolved.final_size[0]}x{resolved.final_size[1]}"
         yield Note("floored size", f"the picture is {own[0]}x{own[1]} px, the image will be {drawn} (width x height)")
     if asked.mask_image is not None and resolved.width < resolved.final_size[0] and not asked.mask_full_resolution:

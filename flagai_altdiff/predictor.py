@@ -149,11 +149,8 @@ class Predictor:
         for name in further:
             if name not in _FURTHER:
                 own = other_names(OPTIONS).get(name, name)
-                near = (
-                    [_FLAGAI.get(own, own)]
-                    if own in OPTIONS
-                    else difflib.get_close_matches(name, [*_FURTHER, *drawing], n=1)
-                )
+                known = [*_FURTHER, *drawing]
+                near = [_FLAGAI[own]] if own in _FLAGAI else difflib.get_close_matches(name, known, n=1)
                 guess = f"; did you mean {near[0]!r}?" if near else ""
                 raise TypeError(f"predict_generate_images has no argument {name!r}{guess}")
         filing: dict[str, Any] = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 SYNTAXES = ("plain", "weighted")
 """How a prompt is read: as it stands, up to 77 tokens; or with weights, and as long as it is."""
@@ -18,10 +20,14 @@ _CLOSING = {")": "(", "）": "(", "]": "[", "］": "["}
 _LONGEST_NUMBER = 40
 _ESCAPED = frozenset("()[]（）［］\\")
 _NUMBER = re.compile(r"[:：]\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*$")
-_WEIGHTED = re.compile(r"[(（][^()（）]*[:：]\s*[+-]?\d*\.?\d+\s*[)）]")
-_NOT_HERE = re.compile(r"<(?:lora|lyco|hypernet):[^>]*>|\[[^\[\]:|]*(?::[^\[\]:|]*:[^\[\]:|]*|\|[^\[\]]*)\]|\bAND\b")
-"""What A1111 reads as a LoRA, an edit on the way, words in turn or a composition."""
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_WEIGHTED = re.compile(r"[(（][^()（）]*[:：]\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*[)）]")
+LORA = r"<(?:lora|lyco|hypernet):[^<>]*>"
+"""What A1111 reads as a LoRA, a pattern."""
+_NOT_HERE = re.compile(LORA + r"|\[[^\[\]:|]*(?::[^\[\]:|]*:[^\[\]:|]*|\|[^\[\]]*)\]|\bAND\b")
+"""That, an edit on the way, words in turn, or a composition."""
+_BREAK = re.compile(r"\bBREAK\b")
+_DEEPEST = 64
+"""Brackets of a kind that may be open; of more, the outer ones are text."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,11 @@ class Part:
     weights: tuple[float, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Letter:
     char: str
     weight: float = 1.0
-    opens: str = ""
+    is_mark: bool = False
 
 
 def has_weights(prompt: str) -> bool:
@@ -61,6 +67,7 @@ def parse(prompt: str) -> list[Part]:
         prompt: As it was written. Full-width brackets and colons count as others; ``\\(`` is a bracket of the text.
     """
     letters: list[_Letter] = []
+    opened = {kind: deque[int](maxlen=_DEEPEST) for kind in _OPENING.values()}
     place = 0
     while place < len(prompt):
         char = prompt[place]
@@ -68,46 +75,46 @@ def parse(prompt: str) -> list[Part]:
             if prompt[place + 1 : place + 2] and prompt[place + 1] in _ESCAPED:
                 place += 1
                 letters.append(_Letter(prompt[place]))
-        elif char in _OPENING:
-            letters.append(_Letter(char, opens=_OPENING[char]))
-        elif char in _CLOSING:
-            _close(letters, char)
         else:
-            letters.append(_Letter(char))
+            if char in _OPENING:
+                opened[_OPENING[char]].append(len(letters))
+            is_mark = char in _CLOSING and _close(letters, opened[_CLOSING[char]], _CLOSING[char])
+            letters.append(_Letter(char, is_mark=is_mark))
         place += 1
-    return _parts(letters)
+    return _parts([letter for letter in letters if not letter.is_mark])
 
 
-def _close(letters: list[_Letter], char: str) -> None:
-    """Weigh what stands since the last bracket of this kind; without one, the bracket is text."""
-    kind = _CLOSING[char]
-    start = next((i for i in reversed(range(len(letters))) if letters[i].opens == kind), None)
-    if start is None:
-        letters.append(_Letter(char))
-        return
-    inside = letters[start + 1 :]
+def _close(letters: Sequence[_Letter], opened: deque[int], kind: str) -> bool:
+    """Weigh what stands since the last bracket of a kind; whether there is one, and the weight is none beyond sense."""
+    if not opened:
+        return False
+    start = opened.pop()
+    inside = [letter for letter in letters[start + 1 :] if not letter.is_mark]
     weight = _STRONGER if kind == "(" else 1 / _STRONGER
-    tail = max(len(inside) - _LONGEST_NUMBER, 0)
-    if kind == "(" and (found := _NUMBER.search("".join(letter.char for letter in inside[tail:]))):
-        if abs(float(found[1])) > _MOST:
-            letters.append(_Letter(char))
-            letters[start].opens = ""
-            return
+    tail = inside[-_LONGEST_NUMBER:]
+    if kind == "(" and (found := _NUMBER.search("".join(letter.char for letter in tail))):
         weight = float(found[1])
-        del inside[tail + found.start() :]
+        if abs(weight) > _MOST:
+            return False
+        for letter in tail[found.start() :]:
+            letter.is_mark = True
     for letter in inside:
         letter.weight *= weight
-    letters[start:] = inside
+    letters[start].is_mark = True
+    return True
 
 
 def _parts(letters: Sequence[_Letter]) -> list[Part]:
     text = "".join(letter.char for letter in letters)
-    weights = [letter.weight for letter in letters]
-    parts, first = [], 0
-    for found in _BREAK.finditer(text):
-        parts.append(Part(text[first : found.start()], tuple(weights[first : found.start()])))
-        first = found.end()
-    return [*parts, Part(text[first:], tuple(weights[first:]))]
+    weights = tuple(letter.weight for letter in letters)
+    breaks = [found.span() for found in _BREAK.finditer(text)]
+    parts = []
+    for (_, first), (end, _) in pairwise([(0, 0), *breaks, (len(text), len(text))]):
+        said = text[first:end]
+        first += len(said) - len(said.lstrip()) if first else 0
+        end -= len(said) - len(said.rstrip()) if end < len(text) else 0
+        parts.append(Part(text[first:end], weights[first:end]))
+    return parts
 
 
 def mean_weight(part: Part, first: int, end: int) -> float:

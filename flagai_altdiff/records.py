@@ -16,13 +16,15 @@ from typing import Any
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import read_texts
 from flagai_altdiff.metadata import RECORD_KEY
+from flagai_altdiff.prompt_syntax import LORA
 from flagai_altdiff.request import MAX_SEED, OPTIONS
 from flagai_altdiff.sampling import GRIDS, find_sampler
 
 _SETTINGS = re.compile(r"^Steps: \d+, ", re.MULTILINE)
-_PAIR = re.compile(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-_LORA = re.compile(r"\s*<(?:lora|lyco|hypernet):[^>]*>")
+_PAIR = re.compile(r'(?:\A|(?<=,))([^:,]+):\s*+("(?:\\.|[^"\\])*"|[^,]*)(?:,|\Z)')
+_LORA = re.compile(rf"\s?{LORA}")
 _MOST = 1_000_000
+"""Images of a call that are believed."""
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _KSAMPLERS = ("KSampler", "KSamplerAdvanced")
 _NEGATIVE = "\nNegative prompt: "
@@ -31,8 +33,10 @@ _LDM = ("ddim", "plms", "unipc")
 """Samplers whose steps A1111 places as FlagAI does, unless a schedule is named; the others are k-diffusion's."""
 _MEANINGLESS = ("Model hash", "VAE hash", "Version", "Lora hashes", "Model", "RNG", "Prompt syntax")
 """What A1111 says besides, and what changes nothing here or is told elsewhere."""
-_COMPEL = re.compile(r"(\((?:[^()\\]|\\.)*\)|[^\s(),.+-]+)(\++|-+|\d*\.?\d+)(?=[\s),.]|$)")
-"""A word or bracket of InvokeAI's prompts with its weight."""
+_COMPEL = re.compile(
+    r"((?<!\\)\((?:[^()\\]|\\.)*\)|(?<![^\s(),.+-])[^\s(),.+-]+(?=[+-]))(\++|-+|\d+(?:\.\d*)?|\.\d+)(?=[\s),.]|$)"
+)
+"""A bracket of InvokeAI's prompts with its weight, or a word with signs for one."""
 _COMPEL_STEP = {"+": 1.1, "-": 0.9}
 
 
@@ -239,16 +243,11 @@ def _weighted(text: str) -> str:
     parts, place = [], 0
     for found in _COMPEL.finditer(text):
         what, how = found[1].removeprefix("(").removesuffix(")"), found[2]
-        if how[0] in "+-":
-            weight = _COMPEL_STEP[how[0]] ** len(how)
-        elif found[1].startswith("("):
-            weight = float(how)
-        else:
-            continue
+        weight = _COMPEL_STEP[how[0]] ** len(how) if how[0] in _COMPEL_STEP else float(how)
         parts += [_escaped(text[place : found.start()]), f"({_escaped(what)}:{weight:.3g})"]
         place = found.end()
     return "".join([*parts, _escaped(text[place:])])
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([()\[\]])", r"\\\1", text)
+    return re.sub(r"(?<!\\)([()\[\]])", r"\\\1", text)

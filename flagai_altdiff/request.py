@@ -429,9 +429,9 @@ class GenerationRequest:
 
     def _size_of_picture(self, usual: tuple[int, int], unit: int) -> tuple[int, int] | None:
         """Width and height that a picture asks for, near its own; ``None`` where they are given, or there is none."""
-        if self.init_image is None or self.mask_full_resolution or (self.width and self.height):
+        own = self.picture_size
+        if own is None or self.mask_full_resolution or (self.width and self.height):
             return None
-        own = with_margins(self.init_image.image.size, self.outpaint)
         most = _LARGER * usual[0] * usual[1]
         if self.width or self.height:
             scale = self.width / own[0] if self.width else (self.height or 1) / own[1]
@@ -444,14 +444,19 @@ class GenerationRequest:
         return self.width or width, self.height or height
 
     @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Width and height of the picture that it begins with, and of what is drawn around it."""
+        return None if self.init_image is None else with_margins(self.init_image.image.size, self.outpaint)
+
+    @property
     def _keeps_pixels(self) -> bool:
         """Whether a part of the picture stays as it is, at its own size."""
         return bool(self.mask_image is not None or self.outpaint) and not (self.width or self.height)
 
     def _final_size(self, width: int, height: int, unit: int) -> tuple[int, int]:
         """Width and height of a finished image."""
-        if self.init_image is not None and (self.mask_full_resolution or self._keeps_pixels):
-            return with_margins(self.init_image.image.size, self.outpaint)
+        if (own := self.picture_size) and (self.mask_full_resolution or self._keeps_pixels):
+            return own
         if self.hires is None:
             return width, height
         wider, higher = (max(unit, round(side * self.hires / unit) * unit) for side in (width, height))

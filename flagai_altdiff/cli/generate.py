@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {"from_file": "--from-file", "device": "--device", "best": "--best"} | {
+_OWN_FLAGS = {
+    "from_file": "--from-file",
+    "device": "--device",
+    "best": "--best",
     "lora_strength": "--lora",
     "word": "--embedding",
 }

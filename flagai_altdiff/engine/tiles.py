@@ -1,13 +1,13 @@
-"""Decoding large latents part by part, so that memory grows with the image and not with its feature maps."""
+"""Decoding and encoding part by part, so that memory grows with the image and not with its feature maps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from flagai_altdiff.sampling.windows import make_windows
+from flagai_altdiff.sampling.windows import Window, make_windows
 
 
 def decode_in_tiles(
@@ -34,17 +34,10 @@ def decode_in_tiles(
     Returns:
         (B, 3, h * factor, w * factor).
     """
-    height, width = latents.shape[2:]
-    total = latents.new_zeros(len(latents), 3, height * factor, width * factor)
-    weight = latents.new_zeros(1, 1, height * factor, width * factor)
-    fade = max(overlap, 1) * factor
-    for window in make_windows((height, width), tile, max(tile - overlap, 1), wraps_y=wraps_y, wraps_x=wraps_x):
-        part = decode(window.cut(latents))
-        share = _ramp(part.shape[2], fade, part)[:, None] * _ramp(part.shape[3], fade, part)[None]
-        pixels = window.times(factor)
-        pixels.add(part * share, total)
-        pixels.add(share[None, None], weight)
-    return total.div_(weight)
+    cells = latents.shape[2:]
+    windows = make_windows(cells, tile, max(tile - overlap, 1), wraps_y=wraps_y, wraps_x=wraps_x)
+    parts = ((window.times(factor), decode(window.cut(latents))) for window in windows)
+    return _blended(parts, [side * factor for side in cells], max(overlap, 1) * factor)
 
 
 def encode_in_tiles(encode: Callable[[Tensor], Tensor], images: Tensor, *, tile: int, factor: int) -> Tensor:
@@ -59,17 +52,26 @@ def encode_in_tiles(encode: Callable[[Tensor], Tensor], images: Tensor, *, tile:
     Returns:
         (B, C, H / factor, W / factor).
     """
-    height, width = (side // factor for side in images.shape[2:])
-    overlap = max(tile // 4, 1)
-    total, weight = None, images.new_zeros(1, 1, height, width)
-    for window in make_windows((height, width), tile, tile - overlap):
-        part = encode(window.times(factor).cut(images))
-        if total is None:
-            total = part.new_zeros(len(images), part.shape[1], height, width)
-        share = _ramp(part.shape[2], overlap, part)[:, None] * _ramp(part.shape[3], overlap, part)[None]
+    cells, overlap = [side // factor for side in images.shape[2:]], max(tile // 4, 1)
+    windows = make_windows(cells, tile, max(tile - overlap, 1))
+    return _blended(((window, encode(window.times(factor).cut(images))) for window in windows), cells, overlap)
+
+
+def _blended(parts: Iterable[tuple[Window, Tensor]], shape: Sequence[int], fade: int) -> Tensor:
+    """One map from overlapping parts of it.
+
+    Args:
+        parts: Places and what is there, (B, C, h, w).
+        shape: (H, W) of the whole.
+        fade: From a part's edge so far, it counts less.
+    """
+    total = weight = torch.zeros(())
+    for window, part in parts:
+        if not total.shape:
+            total, weight = part.new_zeros(*part.shape[:2], *shape), part.new_zeros(1, 1, *shape)
+        share = _ramp(part.shape[2], fade, part)[:, None] * _ramp(part.shape[3], fade, part)[None]
         window.add(part * share, total)
         window.add(share[None, None], weight)
-    assert total is not None
     return total.div_(weight)
 
 

@@ -14,8 +14,9 @@ from flagai_altdiff import generate
 from flagai_altdiff.conditioning import chunks, encode_prompts, same_length
 from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.prompt_syntax import parse
+from flagai_altdiff.prompt_syntax import has_weights, parse, read_as_text
 from tests import tiny
+from tests.cost import in_proportion
 
 
 def read(prompt: str) -> list[tuple[str, float]]:
@@ -111,6 +112,33 @@ def test_long_prompts_take_several_chunks_that_end_at_commas(m9: LatentDiffusion
     (empty,) = encode_prompts(m9, engine, [""])
     long, short = same_length(states[0], empty, empty)
     assert len(long) == len(short) and torch.equal(short[:77], empty)
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 50 + "]" * 50,
+        "(a" * 50 + "b)" * 50,
+        "([" * 50 + ")]" * 50,
+        " " * 100,
+        " BREAK" * 20,
+        "(a:" + "1" * 100,
+        "<lora:" * 20,
+    ],
+)
+def test_no_prompt_costs_more_than_its_length(text: str) -> None:
+    for hostile in (text * 1000, "".join(char * 1000 for char in text)):
+        with in_proportion(len(hostile), seconds=2.0):
+            parse(hostile)
+            has_weights(hostile)
+            read_as_text(hostile)
+
+
+def test_of_many_open_brackets_the_inner_ones_count() -> None:
+    (part,) = parse("(" * 100 + "a:2)" + ")" * 99)
+    assert part.text == "(" * 36 + "a" + ")" * 36
+    assert part.weights[36] == pytest.approx(2 * 1.1**63)
 
 
 def test_a_prompt_that_seems_to_be_meant_otherwise_gets_a_note(m9: LatentDiffusion) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flagai_altdiff.output import redraw
 from flagai_altdiff.records import read_any
 from flagai_altdiff.request import GenerationRequest
 from tests import tiny
+from tests.cost import in_proportion
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "steps": 2}
 
@@ -121,6 +123,28 @@ def test_what_cannot_be_carried_over_is_named(tmp_path: Path) -> None:
         "ENSD: 31337",
         "Hires upscaler: ESRGAN",
     )
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("unit", ["1", "a", " ", ",", "a:", '"', "(", "\\(", "<lora:", "a-", "+", "Steps: 1, "])
+def test_no_record_costs_more_than_its_length(unit: str, tmp_path: Path) -> None:
+    text = unit * (400_000 // len(unit))
+    own = {**INVOKEAI, "positive_prompt": text + "x", "negative_prompt": "x" + text}
+    for key, hostile in (
+        ("parameters", f"a\nSteps: 1, Sampler: Euler, {text}"),
+        ("parameters", f"{text}\nSteps: 1, Sampler: {text}, Seed: 1, CFG scale: 1"),
+        ("invokeai_metadata", json.dumps(own)),
+    ):
+        file = written(tmp_path / "a.png", {key: hostile})
+        with in_proportion(len(hostile)), suppress(ImageError):
+            read_any(file)
+
+
+@pytest.mark.parametrize("text", ["v1.5 well-known", "1.3 cats", "a (b) c"])
+def test_what_has_no_weights_of_invokeais_stays_plain(text: str, tmp_path: Path) -> None:
+    own = {**INVOKEAI, "positive_prompt": text}
+    options = read_any(written(tmp_path / "a.png", {"invokeai_metadata": json.dumps(own)})).options
+    assert (options["prompts"], options["prompt_syntax"]) == ([text], "plain")
 
 
 @pytest.mark.parametrize(
