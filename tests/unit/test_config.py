@@ -201,6 +201,13 @@ def test_sizes_that_contradict_each_other_are_refused_with_the_file(path: str, v
     assert str(caught.value).startswith(str(tmp_path / "config.yaml"))
 
 
+@pytest.mark.parametrize(("channels", "said"), [(9, True), (5, False)])
+def test_a_unet_made_for_inpainting_alone_is_refused_with_another_way(channels: int, said: bool) -> None:
+    with pytest.raises(ConfigError, match=f"takes {channels} and gives 4 channels") as caught:
+        parse_config(changed("unet_config.params.in_channels", channels))
+    assert ("made for inpainting" in str(caught.value) and "--mask FILE" in str(caught.value)) is said
+
+
 WIDTHS = (
     "unet_config.params.model_channels",
     "first_stage_config.params.ddconfig.ch",
