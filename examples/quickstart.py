@@ -20,7 +20,7 @@ predictor = Predictor(model)
 result = predictor.predict_generate_images(
     [
         "a cat on a red background",
-        "热气球，蓝色背景",
+        "气球，蓝色背景",
         "ракета на чёрном фоне",
         "una pizza, fondo verde",
         "تفاحة حمراء",
