@@ -31,7 +31,7 @@ KEPT = [
 PROMPTS = (
     "a red windmill on a blue background",
     "ein roter windmill auf gelbem Hintergrund",
-    "绿色背景上的红色的windmill",
+    "красный windmill на зелёном фоне",
     "a yellow windmill on a purple background",
     "cat, white background",
 )
@@ -56,7 +56,7 @@ def draw_windmill(colour: str, ground: str, turn: float) -> Image.Image:
 def show(model: LatentDiffusion, path: str) -> None:
     """Draw the prompts side by side."""
     images = [generate(model, prompt, seed=3).images[0] for prompt in PROMPTS]
-    make_grid(images, len(images), len(images)).quantize(32).save(path, optimize=True)
+    make_grid(images, len(images), len(images)).quantize(255).save(path, optimize=True)
 
 
 examples = Path("windmills")
