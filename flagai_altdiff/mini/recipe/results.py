@@ -104,9 +104,9 @@ def measure_all(place: Place) -> None:
     names = {thing.code: thing.names for thing in things}
     chosen = [one.prompt for one in questions("ground", things, "en", _SHEET_THINGS)]
     sheet = contact_sheet(model, chosen, columns=_SHEET_COLUMNS)
-    sheet.quantize(255).save(place.out / DRAWING / "things.png", optimize=True)
+    sheet.save(place.out / DRAWING / "things.png", optimize=True)
     prompts = {code: [names[thing][code] for thing in _SHOWN_IN_ALL] for code in LANGUAGES}
-    language_sheet(model, prompts).quantize(255).save(place.out / DRAWING / "languages.png", optimize=True)
+    language_sheet(model, prompts).save(place.out / DRAWING / "languages.png", optimize=True)
 
 
 def _report(place: Place, name: str, model: LatentDiffusion, asked: Mapping[tuple[str, str], int]) -> None:
