@@ -36,14 +36,14 @@ cat = draw(CAT)
 
 save("from-a-picture", cat, *(draw(FOX, init_image=cat, strength=s) for s in (0.4, 0.6, 0.8)))
 
-apple = draw("red apple, small, on the left, white background")
-hole = Image.new("L", apple.size)
+strawberry = draw("strawberry, small, on the left, white background")
+hole = Image.new("L", strawberry.size)
 ImageDraw.Draw(hole).rectangle((68, 0, 128, 128), fill=255)
-inside = {"init_image": apple, "mask_image": hole, "strength": 1}
-balloon = "balloon, small, on the right, white background"
-save("into-a-picture", apple, hole.convert("RGB"), draw(balloon, **inside))
-blue_balloon = "balloon, small, on the right, blue background"
-save("soft-edge", *(draw(blue_balloon, **inside, mask_feather=px) for px in (0, 8, 24)))
+inside = {"init_image": strawberry, "mask_image": hole, "strength": 1, "seed": 6}
+lemon = "lemon, small, on the right, white background"
+save("into-a-picture", strawberry, hole.convert("RGB"), draw(lemon, **inside))
+blue_lemon = "lemon, small, on the right, blue background"
+save("soft-edge", *(draw(blue_lemon, **inside, mask_feather=px) for px in (0, 8, 24)))
 save("around-a-picture", draw(CAT, init_image=cat, outpaint="left=64,right=64"))
 
 long = {"width": 576, "window": 128, "window_overlap": 16}

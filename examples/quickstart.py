@@ -29,4 +29,6 @@ result = predictor.predict_generate_images(
     n_samples=2,
     n_rows=4,
 )
+for sample in result.samples:
+    print(sample.path, sample.prompt)
 print(f"Your images are in ./AltDiffusionOutputs; all of them on one sheet: {result.grid_path}")

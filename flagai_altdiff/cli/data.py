@@ -63,7 +63,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     things = commands.add_parser(
         "things",
         help="write training data of hundreds of things",
-        description="Fetch pictures and names of things with npm; write shards of images with phrases in 18 languages.",
+        description="Fetch pictures and names of things with npm, which must be there, and write shards of images with "
+        "phrases in 18 languages. What renders them: pip install '.[things]' in the package's folder.",
     )
     add = things.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write; archives in its packages/ are used")

@@ -142,12 +142,26 @@ def _draw(args: argparse.Namespace) -> int:
     if args.vae:
         use_vae(model, args.vae)
     for request in requests:
+        if spec and spec.name == DEFAULT_MODEL and not (args.lora or args.embedding):
+            _say_what_is_unknown(request.prompts)
         result = draw_to_folder(model, request, output, best_of=best_of)
         for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
             print(path)
         count, seed = len(result.samples), result.request.seed
         print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {seed}", file=sys.stderr)
     return 0
+
+
+def _say_what_is_unknown(prompts: Iterable[str]) -> None:
+    """Which prompts name nothing that the embedded model knows; others know any word."""
+    from flagai_altdiff.mini.things.knowing import names_nothing, nearby
+
+    for prompt in prompts:
+        if prompt.strip() and names_nothing(prompt):
+            others = "; ".join(nearby(prompt))
+            hint = f" Names near it: {others}." if others else ""
+            listed = "things.json beside its weights lists what it knows."
+            print(f"{DEFAULT_MODEL} knows nothing that {shown(prompt, 60)} names.{hint} {listed}", file=sys.stderr)
 
 
 def lora_of(text: str, usual: Callable[[Path], float] = lambda path: 1.0) -> tuple[Path, float]:

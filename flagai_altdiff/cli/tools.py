@@ -62,7 +62,7 @@ def add_train_mini(parser: argparse.ArgumentParser) -> None:
         help="state of the run (default: %(default)s)",
     )
     add("--data", type=Path, metavar="DIR", help="folder of altdiff data things (default: made in --work)")
-    add("--stage", nargs="*", default=(), metavar="NAME", help="do these stages only")
+    add("--stage", nargs="*", default=(), metavar="NAME", help="do these stages only; a name that is none lists them")
     add("--resume", action="store_true", help="go on with the run in --work")
     parser.set_defaults(run=_train_mini, kept="; --resume goes on from the last saved step")
 
