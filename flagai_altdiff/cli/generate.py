@@ -142,7 +142,7 @@ def _draw(args: argparse.Namespace) -> int:
     if args.vae:
         use_vae(model, args.vae)
     for request in requests:
-        if spec and spec.name == DEFAULT_MODEL and not (args.lora or args.embedding):
+        if spec and spec.embedded and not (args.lora or args.embedding):
             _say_what_is_unknown(request.prompts)
         result = draw_to_folder(model, request, output, best_of=best_of)
         for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):

@@ -33,7 +33,7 @@ examples:
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
   altdiff generate "a tiger" --init-image photo.jpg --strength 0.6
   altdiff redraw AltDiffusionOutputs/samples/00000.png --seed 8
-  altdiff match "a red house" "ein Hund" -- *.png
+  altdiff match "cat" "ein Hund" -- AltDiffusionOutputs/samples/*.png
   altdiff evaluate AltDiffusion-m9 --prompts prompts/ --clip AltCLIP-XLMR-L-m9
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18

@@ -14,6 +14,8 @@ _WITHOUT_BLANKS = ("ja", "th", "zh")
 _ENDING, _SHORTEST_STEM = 2, 4
 """So many letters at the end of a word may be others, unless it is short: languages inflect."""
 _HINTS = 3
+_SHORTEST_WORD, _WORDS_LOOKED_AT = 3, 8
+"""Of a prompt that names nothing; each is compared with thousands of names."""
 
 
 def names_nothing(prompt: str) -> bool:
@@ -26,7 +28,7 @@ def names_nothing(prompt: str) -> bool:
 def nearby(prompt: str) -> list[str]:
     """Names of things that share a word with a prompt or are spelt like it, a few at most."""
     names = dict.fromkeys(name for thing in known_things() for name in thing.names.values())
-    words = [word for word in re.findall(r"\w+", prompt.casefold()) if len(word) >= _HINTS]
+    words = [word for word in re.findall(r"\w+", prompt.casefold()) if len(word) >= _SHORTEST_WORD][:_WORDS_LOOKED_AT]
     sharing = [name for name in names if set(name.casefold().split()) & set(words)]
     alike = [name for word in words for name in difflib.get_close_matches(word, names, _HINTS, 0.75)]
     return list(dict.fromkeys([*_meant(prompt), *sharing, *alike]))[:_HINTS]
