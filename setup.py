@@ -34,7 +34,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "flagai_altdiff": ["py.typed", "mini/*.safetensors", "web/page/page.css", "web/page/page.js"],
-        "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*"],
+        "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*", "AltCLIP-mini/*"],
     },
     install_requires=[
         "torch>=2.8",
@@ -57,6 +57,7 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=18"],
+        "things": ["resvg-py>=0.5"],
         "tensorboard": ["tensorboardX>=2.6"],
         "web": _WEB,
         "ray": ["ray[serve]>=2.40"],
@@ -67,6 +68,7 @@ setup(
             "diffusers>=0.42",
             "peft>=0.19",
             "pyarrow>=18",
+            "resvg-py>=0.5",
             "webdataset>=1.0",
             "tensorboardX>=2.6",
             "torchsde>=0.2.6",  # what diffusers draws the noise of its SDE samplers with

@@ -146,7 +146,7 @@ def generate(
     callback: Callable[[Step], object] | None = None,
     **options: Any,
 ) -> GenerationResult:
-    """Draw what a request asks for: ``generate(model, "a red heart", steps=20)``.
+    """Draw what a request asks for: ``generate(model, "a cat", steps=20)``.
 
     Any number of threads may draw with one model at once. Nothing of the process is changed, not its random numbers.
 

@@ -6,7 +6,7 @@ const url = process.env.ALTDIFF_URL ?? "http://127.0.0.1:7860";
 const headers = { "Content-Type": "application/json" };
 if (process.env.ALTDIFF_API_KEY) headers.Authorization = `Bearer ${process.env.ALTDIFF_API_KEY}`;
 
-const body = JSON.stringify({ prompt: "большое жёлтое солнце", steps: 12, images_per_prompt: 2 });
+const body = JSON.stringify({ prompt: "соняшник, фіолетове тло", steps: 12, images_per_prompt: 2 });
 const accepted = await fetch(`${url}/api/jobs`, { method: "POST", headers, body });
 if (!accepted.ok) throw new Error((await accepted.json()).error.message);
 const job = await accepted.json();

@@ -12,14 +12,20 @@ url = urlsplit(os.environ.get("ALTDIFF_URL", "http://127.0.0.1:7860"))
 api = webuiapi.WebUIApi(host=url.hostname, port=url.port)
 
 drawn = api.txt2img(
-    prompt="ein (großes:1.2) grünes Haus", seed=3, steps=12, cfg_scale=2, width=128, height=128, sampler_name="Euler"
+    prompt="Roboter, (grüner Hintergrund:1.2)",
+    seed=3,
+    steps=12,
+    cfg_scale=2,
+    width=128,
+    height=128,
+    sampler_name="Euler",
 )
-drawn.image.save("house.png")
+drawn.image.save("robot.png")
 print(drawn.info["infotexts"][0])
 
 near = api.img2img(
     images=[drawn.image],
-    prompt="ein rotes Haus",
+    prompt="Roboter, roter Hintergrund",
     seed=4,
     steps=12,
     cfg_scale=2,
@@ -28,4 +34,4 @@ near = api.img2img(
     denoising_strength=0.7,
     sampler_name="DPM++ 2M Karras",
 )
-near.image.save("red-house.png")
+near.image.save("red-robot.png")

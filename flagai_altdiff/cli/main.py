@@ -28,15 +28,15 @@ from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, Regis
 
 _EPILOG = """\
 examples:
-  altdiff generate "a large red heart on a white background" "蓝色背景上的黄色的大星星"
+  altdiff generate "a cat on a red background" "气球，蓝色背景"
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
-  altdiff generate "a red heart" --init-image photo.jpg --strength 0.6
+  altdiff generate "a tiger" --init-image photo.jpg --strength 0.6
   altdiff ui
   altdiff serve --models AltDiffusion-m18,AltDiffusion-mini --port 8000
   altdiff redraw AltDiffusionOutputs/samples/00000.png --seed 8
-  altdiff match "a red house" "ein Hund" -- *.png
+  altdiff match "cat" "ein Hund" -- AltDiffusionOutputs/samples/*.png
   altdiff evaluate AltDiffusion-m9 --prompts prompts/ --clip AltCLIP-XLMR-L-m9
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 WIDE_SHOT = {"width": 1280, "height": 1330}
 LOOKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "page": ("蓝色背景上的黄色的大星星", {"locale": "en-US", "viewport": WIDE_SHOT}),
+    "page": ("火箭，黄色背景", {"locale": "en-US", "viewport": WIDE_SHOT}),
     "page-dark": (
-        "ein weißes Kreuz links auf violettem Hintergrund",
+        "Schnecke, grüner Hintergrund",
         {"locale": "en-US", "viewport": WIDE_SHOT, "color_scheme": "dark"},
     ),
-    "page-phone": ("橙色背景上的白色花", {"locale": "zh-CN", "viewport": PHONE, "device_scale_factor": 1.5}),
+    "page-phone": ("熊猫，橙色背景", {"locale": "zh-CN", "viewport": PHONE, "device_scale_factor": 1.5}),
 }
 """Pictures of the README: a prompt, and how the browser shows the page."""
 DRAWN_BEFORE = [
-    "قلب أخضر كبير على خلفية بيضاء",
-    "青い背景の左側の大きな紫色の三角形",
-    "a large red heart on a white background",
+    "أناناس، خلفية زرقاء",
+    "傘、緑色の背景",
+    "camel, yellow background",
 ]
 CHINESE = "蓝色背景上的黄色的大星星"
 ARABIC = "قلب أخضر كبير على خلفية بيضاء"
@@ -237,9 +237,16 @@ def test_the_documentation_loads_nothing_from_elsewhere(page: Page, server: Serv
     page.wait_for_selector("#operations-tag-jobs", timeout=SECONDS)
 
 
+def test_names_are_proposed_for_what_is_not_known(page: Page) -> None:
+    page.fill("#prompt textarea", "a hellicopter")
+    page.wait_for_function(
+        "() => document.querySelector('#tokens').innerText.includes('Try: helicopter')", timeout=SECONDS
+    )
+
+
 def test_an_example_of_a_language_is_drawn(page: Page) -> None:
     page.click("#examples button:has-text('日本語')")
-    page.wait_for_function("() => document.querySelector('#prompt textarea').value.startsWith('青い')", timeout=SECONDS)
+    page.wait_for_function("() => document.querySelector('#prompt textarea').value.startsWith('傘')", timeout=SECONDS)
     page.click("#draw")
     wait_done(page)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flagai_altdiff.mini.things.knowing import names_nothing
 from flagai_altdiff.options import options_of
 from flagai_altdiff.registry import MODELS, embedded_dir
 from flagai_altdiff.request import GenerationRequest
@@ -13,7 +14,7 @@ from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
 from flagai_altdiff.web.page.languages import EXAMPLES
 from flagai_altdiff.web.page.shown import caption, error_html, interrupted_html, loras_of
 from flagai_altdiff.web.page.texts import _OPTIONS, language_of, option_help, option_label, said
-from flagai_altdiff.web.page.tokens import tokens_html
+from flagai_altdiff.web.page.tokens import tokens_html, unknown_html
 from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given
 
 
@@ -35,6 +36,14 @@ def test_the_language_is_the_browsers() -> None:
 
 def test_there_is_an_example_in_every_language() -> None:
     assert len(EXAMPLES) == len(MODELS["AltDiffusion-m18"].languages) == 18
+    assert not [prompt for prompt in EXAMPLES.values() if names_nothing(prompt)]
+
+
+def test_the_page_says_what_the_embedded_model_does_not_know() -> None:
+    assert "Try: helicopter" in unknown_html("AltDiffusion-mini", "a hellicopter", "en")
+    assert "试试：" in unknown_html("AltDiffusion-mini", "a hellicopter", "zh")
+    assert unknown_html("AltDiffusion-mini", "a helicopter", "en") == unknown_html("AltDiffusion-mini", " ", "en") == ""
+    assert "<script" not in unknown_html("<script>", "<script>alert(1)</script>", "en")
 
 
 @pytest.mark.fault(64)

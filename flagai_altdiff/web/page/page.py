@@ -28,7 +28,7 @@ from flagai_altdiff.web.page.shown import (
     status_html,
 )
 from flagai_altdiff.web.page.texts import LANGUAGES, language_of, option_help, option_label, said
-from flagai_altdiff.web.page.tokens import tokens_html
+from flagai_altdiff.web.page.tokens import tokens_html, unknown_html
 from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given, widget
 from flagai_altdiff.web.service import BusyError, Service
 
@@ -353,7 +353,9 @@ class _Page:
         return images, records, found[-1][0] if found else before
 
     def _read(self, language: str, prompt: str, model: str, syntax: str) -> str:
-        return tokens_html(self._service.reader.tokenizer(model), prompt, syntax, language)
+        seen = tokens_html(self._service.reader.tokenizer(model), prompt, syntax, language)
+        spec = find_model(model)
+        return seen + unknown_html(spec.name, prompt, language) if spec and spec.embedded else seen
 
 
 def _gallery(key: str, columns: int) -> gr.Gallery:

@@ -46,6 +46,8 @@ _SAYINGS = {
     "cancelled": ("Cancelled.", "已取消。"),
     "choose": ("Choose an image first.", "请先选择一张图像。"),
     "cut": ("cut off", "被截断"),
+    "unknown": ("{model} knows nothing of that name.", "{model} 不认识其中的任何事物。"),
+    "names_near": (" Try: {names}.", " 试试：{names}。"),
     "chunk": ("{count} of {room} tokens", "{count} / {room} 个词元"),
     "seed": ("seed {seed}", "种子 {seed}"),
     "steps": ("{steps} steps", "{steps} 步"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from flagai_altdiff.chunks import ROOM, chunks
+from flagai_altdiff.mini.things.knowing import names_nothing, nearby
 from flagai_altdiff.tokenizer import Tokenizer
 from flagai_altdiff.web.page.texts import said
 
@@ -30,6 +31,16 @@ def tokens_html(tokenizer: Tokenizer | None, prompt: str, syntax: str, language:
         )
     found = [prompt[first:end] for first, end in tokenizer.encode(prompt).spans]
     return _line([(piece, 1.0, place >= ROOM) for place, piece in enumerate(found)], language)
+
+
+def unknown_html(model: str, prompt: str, language: str) -> str:
+    """That a prompt names nothing which the embedded model knows, with names near it; else nothing."""
+    prompt = prompt[:_LONGEST]
+    if not prompt.strip() or not names_nothing(prompt):
+        return ""
+    near = "; ".join(nearby(prompt))
+    more = said("names_near", language, names=near) if near else ""
+    return f'<p class="tokens" dir="auto"><small>{escape(said("unknown", language, model=model) + more)}</small></p>'
 
 
 def _line(pieces: list[tuple[str, float, bool]], language: str) -> str:

@@ -22,11 +22,11 @@ from tests.web_tools import needed
 
 CLIENTS = Path(__file__).parents[3] / "examples" / "clients"
 PICTURES = {
-    "openai_python.py": {"openai-0.png", "openai-1.png", "star.png", "edited.png"},
-    "webuiapi_python.py": {"house.png", "red-house.png"},
-    "openai_node.mjs": {"heart.png", "flower.png", "near.png"},
+    "openai_python.py": {"openai-0.png", "openai-1.png", "rocket.png", "edited.png"},
+    "webuiapi_python.py": {"robot.png", "red-robot.png"},
+    "openai_node.mjs": {"bicycle.png", "sunflower.png", "near.png"},
     "fetch_node.mjs": {"job-0.png", "job-1.png"},
-    "curl.sh": {"heart.png", "cross.webp"},
+    "curl.sh": {"cat.png", "pineapple.webp"},
 }
 MANY = {"steps": 30}
 SIZE = {"width": 128, "height": 128, "steps": 4, "cfg_scale": 2}
