@@ -1,16 +1,27 @@
 # make demo   draw images with the embedded model
 # make test   run the test suite
+# make screenshots   the pictures of the page in docs/images, drawn anew
+# make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-full check fix build clean
+.PHONY: demo test browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+browser: $(VENV)/.tested-with
+	command -v chromium node npm curl > /dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
+	    chromium curl fonts-noto-cjk fonts-noto-core $$(command -v node > /dev/null || echo nodejs npm); }
+	npm ci --prefix examples/clients --no-audit --no-fund --ignore-scripts
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,browser]'
+
+screenshots: browser
+	ALTDIFF_SHOTS=$(CURDIR)/docs/images $(BIN)/python -m pytest tests/browser -k pictures_of_the_readme
 
 test-full: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -m "full or not full" -s

@@ -13,6 +13,15 @@ if os.environ.get("FLAGAI_ALTDIFF_NO_SHIM") != "1":
     packages += find_packages("flagai_altdiff/_shim")
     package_dir["flagai"] = "flagai_altdiff/_shim/flagai"
 
+_WEB = [
+    "fastapi>=0.115",
+    "fastapi-offline>=1.7",  # its documentation loads nothing from other hosts
+    "uvicorn>=0.34",
+    "python-multipart>=0.0.20",
+    "prometheus-client>=0.21",
+    "gradio>=6.7",
+]
+
 setup(
     name="flagai-altdiff",
     version="0.1.0",
@@ -24,8 +33,8 @@ setup(
     packages=packages,
     package_dir=package_dir,
     package_data={
-        "flagai_altdiff": ["py.typed", "mini/*.safetensors"],
-        "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*"],
+        "flagai_altdiff": ["py.typed", "mini/*.safetensors", "web/page/page.css", "web/page/page.js"],
+        "flagai_altdiff.checkpoints": ["AltDiffusion-mini/*", "AltCLIP-mini/*"],
     },
     install_requires=[
         "torch>=2.8",
@@ -48,7 +57,10 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow>=18"],
+        "things": ["resvg-py>=0.5"],
         "tensorboard": ["tensorboardX>=2.6"],
+        "web": _WEB,
+        "ray": ["ray[serve]>=2.40"],
         "test": [
             "pytest",
             "pytest-xdist",
@@ -56,9 +68,15 @@ setup(
             "diffusers>=0.42",
             "peft>=0.19",
             "pyarrow>=18",
+            "resvg-py>=0.5",
             "webdataset>=1.0",
             "tensorboardX>=2.6",
             "torchsde>=0.2.6",  # what diffusers draws the noise of its SDE samplers with
+            *_WEB,
+            "openai>=2",  # the clients that the server is tested with
+            "webuiapi>=0.9",
+            "psutil>=6",
+            "types-psutil",
             "ruff",
             "mypy",
             "types-requests",
@@ -66,6 +84,7 @@ setup(
             "types-PyYAML",
             "types-protobuf",
         ],
+        "browser": ["playwright>=1.50", "axe-playwright-python>=0.1.4"],
         "build": ["build"],
     },
     entry_points={"console_scripts": ["altdiff = flagai_altdiff.cli:main"]},

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 from flagai_altdiff import GenerationRequest, generate, load_model
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-HEART, STAR = "a red heart on a white background", "a blue star on a white background"
-DISC = "a green circle on a white background"
+CAT, FOX = "a cat on a white background", "a fox on a white background"
+ROCKET = "a rocket on a black background"
 GAP = 4
 
 model = load_model("AltDiffusion-mini")
@@ -32,27 +32,30 @@ def save(name: str, *images: Image.Image) -> None:
 
 
 OUT.mkdir(parents=True, exist_ok=True)
-heart = draw(HEART)
+cat = draw(CAT)
 
-save("from-a-picture", heart, *(draw(STAR, init_image=heart, strength=s) for s in (0.4, 0.6, 0.8)))
+save("from-a-picture", cat, *(draw(FOX, init_image=cat, strength=s) for s in (0.4, 0.6, 0.8)))
 
-hole = Image.new("L", heart.size)
-ImageDraw.Draw(hole).ellipse((24, 24, 104, 104), fill=255)
-inside = {"init_image": heart, "mask_image": hole, "strength": 1}
-save("into-a-picture", heart, hole.convert("RGB"), draw(DISC, **inside))
-save("soft-edge", *(draw(DISC, **inside, mask_feather=px) for px in (0, 8, 24)))
-save("around-a-picture", draw(HEART, init_image=heart, outpaint="left=64,right=64"))
+strawberry = draw("strawberry, small, on the left, white background")
+hole = Image.new("L", strawberry.size)
+ImageDraw.Draw(hole).rectangle((68, 0, 128, 128), fill=255)
+inside = {"init_image": strawberry, "mask_image": hole, "strength": 1, "seed": 6}
+lemon = "lemon, small, on the right, white background"
+save("into-a-picture", strawberry, hole.convert("RGB"), draw(lemon, **inside))
+blue_lemon = "lemon, small, on the right, blue background"
+save("soft-edge", *(draw(blue_lemon, **inside, mask_feather=px) for px in (0, 8, 24)))
+save("around-a-picture", draw(CAT, init_image=cat, outpaint="left=64,right=64"))
 
 long = {"width": 576, "window": 128, "window_overlap": 16}
-save("long", draw("a purple star on a black background", **long))
-scroll = f"{HEART} | a yellow star on a blue background | {DISC}"
+save("long", draw(ROCKET, **long))
+scroll = f"{CAT} | an octopus on a blue background | a strawberry on a yellow background"
 save("stretches", draw(scroll, **long, stretches=True))
-save("panorama", draw("a yellow circle on a blue background", **long, seamless="x"))
+save("panorama", draw("a palm tree on a blue background", **long, seamless="x"))
 
-save("twice", draw(HEART), draw(HEART, hires=2, hires_strength=0.4))
-save("near", *(draw(HEART, variation_seed=9, variation_strength=s) for s in (0, 0.1, 0.3, 1)))
+save("twice", draw(ROCKET), draw(ROCKET, hires=2, hires_strength=0.2))
+save("near", *(draw(CAT, variation_seed=9, variation_strength=s) for s in (0, 0.1, 0.3, 1)))
 samplers = ("ddim", "euler_ancestral", "dpmpp_2m", "unipc", "heun")
-save("samplers", *(draw(HEART, sampler=name, grid="trailing", steps=8) for name in samplers))
+save("samplers", *(draw(CAT, sampler=name, grid="trailing", steps=8) for name in samplers))
 band = draw("a large blue star on a yellow background", seamless="x", seed=1)
 wall = Image.new("RGB", (3 * band.width, band.height))
 for i in range(3):

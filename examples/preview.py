@@ -16,7 +16,7 @@ def look(step: Step) -> None:
         previews.extend(to_pil(model.decode_first_stage(step.pred_x0)))
 
 
-result = generate(model, "ein großes rotes Herz auf weißem Hintergrund", sampler="dpmpp_2m", seed=7, callback=look)
+result = generate(model, "ein Schmetterling auf weißem Hintergrund", sampler="dpmpp_2m", seed=7, callback=look)
 for i, image in enumerate([*previews, *result.images]):
     image.save(f"preview-{i}.png")
 print(f"{len(previews)} previews and the image of seed {result.seeds[0]} in {result.seconds:.1f} s")

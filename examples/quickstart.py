@@ -17,11 +17,18 @@ model.eval()
 model.to(device)
 predictor = Predictor(model)
 
-for prompt in (
-    "a large red heart on a white background",
-    "蓝色背景上的黄色的大星星",
-    "بيت أبيض كبير على خلفية خضراء",
-    "большой фиолетовый цветок на жёлтом фоне",
-):
-    predictor.predict_generate_images(prompt, n_samples=2)
-print("Your images are in ./AltDiffusionOutputs")
+result = predictor.predict_generate_images(
+    [
+        "a cat on a red background",
+        "气球，蓝色背景",
+        "ракета на чёрном фоне",
+        "una pizza, fondo verde",
+        "تفاحة حمراء",
+        "기타",
+    ],
+    n_samples=2,
+    n_rows=4,
+)
+for sample in result.samples:
+    print(sample.path, sample.prompt)
+print(f"Your images are in ./AltDiffusionOutputs; all of them on one sheet: {result.grid_path}")

@@ -3,7 +3,7 @@
     from flagai_altdiff import generate, load_model
 
     model = load_model("AltDiffusion-mini")
-    result = generate(model, "a large red heart on a white background", seed=7)
+    result = generate(model, "a cat on a red background", seed=7)
     result.images[0].show()
 
 Importing the package loads no torch; the names below are imported when they are used.

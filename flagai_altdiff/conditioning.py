@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from flagai_altdiff.chunks import Chunk, chunks
 from flagai_altdiff.engine import Engine
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
-from flagai_altdiff.prompt_syntax import Part, mean_weight, parse
 from flagai_altdiff.request import Note
-from flagai_altdiff.tokenizer import Tokenizer
-from flagai_altdiff.tokenizer.files import BOS, EOS, PAD
+from flagai_altdiff.tokenizer import MAX_TOKENS
 
 _SHOWN_CHARACTERS = 200
-ROOM = MAX_TOKENS - 2
-"""Tokens that a chunk has for a prompt."""
-_COMMAS, _SEARCHED = frozenset(",，、،"), 20
-"""A chunk that is full ends at a comma, if one is among its last tokens."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What the text encoder reads at once of a prompt with weights.
-
-    Args:
-        pieces: The text of each token.
-        ids: Their ids, without ``<s>`` and ``</s>``; at most 75.
-        weights: Their weights.
-    """
-
-    pieces: tuple[str, ...]
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
-
-    @property
-    def row(self) -> list[int]:
-        """The ids as the text encoder takes them, 77 of them."""
-        return [BOS, *self.ids, EOS, *[PAD] * (ROOM - len(self.ids))]
 
 
 def encode_prompts(
@@ -84,37 +57,6 @@ def same_length(states: Tensor, others: Tensor, empty: Tensor) -> tuple[Tensor, 
     wanted = max(len(states), len(others))
     first, second = (torch.cat([side, *[empty] * ((wanted - len(side)) // len(empty))]) for side in (states, others))
     return first, second
-
-
-def chunks(tokenizer: Tokenizer, prompt: str) -> list[Chunk]:
-    """How a prompt with weights is read: 75 tokens at a time, a new chunk at each ``BREAK``.
-
-    Args:
-        tokenizer: The model's.
-        prompt: As people write it; see :mod:`flagai_altdiff.prompt_syntax`.
-    """
-    parts = parse(prompt)
-    said = [part for part in parts if part.text.strip()] or parts[:1]
-    return [chunk for part in said for chunk in _chunks_of(tokenizer, part)]
-
-
-def _chunks_of(tokenizer: Tokenizer, part: Part) -> Iterator[Chunk]:
-    found = tokenizer.encode(part.text)
-    tokens = [
-        (part.text[first:end], i, mean_weight(part, first, end))
-        for i, (first, end) in zip(found.ids, found.spans, strict=True)
-    ]
-    while len(tokens) > ROOM:
-        commas = [k for k in range(ROOM - _SEARCHED, ROOM) if _COMMAS & set(tokens[k][0])]
-        end = commas[-1] + 1 if commas else ROOM
-        yield _chunk(tokens[:end])
-        tokens = tokens[end:]
-    yield _chunk(tokens)
-
-
-def _chunk(tokens: Sequence[tuple[str, int, float]]) -> Chunk:
-    pieces, ids, weights = zip(*tokens, strict=True) if tokens else ((), (), ())
-    return Chunk(pieces, ids, weights)
 
 
 def _weighted(engine: Engine, read: Sequence[Chunk]) -> Tensor:

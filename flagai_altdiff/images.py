@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from flagai_altdiff.errors import ImageError, shown
@@ -63,7 +64,19 @@ def read_texts(path: Path, size: tuple[int, int] | None = None) -> dict[str, str
     """Texts that a whole PNG carries before its pixels, key -> text; arguments and errors as of :func:`load_image`."""
     with _opened(path) as image:
         _check_size(path, image, size)
-        return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
+        return _texts(image)
+
+
+def texts_in(file: BinaryIO) -> dict[str, str]:
+    """As :func:`read_texts`, of a file that is open."""
+    with _reading("the image"):
+        _check_chunks(file)
+        with PngImageFile(file) as image:
+            return _texts(image)
+
+
+def _texts(image: ImageFile) -> dict[str, str]:
+    return {key: value for key, value in image.info.items() if isinstance(key, str) and isinstance(value, str)}
 
 
 def _check_size(path: Path, image: Image.Image, size: tuple[int, int] | None) -> None:
@@ -72,18 +85,23 @@ def _check_size(path: Path, image: Image.Image, size: tuple[int, int] | None) ->
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[PngImageFile]:
+def _opened(path: Path) -> Iterator[ImageFile]:
     """An open PNG file; whatever else is in it, and whatever Pillow makes of that, is ImageError."""
+    with _reading(path), open_regular(path) as file:
+        _check_chunks(file)
+        with PngImageFile(file) as image:  # unlike Image.open, it does not take a large grid for a bomb
+            yield image
+
+
+@contextmanager
+def _reading(place: object) -> Iterator[None]:
     try:
-        with open_regular(path) as file:
-            _check_chunks(file)
-            with PngImageFile(file) as image:  # unlike Image.open, it does not take a large grid for a bomb
-                yield image
+        yield
     except ImageError:
         raise
     except Exception as error:  # Pillow has many kinds
         reason = getattr(error, "strerror", None) or shown(str(error) or type(error).__name__)
-        raise ImageError(f"{path} cannot be read as a PNG image: {reason}.") from error
+        raise ImageError(f"{place} cannot be read as a PNG image: {reason}.") from error
 
 
 def _check_chunks(file: BinaryIO) -> None:
@@ -143,7 +161,7 @@ def make_grid(images: Iterable[Image.Image], count: int, columns: int) -> Image.
     return grid
 
 
-def save_png(image: Image.Image, texts: Mapping[str, str], path: Path) -> None:
+def save_png(image: Image.Image, texts: Mapping[str, str], path: Path | BinaryIO) -> None:
     """Write an image with texts that stay in the file, key -> text (iTXt: any script survives)."""
     info = PngInfo()
     for key, text in texts.items():

@@ -68,16 +68,36 @@ def load_model(
     """
     _check_safety_argument(safety_checker)
     place, precision = find_device(device), _dtype(dtype)
+    spec, path = _found(name_or_path, model_dir, safety_checker)
+    mapped = mapped or place.type != "cpu"  # another device has copies in any case
+    model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped).to(place)
+    model.autocast_dtype = precision
+    return model
+
+
+def describe_model(
+    name_or_path: str | Path, model_dir: str | Path = DEFAULT_MODEL_DIR, *, safety_checker: bool | str = "auto"
+) -> tuple[ModelSpec, LatentDiffusionConfig]:
+    """Defaults and sizes of a model, without its weights; arguments and errors as of :func:`load_model`."""
+    spec, path = _found(name_or_path, model_dir, safety_checker)
+    with last_net(path):
+        layout = layouts.detect(path)
+        layout.require()
+        config, _ = layouts.read(layout)
+    return spec or _unregistered(path, config), config
+
+
+def _found(
+    name_or_path: str | Path, model_dir: str | Path, safety_checker: bool | str
+) -> tuple[ModelSpec | None, Path]:
+    """Spec and place of a model, fetched if it is registered and not whole."""
     spec, path = locate(name_or_path, Path(model_dir), task=DRAWING)
     if spec and spec.sources:
         with last_net(path):
             whole = _is_whole(layouts.detect(path))
         if not whole:
             fetch_model(spec, path, safety_checker=safety_checker)
-    mapped = mapped or place.type != "cpu"  # another device has copies in any case
-    model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped).to(place)
-    model.autocast_dtype = precision
-    return model
+    return spec, path
 
 
 def load_path(

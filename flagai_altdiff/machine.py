@@ -1,4 +1,4 @@
-"""How much main memory this process can still have: the machine's, its containers' limits, its own limits."""
+"""How much main memory this process can have, and still can: the machine's, its containers' limits, its own limits."""
 
 from __future__ import annotations
 
@@ -37,8 +37,16 @@ def free_main_memory(root: Path = Path("/")) -> float:
     Args:
         root: Folder in which ``proc`` and the control groups' mount points are.
     """
-    found = [*_machine(root), *_containers(root), *_process(root)]
+    groups = [left for group, names in _groups(root) for left in _left_by(group, names)]
+    found = [*_machine(root), *groups, *(limit - used for limit, used in _process(root))]
     return max(0.0, min(found)) if found else math.nan
+
+
+def total_main_memory(root: Path = Path("/")) -> float:
+    """Bytes that this process could have by the smallest limit, were nothing in use; arguments and NaN as above."""
+    groups = [limit for group, names in _groups(root) for limit in _limits_of(group, names)]
+    found = [*_whole_machine(root), *groups, *(limit for limit, _ in _process(root))]
+    return min(found) if found else math.nan
 
 
 def _machine(root: Path) -> Iterator[float]:
@@ -49,8 +57,16 @@ def _machine(root: Path) -> Iterator[float]:
         yield float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def _containers(root: Path) -> Iterator[float]:
-    """What each control group of the process leaves, from its own up to the root."""
+def _whole_machine(root: Path) -> Iterator[float]:
+    total = _field(root / "proc/meminfo", "MemTotal")
+    if total is not None:
+        yield total * 1024
+    elif "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+        yield float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, _ControlGroups]]:
+    """The folder of each control group of the process, from its own up to the root."""
     own = dict(_own_groups(root))
     for line in _text(root / "proc/self/mountinfo").splitlines():
         mount, _, kind = line.partition(" - ")
@@ -58,7 +74,7 @@ def _containers(root: Path) -> Iterator[float]:
         if len(fields) > 4 and version in own and (version == "cgroup2" or "memory" in options):
             place = root / _unescaped(fields[4]).lstrip("/")
             for group in _from_own_to_root(own[version], _unescaped(fields[3])):
-                yield from _left_by(place / group, _VERSIONS[version])
+                yield place / group, _VERSIONS[version]
 
 
 def _own_groups(root: Path) -> Iterator[tuple[str, str]]:
@@ -79,22 +95,25 @@ def _from_own_to_root(group: str, mounted: str) -> Iterator[PurePosixPath]:
     yield from (inside, *inside.parents)
 
 
+def _limits_of(group: Path, names: _ControlGroups) -> Iterator[float]:
+    found = (_number(_text(group / name)) for name in names.limits)
+    yield from (limit for limit in found if limit is not None)
+
+
 def _left_by(group: Path, names: _ControlGroups) -> Iterator[float]:
     used = _number(_text(group / names.usage)) or 0.0
     used -= min(used, _field(group / "memory.stat", names.reclaimable) or 0.0)
-    for name in names.limits:
-        limit = _number(_text(group / name))
-        if limit is not None:
-            yield limit - used
+    yield from (limit - used for limit in _limits_of(group, names))
 
 
-def _process(root: Path) -> Iterator[float]:
+def _process(root: Path) -> Iterator[tuple[float, float]]:
+    """The process's own limits, with what is used of each."""
     if resource is None:
         return
     for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         most = resource.getrlimit(limit)[0]
         if most != resource.RLIM_INFINITY:
-            yield most - 1024 * (_field(root / "proc/self/status", used) or 0.0)
+            yield float(most), 1024 * (_field(root / "proc/self/status", used) or 0.0)
 
 
 def _text(path: Path) -> str:

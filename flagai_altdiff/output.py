@@ -65,7 +65,7 @@ def draw_to_folder(
     if best_of is not None:
         check_choice(best_of.best, resolved)
     model = unwrapped(model)
-    filing = _Filing(output, resolved, model, best_of)
+    filing = Filing(output, resolved, model, best_of)
     events: Iterator[Step | Sample] = _with_bars(draw(model, resolved, filing.skip), resolved, model, len(filing.skip))
     for event in events if best_of is None else best_of.choose(events, resolved):
         if isinstance(event, Sample):
@@ -115,7 +115,7 @@ def redraw(
         raise InvalidRequestError("index", index, f"the record says that there were {len(all_indices)} images")
     place = output if isinstance(output, Output) else Output(folder=Path(output)) if output else Output()
     model = unwrapped(model)
-    filing = _Filing(replace(place, skip_grid=True), resolved, model, None, choice="redrawn")
+    filing = Filing(replace(place, skip_grid=True), resolved, model, None, choice="redrawn")
     for event in draw(model, resolved, frozenset(all_indices - {index})):
         if isinstance(event, Sample):
             filing.save(event)
@@ -152,14 +152,14 @@ def _with_bars(
             yield event
 
 
-class _Filing:
+class Filing:
     """The files of one call.
 
     Args:
         output: Where they go.
         request: What is drawn.
         model: What draws.
-        best_of: How the images to keep are chosen, if not all are kept.
+        best_of: How the images to keep are chosen; all are kept if left out.
         choice: What else tells the call from others.
 
     Attributes:
@@ -172,7 +172,7 @@ class _Filing:
         output: Output,
         request: ResolvedRequest,
         model: LatentDiffusion,
-        best_of: BestOf | None,
+        best_of: BestOf | None = None,
         choice: str = "",
     ) -> None:
         name = model.spec.name
@@ -210,14 +210,17 @@ class _Filing:
 
         return sorted(self._samples.values(), key=place)
 
+    def texts(self, sample: Sample) -> dict[str, str]:
+        """What the file of an image says."""
+        return png_texts(sample, self._request, self._name, self.run.id, self._added)
+
     def save(self, sample: Sample) -> None:
         """Save an image, unless an earlier call has saved it."""
         if self._samples.setdefault(sample.index, sample) is not sample or self._output.skip_save:
             return
         folder = self._output.folder / "samples"
         with _saving(folder):
-            texts = png_texts(sample, self._request, self._name, self.run.id, self._added)
-            file = self._numbered.save(sample.image, texts)
+            file = self._numbered.save(sample.image, self.texts(sample))
         sample.saved(folder / file.name, file)
 
     def save_grid(self, result: GenerationResult) -> None:

@@ -145,7 +145,7 @@ def generate(
     callback: Callable[[Step], object] | None = None,
     **options: Any,
 ) -> GenerationResult:
-    """Draw what a request asks for: ``generate(model, "a red heart", steps=20)``.
+    """Draw what a request asks for: ``generate(model, "a cat", steps=20)``.
 
     Any number of threads may draw with one model at once. Nothing of the process is changed, not its random numbers.
 
@@ -261,7 +261,12 @@ def as_request(request: GenerationRequest | Prompts, options: Mapping[str, Any])
 
 
 @torch.no_grad()
-def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = frozenset()) -> Iterator[Step | Sample]:
+def draw(
+    model: LatentDiffusion,
+    request: ResolvedRequest,
+    skip: Set[int] = frozenset(),
+    dropped: Set[int] = frozenset(),
+) -> Iterator[Step | Sample]:
     """What :func:`stream` gives for a prepared request.
 
     Args:
@@ -269,13 +274,15 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
         request: From :func:`prepare`.
         skip: Indices of images that are not needed. A batch is left out if it has no others; the images that are drawn
             are what they would be without this.
+        dropped: Indices of images that nobody wants any more, which may grow meanwhile: from the next step on nothing
+            is computed for them. The others are what they would be in a smaller batch; a batch without others ends.
     """
     model = unwrapped(model)
     engine = make_engine(model, request, circular_axes(request))
     with memory_advice(request):
         canvas = make_canvas(engine, request)
     noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
-    negative = cache(lambda: encode_prompts(model, engine, [request.negative_prompt], request.prompt_syntax)[0])
+    negative = cache(lambda text: encode_prompts(model, engine, [text], request.prompt_syntax)[0])
     for batch in request.batches():
         x, fresh = noise.start(batch)
         walk = partial(walk_latents, engine, request, canvas, x, fresh)
@@ -285,17 +292,29 @@ def draw(model: LatentDiffusion, request: ResolvedRequest, skip: Set[int] = froz
                     pass
             continue
         with memory_advice(request):
-            for step in walk(condition(model, engine, request, batch, negative)):
+            for step in walk(condition(model, engine, request, batch, negative, dropped)):
                 x = step.x
                 yield step
-            samples = _finish(model, engine, request, batch, canvas, x)
+                if request.seed_mode == "per_image" and dropped >= set(batch.indices):
+                    break
+            samples = _finish(model, engine, request, batch, canvas, x, dropped)
         yield from (finished for finished in samples if finished.index not in skip)
 
 
 def _finish(
-    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, canvas: Canvas | None, x: Tensor
+    model: LatentDiffusion,
+    engine: Engine,
+    request: ResolvedRequest,
+    batch: Batch,
+    canvas: Canvas | None,
+    x: Tensor,
+    dropped: Set[int],
 ) -> list[Sample]:
-    """Decode the latents of a batch, put them where they belong, and judge the images."""
+    """Decode the latents of a batch, put them where they belong, and judge the images; not those that are dropped."""
+    rows = [row for row, index in enumerate(batch.indices) if index not in dropped]
+    if not rows:
+        return []
+    x = x[rows]
     if not x.isfinite().all():
         raise NotFiniteError(
             "sampling gave NaN or infinite values. Try a lower guidance scale, another sampler, or full precision."
@@ -307,12 +326,12 @@ def _finish(
     return [
         Sample(
             _image=Image.new("RGB", image.size) if flagged else image,
-            prompt=prompt,
-            index=index,
-            seed=request.seed_of(index),
+            prompt=batch.prompts[row],
+            index=batch.indices[row],
+            seed=request.seed_of(batch.indices[row]),
             safety="unchecked" if flagged is None else "flagged" if flagged else "safe",
         )
-        for image, prompt, index, flagged in zip(images, batch.prompts, batch.indices, flags, strict=True)
+        for image, row, flagged in zip(images, rows, flags, strict=True)
     ]
 
 

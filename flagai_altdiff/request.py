@@ -507,6 +507,14 @@ class ResolvedRequest(GenerationRequest):
         own = self.seed_mode == "per_image" and not self.variation_strength
         return (self.seed + index) % (MAX_SEED + 1) if own else self.seed
 
+    def negative_of(self, index: int) -> str:
+        """Negative prompt of an image."""
+        return self.negative_prompt
+
+    def scale_of(self, index: int) -> float:
+        """Guidance scale of an image."""
+        return self.guidance_scale
+
     def batches(self) -> Iterator[Batch]:
         """What is drawn together, in order, over all iterations; the last batch of an iteration may be short."""
         rows = [prompt for prompt in self.prompts for _ in range(self.images_per_prompt)]
@@ -612,7 +620,17 @@ class Note:
         text: One or two sentences.
     """
 
-    kind: Literal["cut prompt", "floored size", "changed steps", "prompt syntax", "precision", "flagged", "grid"]
+    kind: Literal[
+        "cut prompt",
+        "floored size",
+        "changed steps",
+        "prompt syntax",
+        "precision",
+        "flagged",
+        "grid",
+        "not saved",
+        "skipped",
+    ]
     text: str
 
 

@@ -37,13 +37,14 @@ def make_sheet(rows: Iterable[Row], side: int) -> Image.Image:
     step = side + GAP
     foot = CAPTION_HEIGHT if any(row.captions for row in rows) else 0
     columns = max((len(row.images) for row in rows), default=0)
-    sheet = Image.new("RGB", (LABEL_WIDTH + step * columns, max((step + foot) * len(rows), 1)), "white")
+    label_width = LABEL_WIDTH if any(row.label for row in rows) else 0
+    sheet = Image.new("RGB", (label_width + step * columns, max((step + foot) * len(rows), 1)), "white")
     pen = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         top = i * (step + foot)
         pen.text((5, top + side // 2 - 6), row.label, fill="black")
         for column, image in enumerate(row.images):
-            left = LABEL_WIDTH + column * step
+            left = label_width + column * step
             small = shrunk(image, side)
             sheet.paste(small, (left + (side - small.width) // 2, top + (side - small.height) // 2))
             if column < len(row.captions):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cache
 
@@ -107,7 +107,12 @@ def _walk(
 
 
 def condition(
-    model: LatentDiffusion, engine: Engine, request: ResolvedRequest, batch: Batch, negative: Callable[[], Tensor]
+    model: LatentDiffusion,
+    engine: Engine,
+    request: ResolvedRequest,
+    batch: Batch,
+    negative: Callable[[str], Tensor],
+    dropped: Set[int] = frozenset(),
 ) -> Predict:
     """The noise prediction for the prompts of a batch.
 
@@ -116,32 +121,45 @@ def condition(
         engine: Computes.
         request: What is drawn.
         batch: Whose prompts.
-        negative: Gives the states of the negative prompt, (L, D).
+        negative: A negative prompt -> its states, (L, D).
+        dropped: Indices of images that nobody wants any more, looked at in every step: their noise is said to be 0.
     """
     texts = [stretches_of(prompt, request) for prompt in batch.prompts]
     states = iter(encode_prompts(model, engine, [part for parts in texts for part in parts], request.prompt_syntax))
     rows = [[next(states) for _ in parts] for parts in texts]
-    uncond = None if request.guidance_scale == 1.0 else negative()
+    scales = [request.scale_of(index) for index in batch.indices]
+    is_guided = any(scale != 1.0 for scale in scales)
+    without = [negative(request.negative_of(index)) for index in batch.indices] if is_guided else None
     empty = cache(lambda: encode_prompts(model, engine, [""])[0])
 
     @cache
-    def at(chosen: tuple[int, ...]) -> EpsFunction:
+    def wanted_at(chosen: tuple[int, ...], wanted: tuple[int, ...]) -> EpsFunction:
         """For one stretch of each prompt. Those of other lengths are denoised apart: none depends on its neighbours."""
+        pairs = {row: _pair(rows[row][chosen[row]], row) for row in wanted}
         by_length: dict[int, list[int]] = {}
-        for row, (own, number) in enumerate(zip(rows, chosen, strict=True)):
-            by_length.setdefault(len(own[number]), []).append(row)
-        parts = [(own, _guided([rows[row][chosen[row]] for row in own])) for own in by_length.values()]
-        return parts[0][1] if len(parts) == 1 else _of_groups(parts)
+        for row, (cond, _) in pairs.items():
+            by_length.setdefault(len(cond), []).append(row)
+        parts = [(own, _guided(own, [pairs[row] for row in own])) for own in by_length.values()]
+        return parts[0][1] if [own for own, _ in parts] == [list(range(len(rows)))] else _of_groups(parts)
 
-    def _guided(conds: Sequence[Tensor]) -> EpsFunction:
-        without = None
-        if uncond is not None:
-            pairs = [
-                (cond, uncond) if len(cond) == len(uncond) else same_length(cond, uncond, empty()) for cond in conds
-            ]
-            conds, without = [cond for cond, _ in pairs], torch.stack([other for _, other in pairs])
+    def at(chosen: tuple[int, ...]) -> EpsFunction:
+        def eps(x: Tensor, t: float) -> Tensor:
+            wanted = tuple(row for row, index in enumerate(batch.indices) if index not in dropped)
+            return wanted_at(chosen, wanted)(x, t)
+
+        return eps
+
+    def _pair(cond: Tensor, row: int) -> tuple[Tensor, Tensor]:
+        uncond = without[row] if without else cond
+        return (cond, uncond) if len(cond) == len(uncond) else same_length(cond, uncond, empty())
+
+    def _guided(own: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]]) -> EpsFunction:
+        cond, uncond = (torch.stack(side) for side in zip(*pairs, strict=True))
+        scale: float | Tensor = scales[own[0]]
+        if len({scales[row] for row in own}) > 1:
+            scale = torch.tensor([scales[row] for row in own], device=engine.device)[:, None, None, None]
         table, kind = engine.alphas_cumprod, engine.parameterization
-        return guided(engine.denoise, torch.stack(list(conds)), without, request.guidance_scale, table, kind)
+        return guided(engine.denoise, cond, uncond if without else None, scale, table, kind)
 
     def predict(shape: Sequence[int]) -> EpsFunction:
         windows = windows_of(request, engine.cell, shape[2:])
@@ -153,10 +171,10 @@ def condition(
 
 
 def _of_groups(groups: Sequence[tuple[list[int], EpsFunction]]) -> EpsFunction:
-    """The prediction of a batch from those of some of its rows."""
+    """The prediction of a batch from those of some of its rows; 0 for the others."""
 
     def eps(x: Tensor, t: float) -> Tensor:
-        found = torch.empty_like(x)
+        found = torch.zeros_like(x)
         for rows, part in groups:
             found[rows] = part(x[rows], t)
         return found

@@ -30,9 +30,9 @@ _README = """# AltDiffusion for diffusers
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained("this folder")
-    pipeline("a red heart").images[0].save("heart.png")
+    pipeline("a cat").images[0].save("cat.png")
 
-flagai_altdiff itself opens the folder as well: `altdiff generate "a red heart" -m "this folder"`.
+flagai_altdiff itself opens the folder as well: `altdiff generate "a cat" -m "this folder"`.
 """
 _TOKENIZER = {"model_max_length": 77, "tokenizer_class": "XLMRobertaTokenizer"}
 _MAX_NAME_BYTES = 255

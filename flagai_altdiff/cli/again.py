@@ -160,7 +160,7 @@ def add_tokens(parser: argparse.ArgumentParser) -> None:
 
 def _tokens(args: argparse.Namespace) -> int:
     from flagai_altdiff.auto_loader import find_own_tokenizer
-    from flagai_altdiff.conditioning import ROOM, Chunk, chunks
+    from flagai_altdiff.chunks import ROOM, Chunk, chunks
     from flagai_altdiff.tokenizer.files import UNK
 
     tokenizer = find_own_tokenizer(args.model, args.model_dir)

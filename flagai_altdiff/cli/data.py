@@ -1,4 +1,4 @@
-"""``altdiff data report``."""
+"""``altdiff data report`` and ``altdiff data things``."""
 
 from __future__ import annotations
 
@@ -60,6 +60,25 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--skip-shards", action="store_true", help="leave out shards that cannot be had")
     add("--cache", type=Path, metavar="DIR", help="folder for fetched shards (default: ~/.cache/flagai_altdiff/data)")
     report.set_defaults(run=_report)
+    things = commands.add_parser(
+        "things",
+        help="write training data of hundreds of things",
+        description="Fetch pictures and names of things with npm, which must be there, and write shards of images with "
+        "phrases in 18 languages. What renders them: pip install '.[things]' in the package's folder.",
+    )
+    add = things.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write; archives in its packages/ are used")
+    add("--renders", type=int, default=32, metavar="N", help="images of each thing (default: %(default)s)")
+    things.set_defaults(run=_things)
+
+
+def _things(args: argparse.Namespace) -> int:
+    from flagai_altdiff.mini.things.shards import Amount, write_things
+
+    found = write_things(args.out, Amount(renders=args.renders))
+    print(f"{found['images']:,} images of {found['things']} things and {found['shapes']:,} drawn shapes")
+    print(args.out)
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ _OWN_FLAGS = {
 """What is no option of a request, by the flag that sets it."""
 
 
-_JUDGE = "AltCLIP-XLMR-L-m9"
+_JUDGE, _EMBEDDED_JUDGE = "AltCLIP-XLMR-L-m9", "AltCLIP-mini"
 _DRAWN_AT_ONCE = 4
 
 
@@ -67,7 +67,11 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add("--vae", type=Path, metavar="FILE", help="use the autoencoder of this file or folder")
     add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
     add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
-    add("--judge", default=_JUDGE, metavar="NAME", help="the matching model that chooses (default: %(default)s)")
+    add(
+        "--judge",
+        metavar="NAME",
+        help=f"the matching model that chooses (default: {_JUDGE}; for AltDiffusion-mini {_EMBEDDED_JUDGE})",
+    )
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
     checker = parser.add_mutually_exclusive_group()
@@ -104,7 +108,8 @@ def _draw(args: argparse.Namespace) -> int:
         output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
-    _, place = locate(args.model, args.model_dir, task=DRAWING)
+    spec, place = locate(args.model, args.model_dir, task=DRAWING)
+    args.judge = args.judge or (_EMBEDDED_JUDGE if spec and spec.embedded else _JUDGE)
     loras = [lora_of(text) for text in args.lora]
     for flag, file in (*(("--embedding", path) for path in args.embedding), ("--vae", args.vae)):
         if file is not None and not file.exists():
@@ -137,12 +142,26 @@ def _draw(args: argparse.Namespace) -> int:
     if args.vae:
         use_vae(model, args.vae)
     for request in requests:
+        if spec and spec.embedded and not (args.lora or args.embedding):
+            _say_what_is_unknown(request.prompts)
         result = draw_to_folder(model, request, output, best_of=best_of)
         for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
             print(path)
         count, seed = len(result.samples), result.request.seed
         print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {seed}", file=sys.stderr)
     return 0
+
+
+def _say_what_is_unknown(prompts: Iterable[str]) -> None:
+    """Which prompts name nothing that the embedded model knows; others know any word."""
+    from flagai_altdiff.mini.things.knowing import names_nothing, nearby
+
+    for prompt in prompts:
+        if prompt.strip() and names_nothing(prompt):
+            others = "; ".join(nearby(prompt))
+            hint = f" Names near it: {others}." if others else ""
+            listed = "things.json beside its weights lists what it knows."
+            print(f"{DEFAULT_MODEL} knows nothing that {shown(prompt, 60)} names.{hint} {listed}", file=sys.stderr)
 
 
 def lora_of(text: str, usual: Callable[[Path], float] = lambda path: 1.0) -> tuple[Path, float]:

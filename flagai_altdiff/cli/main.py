@@ -21,19 +21,22 @@ from flagai_altdiff.cli.evaluate import add_evaluate
 from flagai_altdiff.cli.generate import add_generate
 from flagai_altdiff.cli.match import add_match
 from flagai_altdiff.cli.models import add_download, add_models, add_verify
+from flagai_altdiff.cli.serve import add_serve, add_ui
 from flagai_altdiff.cli.tools import add_convert, add_doctor, add_train_mini
 from flagai_altdiff.cli.train import add_train
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError, TrainingInterrupted
 
 _EPILOG = """\
 examples:
-  altdiff generate "a large red heart on a white background" "蓝色背景上的黄色的大星星"
+  altdiff generate "a cat on a red background" "气球，蓝色背景"
   altdiff generate "一只猫" --model AltDiffusion-m18 --negative-prompt "blurry" --seed 7 --sampler dpmpp_2m --steps 25
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images
   altdiff generate --from-file prompts.txt --n-samples 2 --outdir images --resume     # after an interruption
-  altdiff generate "a red heart" --init-image photo.jpg --strength 0.6
+  altdiff generate "a tiger" --init-image photo.jpg --strength 0.6
+  altdiff ui
+  altdiff serve --models AltDiffusion-m18,AltDiffusion-mini --port 8000
   altdiff redraw AltDiffusionOutputs/samples/00000.png --seed 8
-  altdiff match "a red house" "ein Hund" -- *.png
+  altdiff match "cat" "ein Hund" -- AltDiffusionOutputs/samples/*.png
   altdiff evaluate AltDiffusion-m9 --prompts prompts/ --clip AltCLIP-XLMR-L-m9
   altdiff download AltDiffusion-m18 --source huggingface --dry-run
   altdiff verify AltDiffusion-m18
@@ -47,6 +50,12 @@ exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 terminate
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str, str]] = {
     "generate": (add_generate, "draw images", "Draw images from prompts."),
+    "ui": (add_ui, "open a page to draw in", "Serve a page to draw in, and open it in the browser."),
+    "serve": (
+        add_serve,
+        "serve a page and interfaces for programs",
+        "Serve a page, OpenAI's and A1111's interfaces and one of jobs, on this machine unless told otherwise.",
+    ),
     "redraw": (
         add_redraw,
         "draw images again",

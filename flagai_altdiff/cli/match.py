@@ -29,7 +29,13 @@ def add_match(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="texts in any language of the model, then -- and the files of the images: 'a dog' 'a cat' -- *.png",
     )
-    add("-m", "--model", default="AltCLIP-XLMR-L-m9", help="a matching model's name or folder (default: %(default)s)")
+    add(
+        "-m",
+        "--model",
+        default="AltCLIP-mini",
+        help="a matching model's name or folder (default: %(default)s, which knows what AltDiffusion-mini draws; "
+        "for photographs take AltCLIP-XLMR-L-m9)",
+    )
     add_model_dir(parser)
     add("--json", action="store_true", help="print the similarities as JSON")
     add(

@@ -50,26 +50,27 @@ def add_train_mini(parser: argparse.ArgumentParser) -> None:
     add(
         "--out",
         type=Path,
-        default=Path("runs/AltDiffusion-mini/model"),
+        default=Path("runs/mini/models"),
         metavar="DIR",
-        help="the model (default: %(default)s)",
+        help="both models (default: %(default)s)",
     )
     add(
         "--work",
         type=Path,
-        default=Path("runs/AltDiffusion-mini"),
+        default=Path("runs/mini"),
         metavar="DIR",
         help="state of the run (default: %(default)s)",
     )
-    add("--stage", nargs="*", default=(), metavar="NAME", help="do these stages only")
+    add("--data", type=Path, metavar="DIR", help="folder of altdiff data things (default: made in --work)")
+    add("--stage", nargs="*", default=(), metavar="NAME", help="do these stages only; a name that is none lists them")
     add("--resume", action="store_true", help="go on with the run in --work")
     parser.set_defaults(run=_train_mini, kept="; --resume goes on from the last saved step")
 
 
 def _train_mini(args: argparse.Namespace) -> int:
-    from flagai_altdiff.mini.recipe.parts import train_mini
+    from flagai_altdiff.mini.recipe.run import train_mini
 
     logging.getLogger("flagai_altdiff").setLevel(logging.INFO)
-    train_mini(out=args.out, work=args.work, parts=args.stage, resume=args.resume)
+    train_mini(out=args.out, work=args.work, data=args.data, names=args.stage, resume=args.resume)
     print(args.out)
     return 0

@@ -1,25 +1,41 @@
-"""One image of what a model draws in all languages."""
+"""What a model draws, on one image: many things in one language, or a few in all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from flagai_altdiff.mini.captions import caption
-from flagai_altdiff.mini.vocabulary import LANGUAGES
-from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import generate
 from flagai_altdiff.sheets import Row, make_sheet
 
 
-def contact_sheet(model: LatentDiffusion, scenes: Sequence[Scene], *, side: int = 64, seed: int = 1) -> Image.Image:
-    """A row for each language, a column for each scene.
+def contact_sheet(
+    model: LatentDiffusion, prompts: Sequence[str], *, columns: int, side: int = 96, seed: int = 1
+) -> Image.Image:
+    """An image for each prompt, row by row.
 
     Args:
         model: From ``load_model``.
-        scenes: What to draw; every language describes the same ones.
+        prompts: What to draw.
+        columns: Images in a row.
+        side: Height and width of an image on the sheet, in px.
+        seed: Seed of the noise.
+    """
+    images = generate(model, list(prompts), batch_size=columns, seed=seed, seed_mode="batch").images
+    rows = [Row(label="", images=images[first : first + columns]) for first in range(0, len(images), columns)]
+    return make_sheet(rows, side)
+
+
+def language_sheet(
+    model: LatentDiffusion, prompts: Mapping[str, Sequence[str]], *, side: int = 64, seed: int = 1
+) -> Image.Image:
+    """A row for each language, a column for each thing.
+
+    Args:
+        model: From ``load_model``.
+        prompts: Language -> prompts that mean the same in all of them.
         side: Height and width of an image on the sheet, in px.
         seed: Seed of the noise; each column starts from the same noise in every language.
 
@@ -27,8 +43,7 @@ def contact_sheet(model: LatentDiffusion, scenes: Sequence[Scene], *, side: int 
         The sheet, with language codes at the left.
     """
     rows = []
-    for language in LANGUAGES:
-        prompts = [caption(scene, language) for scene in scenes]
-        result = generate(model, prompts, batch_size=len(prompts), seed=seed, seed_mode="batch")
-        rows.append(Row(label=language, images=result.images))
+    for language, own in prompts.items():
+        images = generate(model, list(own), batch_size=len(own), seed=seed, seed_mode="batch").images
+        rows.append(Row(label=language, images=images))
     return make_sheet(rows, side)

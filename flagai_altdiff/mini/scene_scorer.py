@@ -1,8 +1,10 @@
-"""The judge as a scorer of evaluations: whether an image shows the scene that its prompt describes."""
+"""The judge as a scorer of evaluations: whether an image shows what its prompt describes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import product
 
 import torch
 from PIL import Image
@@ -10,51 +12,75 @@ from torch import Tensor
 
 from flagai_altdiff.checkpoint.weights import fingerprint
 from flagai_altdiff.evaluation.tables import Prompt
-from flagai_altdiff.mini.batches import as_batch
 from flagai_altdiff.mini.captions import caption
-from flagai_altdiff.mini.judge import load_judge, see
-from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.judge import SEEN, load_judge, looked_at, right_answers, see
+from flagai_altdiff.mini.things.catalogue import Thing, known_things
+from flagai_altdiff.mini.things.composing import ThingScene
+from flagai_altdiff.mini.things.phrases import phrase
+from flagai_altdiff.mini.things.sprites import STYLES
+from flagai_altdiff.mini.vocabulary import COLOURS, LANGUAGES, POSITIONS, SIZES
 from flagai_altdiff.mini.world import Scene, all_scenes
 
-_SIDE = 128
-_JUDGED = 3
-"""Shape, colour and background; what a prompt does not say of size and position may be anything."""
+Described = tuple[Scene | ThingScene, tuple[str, ...]]
+"""What a prompt describes, and which of the judge's answers it asks for: what it does not say may be anything."""
 
 
 class SceneScorer:
-    """Says of each image whether shape, colour and background are those of its prompt.
+    """Says of each image whether it shows what its prompt names: thing, shape, colours, style.
 
     Args:
         prompts: Language -> prompts.
 
     Attributes:
-        known: How many of the prompts are captions of the drawn world; of the others nothing can be said.
+        known: How many of the prompts are phrases of the embedded model's world; of the others nothing can be said.
     """
 
     def __init__(self, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-        self._scenes: dict[str, Scene] = {}
+        self._described: dict[str, Described] = {}
         for language, own in prompts.items():
             if language in LANGUAGES:
-                scenes = _scenes(language)
-                texts = {prompt.text for prompt in own}
-                self._scenes |= {text: scenes[_plain(text)] for text in texts if _plain(text) in scenes}
-        self.known = sum(prompt.text in self._scenes for own in prompts.values() for prompt in own)
+                for text in {prompt.text for prompt in own}:
+                    if found := _described(_plain(text), language):
+                        self._described[text] = found
+        self.known = sum(prompt.text in self._described for own in prompts.values() for prompt in own)
         self.key = f"scenes {fingerprint(load_judge())}"
 
     def score(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Mapping[str, Tensor]:
-        """``accuracy``: 1 for what is right, 0 for what is not, NaN for prompts that are no captions."""
-        small = [image if image.size == (_SIDE, _SIDE) else image.resize((_SIDE, _SIDE)) for image in images]
-        right = []
-        for seen, prompt in zip(see(load_judge(), as_batch(small)), prompts, strict=True):
-            scene = self._scenes.get(prompt.text)
-            right.append(float(seen.labels[:_JUDGED] == scene.labels[:_JUDGED]) if scene else float("nan"))
-        return {"accuracy": torch.tensor(right)}
+        """``accuracy``: 1 for what is right, 0 for what is not, NaN for prompts of another world."""
+        seen = see(load_judge(), looked_at(images)).tolist()
+        return {"accuracy": torch.tensor([self._is_right(*pair) for pair in zip(seen, prompts, strict=True)])}
+
+    def _is_right(self, seen: Sequence[int], prompt: Prompt) -> float:
+        if prompt.text not in self._described:
+            return float("nan")
+        shown, asked = self._described[prompt.text]
+        wanted = right_answers(shown)
+        return float(all(seen[i] == wanted[i] for i, name in enumerate(SEEN) if name in asked))
 
 
-def _scenes(language: str) -> dict[str, Scene]:
+def _described(text: str, language: str) -> Described | None:
+    if text in _shapes(language):
+        return _shapes(language)[text], ("what", "colour", "background")
+    named = (thing for thing in known_things() if thing.names[language].casefold() in text)
+    return next((found for thing in named for words, found in _phrases(thing, language) if words == text), None)
+
+
+@cache
+def _shapes(language: str) -> dict[str, Scene]:
     """Every caption of a language -> its scene; no two scenes share one."""
     patterns = range(len(LANGUAGES[language].patterns))
     return {_plain(caption(scene, language, pattern=i)): scene for scene in all_scenes() for i in patterns}
+
+
+def _phrases(thing: Thing, language: str) -> Iterator[tuple[str, Described]]:
+    """All phrases for a thing, and what they describe."""
+    patterns = (None, *range(len(LANGUAGES[language].patterns)))
+    for ground, size, position, style in product((None, *COLOURS), SIZES, POSITIONS, STYLES):
+        scene = ThingScene(code=thing.code, background=ground or COLOURS[0], size=size, position=position, style=style)
+        asked = ("what", *(("background",) if ground else ()), *(("style",) if style != STYLES[0] else ()))
+        for pattern in patterns:
+            text = phrase(scene, thing.names[language], language, pattern=pattern, with_ground=ground is not None)
+            yield _plain(text), (scene, asked)
 
 
 def _plain(text: str) -> str:

@@ -21,7 +21,7 @@ def guided(
     denoise: DenoiseFunction,
     cond: Tensor,
     uncond: Tensor | None,
-    scale: float,
+    scale: float | Tensor,
     alphas_cumprod: Tensor,
     parameterization: str = "eps",
 ) -> EpsFunction:
@@ -31,7 +31,7 @@ def guided(
         denoise: The model.
         cond: (B, L, D), states of the prompts.
         uncond: (B, L, D), states of the negative prompts; ``None`` where scale is 1 and they have no weight.
-        scale: Guidance scale; 1 is the plain prediction.
+        scale: Guidance scale, of all or (B, 1, 1, 1); 1 is the plain prediction.
         alphas_cumprod: (T,), signal power by timestep.
         parameterization: What ``denoise`` gives: ``"eps"``, ``"v"`` or ``"x0"``.
 

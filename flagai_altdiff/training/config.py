@@ -43,7 +43,8 @@ class StageConfig:
     accumulate: Count = _of(1, "batches whose gradients are added up for a step")
     side: Count | None = _of(None, "height and width of the images, in px")
     trainable: str | None = _of(None, f"what learns: {', '.join(TRAINABLE)}, or a pattern of parameter names")
-    learning_rate: Rate | None = _of(None, "AdamW's, after the warm-up")
+    optimizer: Literal["adamw", "muon"] = _of("adamw", "adamw, or muon: fewer samples for small networks")
+    learning_rate: Rate | None = _of(None, "the optimizer's, after the warm-up")
     warmup_steps: CountOrZero | None = _of(None, "steps in which it rises from 1e-9")
     decay: Literal["constant", "cosine"] = _of("constant", "what it does then, to the last step: constant, cosine")
     final_rate: Share = _of(0.0, "share of it that is left at the end of a cosine")
@@ -72,6 +73,7 @@ class StageConfig:
             row=replace(row, **{name: value for name, value in given.items() if name != "side"}),
             side=self.side or int(model_side * row.side) // 64 * 64 or model_side,
             accumulate=self.accumulate,
+            optimizer=self.optimizer,
             decay=self.decay,
             final_rate=self.final_rate,
             beta2=self.beta2,
@@ -108,6 +110,7 @@ class StageSettings:
         row: See :class:`Stage`.
         side: Of the images, in px.
         accumulate: Batches of a step.
+        optimizer: ``"adamw"``, or ``"muon"`` (see :class:`~flagai_altdiff.training.muon.Muon`).
         decay: Of the learning rate.
         final_rate: Share of it that is left at the end of a cosine.
         beta2: AdamW's.
@@ -121,6 +124,7 @@ class StageSettings:
     row: Stage
     side: int
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     decay: Literal["constant", "cosine"] = "constant"
     final_rate: float = 0.0
     beta2: float = 0.999
@@ -201,6 +205,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError(f"stages is empty; expected some of {', '.join(STAGES)}")
+        if self.machine.strategy == "fsdp" and any(stage.optimizer == "muon" for stage in self.stages):
+            raise ValueError("optimizer: muon needs whole matrices, which strategy: fsdp cuts; leave one of them out")
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from flagai_altdiff.errors import ConfigError, DataError, NotFiniteError, shown
 from flagai_altdiff.models.ema import LitEma
 from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.muon import Muon, matrices_of
 from flagai_altdiff.training.objectives import Batch, Objective, text_learns
 from flagai_altdiff.training.sharding import in_place_of, make_whole, piece_like, whole
 
@@ -126,15 +128,9 @@ class StageTraining(LightningModule):
         self._batches.close()
 
     def configure_optimizers(self) -> Any:
-        """AdamW, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
+        """The optimizer, its learning rate warmed up from almost nothing, then constant or falling to nothing."""
         row, decay = self.settings.row, self.settings.decay
-        optimizer = torch.optim.AdamW(
-            list(self.trainable.values()),
-            lr=row.learning_rate,
-            betas=(0.9, self.settings.beta2),
-            weight_decay=row.weight_decay,
-            fused=self.trainer.precision == "32-true" or None,  # Lightning clips no gradients of a fused one otherwise
-        )
+        optimizer = self._optimizer(row.learning_rate, (0.9, self.settings.beta2), row.weight_decay)
 
         def factor(step: int) -> float:
             if step < row.warmup_steps:
@@ -147,6 +143,16 @@ class StageTraining(LightningModule):
             return self.settings.final_rate + (1 - self.settings.final_rate) * share
 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def _optimizer(self, lr: float, betas: tuple[float, float], weight_decay: float) -> Optimizer:
+        if self.settings.optimizer == "muon":
+            names = matrices_of(self.model)
+            matrices = [parameter for name, parameter in self.trainable.items() if name in names]
+            others = [parameter for name, parameter in self.trainable.items() if name not in names]
+            return Muon(matrices, others, lr, betas=betas, weight_decay=weight_decay)
+        fused = self.trainer.precision == "32-true" or None  # Lightning clips no gradients of a fused one otherwise
+        parameters = list(self.trainable.values())
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What has been learnt, under the model's names, and the averaged weights."""

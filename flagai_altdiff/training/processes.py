@@ -26,6 +26,12 @@ def started() -> int | None:
     return None
 
 
+def number() -> int:
+    """Which of the processes this is that torchrun or ``srun`` started; 0 where neither did."""
+    name = "RANK" if "TORCHELASTIC_RUN_ID" in os.environ else "SLURM_PROCID"
+    return int(os.environ.get(name, 0)) if started() else 0
+
+
 def wait_until(ready: Callable[[], bool]) -> None:
     """Wait for what other processes are making; longer than a barrier would, whose time is limited."""
     while not ready():

@@ -40,6 +40,12 @@ def test_generate_draws_and_names_its_files(
     assert Image.open(named[0]).size == (64, 64)
 
 
+def test_the_embedded_model_says_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("generate", "a red car", "猫", "-n", "1", "--steps", "2", "--skip-grid", "-o", str(tmp_path))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "knows nothing" in line]
+    assert "'a red car'" in line and "racing car" in line and "things.json" in line
+
+
 @pytest.mark.parametrize("spelling", ["--negative-prompt", "--negative_prompt"])
 @pytest.mark.parametrize("steps", ["--steps", "--ddim_steps", "--ddim-steps"])
 def test_flags_have_every_spelling(spelling: str, steps: str, m9_folder: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_unknown_names(model_dir: Path, no_network: None) -> None:
     assert "AltDiffusion" not in str(caught.value)
     with pytest.raises(UnknownTaskError, match=r"Did you mean 'txt_img_matching'\?"):
         AutoLoader("text_img_matching", "AltDiffusion-m9", model_dir)
-    other = "AltDiffusion-m9 is a model of another task, 'text2img'. Models for 'txt_img_matching': AltCLIP-XLMR-L, "
+    other = "AltDiffusion-m9 is a model of another task, 'text2img'. Models for 'txt_img_matching': AltCLIP-mini, "
     with pytest.raises(OtherTaskError, match=re.escape(other)):
         AutoLoader("txt_img_matching", "altdiffusion-M9", model_dir)
 

@@ -13,7 +13,7 @@ import torch
 
 from flagai_altdiff import GenerationRequest, Predictor
 from flagai_altdiff.errors import InsufficientMemoryError
-from flagai_altdiff.machine import free_main_memory
+from flagai_altdiff.machine import free_main_memory, total_main_memory
 from flagai_altdiff.memory import free_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import prepare
@@ -178,10 +178,32 @@ def test_files_that_cannot_be_read_limit_nothing(tmp_path: Path) -> None:
     assert free_main_memory(tmp_path / "nowhere") > 0
 
 
+TOTAL = 16_000_000 * 1024
+TOTALS = {
+    "no limits": TOTAL,
+    "no limit": TOTAL,
+    "a limit": GIB,
+    "a soft limit": GIB,
+    "more in use than allowed": GIB,
+    "the smallest of all groups": GIB,
+    "another group's limit": TOTAL,
+    "version 1": GIB,
+    "version 1, no limit": TOTAL,
+    "not numbers": TOTAL,
+}
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_what_is_in_use_does_not_count_in_the_total(name: str, tmp_path: Path) -> None:
+    root = machine(tmp_path, MACHINES[name][0])
+    assert total_main_memory(root) == TOTALS[name]
+    assert total_main_memory(tmp_path / "nowhere") >= free_main_memory()
+
+
 LIMITED = """
 import resource, sys
 import torch
-from flagai_altdiff.machine import free_main_memory
+from flagai_altdiff.machine import free_main_memory, total_main_memory
 from flagai_altdiff.memory import free_memory
 limit, field = sys.argv[1:]
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024

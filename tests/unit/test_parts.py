@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from flagai_altdiff import add_embedding, generate, use_vae
 from flagai_altdiff.checkpoint.diffusers_keys import to_diffusers
-from flagai_altdiff.conditioning import chunks
+from flagai_altdiff.chunks import chunks
 from flagai_altdiff.convert import convert
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError
 from flagai_altdiff.loading import load_path

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagai_altdiff import generate
-from flagai_altdiff.conditioning import chunks, encode_prompts, same_length
+from flagai_altdiff.chunks import chunks
+from flagai_altdiff.conditioning import encode_prompts, same_length
 from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.prompt_syntax import has_weights, parse, read_as_text
@@ -133,6 +134,15 @@ def test_no_prompt_costs_more_than_its_length(text: str) -> None:
             parse(hostile)
             has_weights(hostile)
             read_as_text(hostile)
+
+
+@pytest.mark.fault(48)
+def test_many_chunks_cost_no_more_than_their_length(m9: LatentDiffusion) -> None:
+    assert m9.text_tokenizer is not None
+    hostile = "x" * 600_000
+    with in_proportion(len(hostile), seconds=5.0, megabytes=1000):
+        found = chunks(m9.text_tokenizer, hostile)
+    assert len(found) == -(-len(m9.text_tokenizer.encode(hostile).ids) // 75)
 
 
 def test_of_many_open_brackets_the_inner_ones_count() -> None:

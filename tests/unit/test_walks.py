@@ -222,7 +222,9 @@ def test_panoramas_have_no_edge(m9: LatentDiffusion) -> None:
     assert circular_axes(resolved) == ""
 
     with torch.no_grad():
-        predict = condition(m9, engine, resolved, Batch(0, (tiny.CAT,)), lambda: encode_prompts(m9, engine, [""])[0])
+        predict = condition(
+            m9, engine, resolved, Batch(0, (tiny.CAT,)), lambda text: encode_prompts(m9, engine, [text])[0]
+        )
         shape = (1, *engine.latent_shape(64, 128))
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         stride = 32 // engine.cell

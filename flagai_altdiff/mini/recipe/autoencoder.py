@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from flagai_altdiff.mini.batches import draw_batch
-from flagai_altdiff.mini.recipe.stages import IMAGE_SIDE
+from flagai_altdiff.mini.recipe.pictures import Pictures
 from flagai_altdiff.mini.recipe.steps import Task
-from flagai_altdiff.mini.world import Scene
 from flagai_altdiff.models.autoencoder import AutoencoderKL
 from flagai_altdiff.training.config import StageSettings
-from flagai_altdiff.training.objectives import Batch
+from flagai_altdiff.training.objectives import Batch, Gather
 
 KL_WEIGHT = 3e-4
 START_LOGVAR = -5.0
+LATENT_NOISE = 0.4
+"""Most noise in the latents that the decoder learns from, in their own deviation: about what a denoiser leaves."""
 
 
 def quiet_posterior(autoencoder: AutoencoderKL) -> None:
@@ -52,21 +51,32 @@ def reconstruction_losses(output: Tensor, target: Tensor) -> Tensor:
     return whole + 0.5 * torch.stack([(a - b).abs().mean(dim=(1, 2, 3)) for a, b in pairs]).sum(dim=0)
 
 
-def autoencoder_task(autoencoder: AutoencoderKL, settings: StageSettings, scenes: Sequence[Scene]) -> Task:
-    """To give freshly drawn images back, or squares of them."""
+def autoencoder_task(
+    autoencoder: AutoencoderKL, settings: StageSettings, pictures: Pictures, latent_noise: float = 0.0
+) -> Task:
+    """To give pictures back, or squares of them.
+
+    Args:
+        autoencoder: All of it learns, or what the settings name.
+        settings: Of the stage.
+        pictures: What is to be given back.
+        latent_noise: Most noise that is added to normalised latents; of each picture, another amount.
+    """
     config, count = autoencoder.config, settings.row.batch_size
     latent = (config.embed_dim, *[settings.side // config.downsampling] * 2)
 
     def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"{settings.row.name}:{step}")
-        images = draw_batch(rng.choices(scenes, k=count), rng, side=IMAGE_SIDE)
-        noise = torch.randn(count, *latent, generator=torch.Generator().manual_seed(step))
-        return {"image": crops(images, settings.side, rng), "noise": noise}
+        images = pictures.batch(rng.choices(range(len(pictures)), k=count))
+        generator = torch.Generator().manual_seed(step)
+        noise, more = torch.randn(2, count, *latent, generator=generator)
+        more *= latent_noise * torch.rand(count, 1, 1, 1, generator=generator)
+        return {"image": crops(images, settings.side, rng), "noise": noise, "more": more}
 
-    def losses(batch: Batch) -> Tensor:
+    def losses(batch: Batch, gather: Gather) -> Tensor:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         posterior = autoencoder.encode(images)
-        output = autoencoder.decode(posterior.mean + posterior.std * batch["noise"])
+        output = autoencoder.decode(posterior.mean + posterior.std * batch["noise"] + batch["more"])
         return reconstruction_losses(output, images) + KL_WEIGHT * posterior.kl() / posterior.mean[0].numel()
 
     return Task(model=autoencoder, draw=draw, losses=losses)

@@ -26,16 +26,16 @@ class Task:
     Args:
         model: What learns.
         draw: Draws the samples of a step.
-        losses: Batch -> (B,), the loss of each sample.
+        losses: Batch and what gathers rows of all processes -> (B,), the loss of each sample.
     """
 
     model: nn.Module
     draw: Draw
-    losses: Callable[[Batch], Tensor]
+    losses: Callable[[Batch, Gather], Tensor]
 
     def __call__(self, batch: Batch, gather: Gather) -> Tensor:
         """Losses of the rows that this process has."""
-        return self.losses(batch)[: len(batch["position"])]
+        return self.losses(batch, gather)[: len(batch["position"])]
 
     def load(self) -> Load:
         """Every process draws the whole step and keeps its rows, so that their number changes nothing.

@@ -1,29 +1,28 @@
-"""The tokenizer of AltDiffusion-mini: a Unigram list made from the captions' words, as a SentencePiece file.
+"""The tokenizer of AltDiffusion-mini: a Unigram model that SentencePiece's trainer makes from phrases in 18 languages.
 
-The list is written, not learnt: a learnt one of this size breaks common words into letters and takes whole Chinese
-phrases as one piece. Words of the captions are one piece each; every other text is spelled with single letters.
-Capitals are read as small letters.
+Frequent names are one piece each; other words are put together from pieces that names share. Capitals are read as small
+letters.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import io
 import random
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sentencepiece import SentencePieceNormalizer, set_min_log_level
-from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec, TrainerSpec
+from sentencepiece import SentencePieceNormalizer, SentencePieceTrainer, set_min_log_level
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec
 
 from flagai_altdiff.files import new_file
-from flagai_altdiff.mini.captions import caption
-from flagai_altdiff.mini.vocabulary import LANGUAGES, Language
-from flagai_altdiff.mini.world import Scene, all_scenes
+from flagai_altdiff.mini.captions import random_caption
+from flagai_altdiff.mini.things.catalogue import Thing
+from flagai_altdiff.mini.things.composing import random_scene
+from flagai_altdiff.mini.things.phrases import random_phrase
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import draw_scenes, training_scenes
 
-WORD_START = "▁"
 CASE_FOLDING = "nmt_nfkc_cf"
 """SentencePiece's name for NFKC with small letters."""
 CAPITALS = {
@@ -37,8 +36,6 @@ CAPITALS = {
     "WEISS": "weiß",
 }
 """Capitals whose small letters depend on the language (Turkish) or on the word (German), for the captions' words."""
-UNSPACED = ("ja", "th", "zh")
-PUNCTUATION = ".,،、，。।!?;:'\"()-"
 LETTER_RANGES = (
     (0x21, 0x7E),  # ASCII
     (0xA1, 0x17F),  # Latin-1, Latin Extended-A
@@ -54,28 +51,38 @@ LETTER_RANGES = (
     (0x3041, 0x3096),  # hiragana
     (0x30A1, 0x30FC),  # katakana
 )
-LETTER_SCORE, WORD_START_SCORE = -18.0, -14.0
+_PIECES = 16_000
+_LONGEST_PIECE = 16
+_TIMES_NAMED, _SHAPES = 4, 300
+"""How often each name, and how many captions of drawn shapes, the trainer reads in each language."""
 
 
-def build_tokenizer(path: Path) -> int:
+def build_tokenizer(path: Path, things: Sequence[Thing]) -> int:
     """Write ``sentencepiece.bpe.model``.
 
     Args:
         path: The file, replaced if it exists.
+        things: Whose names it should know.
 
     Returns:
         Number of token ids of an XLM-R tokenizer with this file: the pieces, ``<pad>`` and ``<mask>``.
     """
-    kinds = ModelProto.SentencePiece
-    special = (("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL))
-    model = ModelProto(
-        pieces=[
-            *(kinds(piece=piece, score=0.0, type=kind) for piece, kind in special),
-            *(kinds(piece=piece, score=score, type=kinds.NORMAL) for piece, score in in_small_letters(scored_pieces())),
-        ]
+    set_min_log_level(2)  # it reports the sizes of its tables
+    normalise = SentencePieceNormalizer(norm_map=_small_letters()).normalize
+    trained = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=(normalise(text) for text in _texts(things)),
+        model_writer=trained,
+        vocab_size=_PIECES,
+        hard_vocab_limit=False,
+        max_sentencepiece_length=_LONGEST_PIECE,
+        character_coverage=1.0,
+        required_chars="".join(chr(code) for first, last in LETTER_RANGES for code in range(first, last + 1)),
+        normalization_rule_name="identity",
+        num_threads=1,
+        minloglevel=2,
     )
-    model.trainer_spec.model_type = TrainerSpec.UNIGRAM
-    model.trainer_spec.vocab_size = len(model.pieces)
+    model = ModelProto.FromString(trained.getvalue())
     model.normalizer_spec.CopyFrom(case_folding_table())
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path, replace=True) as unfinished:
@@ -83,71 +90,25 @@ def build_tokenizer(path: Path) -> int:
     return len(model.pieces) + 2
 
 
+def _texts(things: Sequence[Thing]) -> Iterator[str]:
+    """Names, words and phrases in all languages."""
+    rng = random.Random("vocabulary")
+    shapes = draw_scenes(training_scenes(), _SHAPES, rng)
+    for language in LANGUAGES:
+        for thing in things:
+            yield from (thing.names[language],) * _TIMES_NAMED
+            yield from thing.words[language]
+            yield random_phrase(random_scene(thing.code, rng), thing, language, rng)
+        yield from (random_caption(scene, language, rng) for scene in shapes)
+
+
 @functools.cache
 def case_folding_table() -> NormalizerSpec:
     """SentencePiece's own table for ``CASE_FOLDING``, and ``CAPITALS``."""
-    set_min_log_level(2)  # it reports the sizes of its tables
-    rules = dict(SentencePieceNormalizer(rule_name=CASE_FOLDING).decompile())
-    table = SentencePieceNormalizer(norm_map=sorted((rules | CAPITALS).items())).serialized_normalizer_spec()
+    table = SentencePieceNormalizer(norm_map=_small_letters()).serialized_normalizer_spec()
     return NormalizerSpec(name=CASE_FOLDING, precompiled_charsmap=NormalizerSpec.FromString(table).precompiled_charsmap)
 
 
-def in_small_letters(pieces: list[tuple[str, float]]) -> Iterator[tuple[str, float]]:
-    """The pieces as normalised text has them; those that no such text has keep their places under other names."""
-    normalise = SentencePieceNormalizer(rule_name=CASE_FOLDING).normalize
-    names = [
-        WORD_START * (piece[0] == WORD_START) + normalise(piece.removeprefix(WORD_START)).removeprefix(WORD_START)
-        for piece, _ in pieces
-    ]
-    taken = {piece for (piece, _), name in zip(pieces, names, strict=True) if piece == name}
-    for i, ((piece, score), name) in enumerate(zip(pieces, names, strict=True)):
-        if piece != name and (not name or name in taken or WORD_START in name[1:]):
-            name = f"<unused{i}>"
-        taken.add(name)
-        yield name, score
-
-
-def scored_pieces() -> list[tuple[str, float]]:
-    """Every piece with its log-probability: frequent words first, then the letters that spell all else."""
-    counts = count_words()
-    total = sum(counts.values())
-    words = [(piece, math.log(count / total)) for piece, count in sorted(counts.items(), key=lambda x: (-x[1], x[0]))]
-    known = {piece for piece, _ in words}
-    letters = {chr(code) for first, last in LETTER_RANGES for code in range(first, last + 1)}
-    letters |= {letter for piece in known for letter in piece}
-    letters -= known | {WORD_START}
-    return [*words, (WORD_START, WORD_START_SCORE), *((letter, LETTER_SCORE) for letter in sorted(letters))]
-
-
-def count_words() -> Counter[str]:
-    """How often each piece occurs in captions of all languages."""
-    scenes = random.Random("vocabulary").sample(all_scenes(), 1200)
-    counts: Counter[str] = Counter(dict.fromkeys(PUNCTUATION, 100))
-    for code, language in LANGUAGES.items():
-        if code in UNSPACED:
-            for unit in units(language):
-                counts.update({unit: 300, WORD_START + unit: 300})
-        else:
-            for text in spaced_captions(scenes, code):
-                counts.update(WORD_START + word for word in text.split())
-    return counts
-
-
-def spaced_captions(scenes: Sequence[Scene], code: str) -> Iterator[str]:
-    """Captions without punctuation, as they are and with a capital letter."""
-    strip = str.maketrans("", "", PUNCTUATION)
-    for scene in scenes:
-        for pattern in range(len(LANGUAGES[code].patterns)):
-            for with_background in (True, False):
-                text = caption(scene, code, pattern=pattern, with_background=with_background).translate(strip)
-                yield text
-                yield text[0].upper() + text[1:]
-
-
-def units(language: Language) -> set[str]:
-    """Words of a language that is written without spaces: its vocabulary and what stands between the slots."""
-    found = {*language.shapes, *language.colours, language.small, language.large, language.left, language.right}
-    for pattern in (language.on, language.bare, language.noun_phrase, *language.patterns):
-        for part in re.split(r"[\[\]]|\{\w+\}", pattern):
-            found.update(word for word in part.split() if word not in PUNCTUATION)
-    return found
+def _small_letters() -> list[tuple[str, str]]:
+    rules = dict(SentencePieceNormalizer(rule_name=CASE_FOLDING).decompile())
+    return sorted((rules | CAPITALS).items())

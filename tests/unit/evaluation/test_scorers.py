@@ -17,9 +17,10 @@ from flagai_altdiff.evaluation.inception import Inception
 from flagai_altdiff.evaluation.scorers import ClipSimilarity, load_features
 from flagai_altdiff.evaluation.tables import Prompt
 from flagai_altdiff.matching import load_matching_model, match
-from flagai_altdiff.mini.accuracy import held_out_prompts
+from flagai_altdiff.mini.accuracy import questions
 from flagai_altdiff.mini.drawing import draw
 from flagai_altdiff.mini.scene_scorer import SceneScorer
+from flagai_altdiff.mini.world import Scene
 from tests import tiny
 
 
@@ -104,7 +105,7 @@ def test_similarity_is_to_the_english_caption(tmp_path: Path) -> None:
 
 
 def test_scenes_are_judged_in_every_language() -> None:
-    pairs = {language: held_out_prompts(language, 2) for language in ("en", "hi", "zh")}
+    pairs = {code: [(one.shown, one.prompt) for one in questions("shape", (), code, 2)] for code in ("en", "hi", "zh")}
     prompts = {language: [Prompt(id="", text=text) for _, text in own] for language, own in pairs.items()}
     prompts["en"].append(Prompt(id="", text="something else"))
     scorer = SceneScorer(prompts)
@@ -112,7 +113,8 @@ def test_scenes_are_judged_in_every_language() -> None:
     import random
 
     for language, own in pairs.items():
-        images = [Image.fromarray(draw(scene, random.Random(0), side=128)) for scene, _ in own]
+        shapes = [scene for scene, _ in own if isinstance(scene, Scene)]
+        images = [Image.fromarray(draw(scene, random.Random(0), side=128)) for scene in shapes]
         right = scorer.score(images, prompts[language][:2])["accuracy"]
         assert right.tolist() == [1, 1]
         assert scorer.score(images[::-1], prompts[language][:2])["accuracy"].tolist() == [0, 0]

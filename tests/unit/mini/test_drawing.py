@@ -10,7 +10,7 @@ import torch
 
 from flagai_altdiff.mini.batches import draw_batch
 from flagai_altdiff.mini.drawing import RGB, draw
-from flagai_altdiff.mini.judge import load_judge, see
+from flagai_altdiff.mini.judge import UNTOLD, load_judge, right_answers, see
 from flagai_altdiff.mini.vocabulary import POSITIONS, SHAPES, SIZES
 from flagai_altdiff.mini.world import Scene, all_scenes
 
@@ -67,4 +67,5 @@ def test_the_judge_sees_what_was_drawn() -> None:
     rng = random.Random(7)
     scenes = rng.sample(all_scenes(), 200)
     seen = see(load_judge(), draw_batch(scenes, rng))
-    assert sum(a == b for a, b in zip(seen, scenes, strict=True)) >= 198
+    wanted = torch.tensor([right_answers(scene) for scene in scenes])
+    assert ((seen == wanted) | (wanted == UNTOLD)).all(dim=1).sum() >= 196

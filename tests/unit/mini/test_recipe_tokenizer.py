@@ -1,4 +1,4 @@
-"""The written tokenizer: words stay whole, nothing is unknown, every reader gives the same ids."""
+"""The trained tokenizer: names are short, nothing is unknown, every reader gives the same ids."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from flagai_altdiff.mini.captions import random_caption
-from flagai_altdiff.mini.recipe.text_encoder import CaptionTokenizer
-from flagai_altdiff.mini.recipe.tokenizer import LETTER_SCORE, build_tokenizer
+from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
+from flagai_altdiff.mini.recipe.tokenizer import build_tokenizer
+from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import all_scenes
 from flagai_altdiff.models.latent_diffusion import MAX_TOKENS
@@ -33,16 +34,26 @@ def sentencepiece_ids(tokenizer_file: Path, texts: list[str]) -> list[list[int]]
     return [row + [PAD_ID] * (MAX_TOKENS - len(row)) for row in rows]
 
 
-def test_captions_have_no_unknown_or_spelled_words(tokenizer_file: Path) -> None:
+def test_captions_have_no_unknown_words_and_are_short(tokenizer_file: Path, things: tuple[Thing, ...]) -> None:
+    tokenize = CaptionTokenizer(tokenizer_file)
+    for code, texts in captions(30).items():
+        ids = tokenize([*texts, *(word for thing in things for word in (thing.names[code], *thing.unseen_words[code]))])
+        assert not (ids == UNKNOWN_ID).any(), code
+        assert int((ids != PAD_ID).sum(dim=1).max()) <= 40, code
+
+
+def test_some_texts_are_split_otherwise_in_training(tokenizer_file: Path) -> None:
+    """All ways give the text back, and each step's are the same again."""
     tokenize = CaptionTokenizer(tokenizer_file)
     pieces = SentencePieceProcessor(model_file=str(tokenizer_file))
-    letters = {pieces.id_to_piece(i) for i in range(len(pieces)) if pieces.get_score(i) <= LETTER_SCORE}
-    for code, texts in captions(30).items():
-        ids = tokenize(texts)
-        assert not (ids == UNKNOWN_ID).any(), code
-        assert int((ids != PAD_ID).sum(dim=1).max()) <= 20, code
-        spelled = {pieces.id_to_piece(i - 1) for i in ids.flatten().tolist() if i > UNKNOWN_ID} & letters
-        assert not spelled, code
+    texts = ["a red star on a blue background", "cat en, small"] * 60
+    usual, varied = tokenize(texts).tolist(), tokenize.varied(texts, random.Random(1)).tolist()
+    assert varied == tokenize.varied(texts, random.Random(1)).tolist()
+    assert 0.1 < sum(a != b for a, b in zip(usual, varied, strict=True)) / len(texts) < 0.4
+    for text, row in zip(texts, varied, strict=True):
+        assert len(row) == MAX_TOKENS and row[0] == 0
+        assert pieces.decode([i - 1 for i in row if i > UNKNOWN_ID]) == text
+    assert tokenize.varied([""], random.Random(1)).tolist() == tokenize([""]).tolist()
 
 
 def test_all_readers_give_the_same_ids(tokenizer_file: Path, tmp_path: Path) -> None:
@@ -50,11 +61,11 @@ def test_all_readers_give_the_same_ids(tokenizer_file: Path, tmp_path: Path) -> 
     texts = [text for group in captions(10).values() for text in group] + ODD_TEXTS
     expected = sentencepiece_ids(tokenizer_file, texts)
     for path in (tokenizer_file, tmp_path / "tokenizer.json"):
-        assert CaptionTokenizer(path)(texts).tolist() == expected
+        assert load_tokenizer(path).ids(texts) == expected
 
 
-def test_the_number_of_ids_is_told(tokenizer_file: Path, tmp_path: Path) -> None:
-    count = build_tokenizer(tmp_path / "again.model")
+def test_the_number_of_ids_is_told(tokenizer_file: Path, things: tuple[Thing, ...], tmp_path: Path) -> None:
+    count = build_tokenizer(tmp_path / "again.model", things)
     assert count == CaptionTokenizer(tokenizer_file).vocab_size == len(load_tokenizer(tokenizer_file))
     assert (tmp_path / "again.model").read_bytes() == tokenizer_file.read_bytes()
 

@@ -1,0 +1,175 @@
+"""What things are called: the name of each in every language, and the further words that mean it alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flagai_altdiff.errors import DataError
+from flagai_altdiff.files import new_file
+from flagai_altdiff.mini.things.chosen import THINGS
+from flagai_altdiff.mini.things.packages import FURTHER_NAMES, NAMES, Package, members
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.registry import embedded_dir
+
+FILE = "things.json"
+_PLACES = {NAMES: "annotations/{}/annotations.json", FURTHER_NAMES: "annotationsDerived/{}/annotations.json"}
+_PARTS = re.compile(r"[^,،、，:()（）]+")
+_HELD_OUT_ONE_IN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """Something that can be drawn and named.
+
+    Args:
+        code: Its code points, as ``1f355``.
+        group: As in ``THINGS``.
+        names: Language -> what it is called; no other thing is called so in that language.
+        words: Language -> further words that mean it and no other thing, and that training may use.
+        unseen_words: The same; training never sees these.
+    """
+
+    code: str
+    group: str
+    names: Mapping[str, str]
+    words: Mapping[str, tuple[str, ...]]
+    unseen_words: Mapping[str, tuple[str, ...]]
+
+    @property
+    def sign(self) -> str:
+        """The emoji."""
+        return sign_of(self.code)
+
+
+def sign_of(code: str) -> str:
+    """``1f355`` -> the emoji."""
+    return "".join(chr(int(part, 16)) for part in code.split("-"))
+
+
+def make_catalogue(archives: Mapping[Package, Path]) -> tuple[Thing, ...]:
+    """All things of ``THINGS``, with the words of Unicode's CLDR.
+
+    Args:
+        archives: From ``packages.fetch``.
+
+    Raises:
+        DataError: A thing has no name in a language, or shares it with another.
+    """
+    entries = {language: _entries(archives, language) for language in LANGUAGES}
+    codes = {code: group for group, some in THINGS.items() for code in some}
+    names = {language: _names(entries[language], codes, language) for language in LANGUAGES}
+    words = {language: _words_of_one(entries[language], names[language], language) for language in LANGUAGES}
+    return tuple(
+        Thing(
+            code=code,
+            group=group,
+            names={language: names[language][code] for language in LANGUAGES},
+            words={language: words[language][code][0] for language in LANGUAGES},
+            unseen_words={language: words[language][code][1] for language in LANGUAGES},
+        )
+        for code, group in codes.items()
+    )
+
+
+def write_catalogue(things: tuple[Thing, ...], path: Path) -> None:
+    """Write ``things.json``."""
+    data = [{**asdict(thing), "sign": thing.sign} for thing in things]
+    with new_file(path, replace=True) as unfinished:
+        unfinished.write_text(json.dumps(data, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def read_catalogue(path: Path) -> tuple[Thing, ...]:
+    """What :func:`write_catalogue` wrote.
+
+    Raises:
+        DataError: It cannot be read, or is something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return tuple(
+            Thing(
+                code=entry["code"],
+                group=entry["group"],
+                names=entry["names"],
+                words={language: tuple(words) for language, words in entry["words"].items()},
+                unseen_words={language: tuple(words) for language, words in entry["unseen_words"].items()},
+            )
+            for entry in data
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no list of things: {error}.") from error
+
+
+@cache
+def known_things() -> tuple[Thing, ...]:
+    """What the embedded model knows."""
+    return read_catalogue(embedded_dir() / "AltDiffusion-mini" / FILE)
+
+
+def _entries(archives: Mapping[Package, Path], language: str) -> dict[str, Any]:
+    """Emoji -> its record; what CLDR says itself counts more than what it derives."""
+    found: dict[str, Any] = {}
+    for package in (FURTHER_NAMES, NAMES):
+        place = _PLACES[package].format(language)
+        data = members(archives[package], place.__eq__)
+        if place not in data:
+            raise DataError(f"{archives[package]} has no {place}.")
+        (record,) = json.loads(data[place]).values()
+        found |= record["annotations"]
+    return found
+
+
+def _names(entries: Mapping[str, Any], codes: Iterable[str], language: str) -> dict[str, str]:
+    """Thing -> name. Some of CLDR's names are lists, or say more in brackets: the first part is taken, or the next one
+    where several begin alike."""
+    parts = {}
+    for code in codes:
+        try:
+            (name,) = entries[sign_of(code)]["tts"]
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{code} has no name in {language}.") from error
+        parts[code] = [plain for part in _PARTS.findall(name) if (plain := _plain(part))]
+    first = Counter(own[0].casefold() for own in parts.values())
+    found = {
+        code: next((p for p in own if first[p.casefold()] <= (p == own[0])), own[0]) for code, own in parts.items()
+    }
+    if twice := [name for name, count in Counter(name.casefold() for name in found.values()).items() if count > 1]:
+        raise DataError(f"several things have the name {twice[0]!r} in {language}.")
+    return found
+
+
+def _plain(text: str) -> str:
+    """Words with single blanks, and the apostrophe that keyboards have."""
+    return " ".join(text.replace("’", "'").split())
+
+
+def _words_of_one(
+    entries: Mapping[str, Any], names: Mapping[str, str], language: str
+) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Thing -> keywords that no other thing has in its keywords or name: those to train on, those that are held out."""
+    keywords = {}
+    for code in names:
+        keywords[code] = {_plain(word) for word in entries[sign_of(code)].get("default", ())} - {names[code]}
+    counts = Counter(word.casefold() for words in keywords.values() for word in words)
+    taken = {name.casefold() for name in names.values()}
+    taken |= {word.casefold() for word in (*LANGUAGES[language].shapes, *LANGUAGES[language].colours)}
+    found = {}
+    for code, words in keywords.items():
+        own = sorted(word for word in words if counts[word.casefold()] == 1 and word.casefold() not in taken)
+        unseen = tuple(word for word in own if is_unseen(language, word))
+        found[code] = (tuple(word for word in own if word not in unseen), unseen)
+    return found
+
+
+def is_unseen(language: str, word: str) -> bool:
+    """Whether training never sees a word; a function of the word alone."""
+    digest = hashlib.md5(f"{language}:{word}".encode(), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % _HELD_OUT_ONE_IN == 0

@@ -1,0 +1,94 @@
+"""What the page says and shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flagai_altdiff.mini.things.knowing import names_nothing
+from flagai_altdiff.options import options_of
+from flagai_altdiff.registry import MODELS, embedded_dir
+from flagai_altdiff.request import GenerationRequest
+from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
+from flagai_altdiff.web.page.languages import EXAMPLES
+from flagai_altdiff.web.page.shown import caption, error_html, interrupted_html, loras_of
+from flagai_altdiff.web.page.texts import _OPTIONS, language_of, option_help, option_label, said
+from flagai_altdiff.web.page.tokens import tokens_html, unknown_html
+from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given
+
+
+def test_every_option_has_a_widget_and_chinese_words() -> None:
+    elsewhere = {"prompts", "init_image", "mask_image", "batch_size"}
+    assert set(SHOWN) == set(options_of(GenerationRequest)) - elsewhere
+    assert sorted((*FIRST, *BESIDE_PICTURE, *MORE)) == sorted(SHOWN)
+    assert set(SHOWN) <= set(_OPTIONS)
+    for name in SHOWN:
+        assert option_help(name, "zh") != option_help(name, "en") != ""
+        assert option_label(name, "en") and option_label(name, "zh")
+
+
+def test_the_language_is_the_browsers() -> None:
+    assert [language_of(text) for text in ("zh-TW,en;q=0.5", "de,zh", "", "ZH")] == ["zh", "en", "en", "zh"]
+    assert option_help("steps", "zh").endswith("（1 至 1,000）") and option_help("steps", "en").endswith("(1 to 1,000)")
+    assert said("waiting", "zh", position=3) == "排队中：前面还有 3 个。"
+
+
+def test_there_is_an_example_in_every_language() -> None:
+    assert len(EXAMPLES) == len(MODELS["AltDiffusion-m18"].languages) == 18
+    assert not [prompt for prompt in EXAMPLES.values() if names_nothing(prompt)]
+
+
+def test_the_page_says_what_the_embedded_model_does_not_know() -> None:
+    assert "Try: helicopter" in unknown_html("AltDiffusion-mini", "a hellicopter", "en")
+    assert "试试：" in unknown_html("AltDiffusion-mini", "a hellicopter", "zh")
+    assert unknown_html("AltDiffusion-mini", "a helicopter", "en") == unknown_html("AltDiffusion-mini", " ", "en") == ""
+    assert "<script" not in unknown_html("<script>", "<script>alert(1)</script>", "en")
+
+
+@pytest.mark.fault(64)
+@pytest.mark.parametrize("text", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a & b"])
+def test_what_people_write_is_escaped(text: str) -> None:
+    path = own_tokenizer(embedded_dir() / "AltDiffusion-mini")
+    assert path is not None
+    for syntax in ("plain", "weighted"):
+        shown = tokens_html(load_tokenizer(path), text, syntax, "en")
+        assert "<script" not in shown and "<img" not in shown
+    lost = interrupted_html([{"request": {"prompts": [text]}}], "en")
+    assert "<script" not in lost and "<img" not in lost and lost.count("<li") == 1
+    assert "<" not in error_html(text).removeprefix('<div class="status error" role="alert">').removesuffix("</div>")
+
+
+def test_tokens_show_what_is_cut_and_what_is_weighted() -> None:
+    path = own_tokenizer(embedded_dir() / "AltDiffusion-mini")
+    assert path is not None
+    tokenizer = load_tokenizer(path)
+    cut = tokens_html(tokenizer, "star " * 100, "plain", "en")
+    assert "75 of 75 tokens" in cut and cut.count("<del") == 25
+    weighted = tokens_html(tokenizer, "a (red:1.3) star", "weighted", "en")
+    assert '<mark title="1.30">red</mark>' in weighted and "<del" not in weighted
+    assert tokens_html(None, "a", "plain", "en") == tokens_html(tokenizer, " ", "plain", "en") == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"steps": 20, "eta": 0, "seamless": "none", "window": ""}, {"steps": 20}),
+        ({"window": "64", "variation_strength": "0.2"}, {"window": 64, "variation_strength": 0.2}),
+        ({"window": "wide"}, {"window": "wide"}),
+    ],
+)
+def test_what_is_typed_becomes_options(values: dict[str, Any], found: dict[str, Any]) -> None:
+    assert given(values) == found
+
+
+def test_a_caption_has_prompt_seed_and_settings() -> None:
+    record = {"prompt": "一颗心", "seed": 7, "steps": 20, "sampler": "ddim", "width": 128, "height": 64, "model": "m"}
+    assert caption(record, "en") == "一颗心 · seed 7 · 20 steps · ddim · 128×64 · m"
+    own = {**record, "loras": [{"name": "robot", "strength": 0.5}]}
+    assert caption(own, "en") == "一颗心 · seed 7 · 20 steps · ddim · 128×64 · m · robot 0.5"
+
+
+@pytest.mark.parametrize("listed", [None, 7, "robot", ["robot"], [{}], [{"name": "robot", "strength": "strong"}]])
+def test_what_is_no_lora_of_a_record_is_left_out(listed: object) -> None:
+    assert loras_of({"loras": listed}) == {}
