@@ -294,7 +294,7 @@ class GenerationRequest:
 
     engine: str = option(
         "auto",
-        "What computes: the model as it is, or from weights that are laid out for the processor; the same image but for rounding.",
+        "What computes: the model itself, or its weights laid out for the processor: the same image but for rounding.",
         flagai="engine",
         flags=("--engine",),
         choices=ENGINES,

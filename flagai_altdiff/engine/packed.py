@@ -54,7 +54,7 @@ class PackedConv:
         if self._form is not None:
             return convolve(x, packed, conv.bias, self._form)
         x = x.contiguous(memory_format=torch.channels_last)
-        how = (conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], "")
+        how: tuple[object, ...] = (conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], "")
         return torch.ops.mkldnn._convolution_pointwise(x, packed, conv.bias, *how)
 
     def _weights(self) -> Tensor:
@@ -71,7 +71,7 @@ class PackedConv:
             return self._form.transformed(weight)
         conv = self._conv
         return torch._C._nn.mkldnn_reorder_conv2d_weight(
-            weight.to_mkldnn(), conv.padding, conv.stride, conv.dilation, conv.groups
+            weight.to_mkldnn(), list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
         )
 
 
@@ -177,7 +177,7 @@ def _packed(model: LatentDiffusion) -> LatentDiffusion:
     for module in drawing_modules(twin):
         own = next(_own_ways(module), None)
         if own is not None:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own  # type: ignore[method-assign, assignment]
     return twin
 
 

@@ -64,7 +64,9 @@ def filtering(tile: int) -> Filtering:
         inputs[: side - 1, column] = _polynomial(others)
     outputs[-1, -1] = weights[-1, -1] = 1
     inputs[:, -1] = _polynomial(points)
-    return Filtering(tile, *(torch.kron(m, m).float() for m in (inputs.T.contiguous(), weights.T.contiguous(), outputs)))
+    return Filtering(
+        tile, *(torch.kron(m, m).float() for m in (inputs.T.contiguous(), weights.T.contiguous(), outputs))
+    )
 
 
 def _polynomial(roots: Sequence[float]) -> Tensor:
