@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -29,55 +29,90 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
 from flagai_altdiff.models.unet import UNetModel, timestep_embedding
 
-_FEWEST_CHANNELS = 32
-"""With fewer, minimal filtering does not pay."""
+_FEWEST_CHANNELS, _FEWEST_NUMBERS = 128, 128 * 16 * 16
+"""With fewer channels, or pixels times channels, minimal filtering does not pay."""
 _WIDE_CHANNELS = 640
 """With more, kernels of the larger tile take too much memory: four times the plain ones."""
 
 
-class PackedConv:
-    """A convolution whose weights are laid out when it first runs, and again when they have changed.
+class _Weights:
+    """A layer's weights, laid out when they are first asked for, and again when they have changed.
 
     Args:
-        conv: Its weights are read only, and stay the model's.
+        layer: Its weights are read only, and stay the model's.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        self._layer = layer
+        self._laid_out: dict[Filtering | None, Tensor] = {}
+        self._state: object = None
+        self._lock = threading.Lock()
+
+    def get(self, lay_out: Callable[[Tensor], Tensor], form: Filtering | None = None) -> Tensor:
+        """In one form of several."""
+        weight = self._layer.weight
+        state = (weight.data_ptr(), weight._version, weight.shape)
+        with self._lock:
+            if self._state != state:
+                self._laid_out, self._state = {}, state
+            if form not in self._laid_out:
+                self._laid_out[form] = lay_out(weight.detach())
+                let_go(weight)
+            return self._laid_out[form]
+
+
+class PackedConv:
+    """A convolution with weights laid out for it.
+
+    The way of computing depends on the size of its input alone, so that a result never depends on what ran before.
+
+    Args:
+        conv: The model's.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        self._conv = conv
+        self._conv, self._weights = conv, _Weights(conv)
         self._form = _form_of(conv)
-        self._packed: tuple[object, Tensor] | None = None
-        self._lock = threading.Lock()
+        self._fewest_pixels = _FEWEST_NUMBERS // min(conv.in_channels, conv.out_channels)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, H', W'), its channels together."""
-        conv, packed = self._conv, self._weights()
-        if self._form is not None:
-            return convolve(x, packed, conv.bias, self._form)
+        conv, form = self._conv, self._form
+        if form is not None and x.shape[2] * x.shape[3] >= self._fewest_pixels:
+            return convolve(x, self._weights.get(form.transformed, form), conv.bias, form)
         x = x.contiguous(memory_format=torch.channels_last)
         how: tuple[object, ...] = (conv.padding, conv.stride, conv.dilation, conv.groups, "none", [], "")
-        return torch.ops.mkldnn._convolution_pointwise(x, packed, conv.bias, *how)
+        return torch.ops.mkldnn._convolution_pointwise(x, self._weights.get(self._lay_out), conv.bias, *how)
 
-    def _weights(self) -> Tensor:
-        weight = self._conv.weight
-        state = (weight.data_ptr(), weight._version, weight.shape)
-        with self._lock:
-            if self._packed is None or self._packed[0] != state:
-                self._packed = (state, self._pack(weight.detach()))
-                let_go(weight)
-            return self._packed[1]
-
-    def _pack(self, weight: Tensor) -> Tensor:
-        if self._form is not None:
-            return self._form.transformed(weight)
+    def _lay_out(self, weight: Tensor) -> Tensor:
         conv = self._conv
         return torch._C._nn.mkldnn_reorder_conv2d_weight(
             weight.to_mkldnn(), list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
         )
 
 
-def _mix_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution, as the matrix product that it is where channels lie together."""
-    return F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+class PackedLinear:
+    """A linear layer, or a convolution of 1x1, with weights laid out for it.
+
+    Args:
+        layer: The model's.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        self._layer, self._weights = layer, _Weights(layer)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., K)."""
+        packed = self._weights.get(_laid_out)
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, self._layer.bias, "none", [], "")
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K, H, W), its channels together."""
+        return self(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1), None)
 
 
 def _form_of(conv: nn.Conv2d) -> Filtering | None:
@@ -182,8 +217,10 @@ def _packed(model: LatentDiffusion) -> LatentDiffusion:
 
 
 def _own_ways(module: nn.Module) -> Iterator[object]:
-    if isinstance(module, nn.Conv2d):
-        yield partial(_mix_channels, module) if module.kernel_size == (1, 1) else PackedConv(module)
+    if isinstance(module, nn.Linear):
+        yield PackedLinear(module)
+    elif isinstance(module, nn.Conv2d):
+        yield PackedLinear(module).mix_channels if module.kernel_size == (1, 1) else PackedConv(module)
     elif isinstance(module, UNetModel):
         yield partial(_predict, module)
     elif isinstance(module, SpatialTransformer):
