@@ -157,9 +157,7 @@ def condition(
             maps.turn_to(t)
             wanted = tuple(row for row, index in enumerate(batch.indices) if index not in dropped)
             parts = [(own, of(length, own, guidance)) for length, own, guidance in guidance_of(chosen, wanted)]
-            return (
-                parts[0][1](x, t) if [own for own, _ in parts] == [list(range(len(rows)))] else _of_groups(parts)(x, t)
-            )
+            return _joined(parts, x, t)
 
         return eps
 
@@ -184,16 +182,14 @@ def condition(
     return predict
 
 
-def _of_groups(groups: Sequence[tuple[list[int], EpsFunction]]) -> EpsFunction:
-    """The prediction of a batch from those of some of its rows; 0 for the others."""
-
-    def eps(x: Tensor, t: float) -> Tensor:
-        found = torch.zeros_like(x)
-        for rows, part in groups:
-            found[rows] = part(x[rows], t)
-        return found
-
-    return eps
+def _joined(parts: Sequence[tuple[list[int], EpsFunction]], x: Tensor, t: float) -> Tensor:
+    """The prediction for a batch from those for some of its rows; 0 for the others."""
+    if [rows for rows, _ in parts] == [list(range(len(x)))]:
+        return parts[0][1](x, t)
+    found = torch.zeros_like(x)
+    for rows, part in parts:
+        found[rows] = part(x[rows], t)
+    return found
 
 
 def stretches_of(prompt: str, request: ResolvedRequest) -> list[str]:

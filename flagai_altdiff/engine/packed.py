@@ -27,6 +27,7 @@ from flagai_altdiff.engine.twins import drawing_modules, twin_of
 from flagai_altdiff.engine.winograd import Filtering, convolve, filtering
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
+from flagai_altdiff.models.quantized import kept
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.models.tokens import Merging
 from flagai_altdiff.models.unet import OUTER, UNetModel, timestep_embedding
@@ -60,12 +61,12 @@ class PackedConv:
         return torch.ops.mkldnn._convolution_pointwise(x, packed, conv.bias, *how)
 
     def _weights(self) -> Tensor:
-        weight = self._conv.weight
-        state = (weight.data_ptr(), weight._version, weight.shape)
+        stored = kept(self._conv)
+        state = (stored.data_ptr(), stored._version, stored.shape)
         with self._lock:
             if self._packed is None or self._packed[0] != state:
-                self._packed = (state, self._pack(weight.detach()))
-                let_go(weight)
+                self._packed = (state, self._pack(self._conv.weight.detach()))
+                let_go(stored)
             return self._packed[1]
 
     def _pack(self, weight: Tensor) -> Tensor:
