@@ -55,7 +55,7 @@ class EagerEngine:
         """(B, C, h, w), (B,), (n B, L, D) -> (n B, C, h, w)."""
         times = len(cond) // len(x)
         with self._autocast():
-            return self.model.apply_model(x.repeat(times, 1, 1, 1), t.repeat(times), cond, shortcuts).float()
+            return self.model.apply_model(x.repeat(times, 1, 1, 1), t.repeat(times), cond, *shortcuts.arguments).float()
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w)."""

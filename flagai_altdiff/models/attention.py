@@ -155,4 +155,5 @@ class SpatialTransformer(nn.Module):
 
     def merging(self, x: Tensor, share: float) -> Merging | None:
         """How tokens of a map (B, C, h, w) are merged here, if they are."""
-        return Merging(share, x.shape[2], x.shape[3]) if share and self.sees_most else None
+        has_cells = min(x.shape[2:]) > 1
+        return Merging(share, x.shape[2], x.shape[3]) if share and self.sees_most and has_cells else None

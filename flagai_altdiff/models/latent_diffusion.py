@@ -55,7 +55,7 @@ class DiffusionWrapper(nn.Module):
     def forward(self, x: Tensor, t: Tensor, c_crossattn: Sequence[Tensor], shortcuts: Shortcuts = NONE) -> Tensor:
         """(B, C, h, w), (B,), list of (B, L_i, D) to be joined along L [, what is left out] -> (B, C, h, w)."""
         context = c_crossattn[0] if len(c_crossattn) == 1 else torch.cat(list(c_crossattn), dim=1)
-        return self.diffusion_model(x, t, context, shortcuts)
+        return self.diffusion_model(x, t, context, *shortcuts.arguments)
 
 
 class LatentDiffusion(nn.Module):
@@ -180,7 +180,8 @@ class LatentDiffusion(nn.Module):
         """
         if isinstance(cond, dict):
             cond = cond["c_crossattn"]
-        return self.model(x_noisy.to(self.dtype), t, [cond] if isinstance(cond, Tensor) else cond, shortcuts)
+        cond = [cond] if isinstance(cond, Tensor) else cond
+        return self.model(x_noisy.to(self.dtype), t, cond, *shortcuts.arguments)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw of the latent at timestep t: sqrt(alpha_t) x_start + sqrt(1 - alpha_t) noise.

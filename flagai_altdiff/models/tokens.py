@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor
 
 MOST_MERGED = 0.75
 """Share of the tokens that have a partner: all but one of each cell."""
+_AT_ONCE = 1 << 23
+"""Likenesses of a row that are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,15 @@ def _wide(places: Tensor, x: Tensor) -> Tensor:
 
 def _by_likeness(sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Of each source the target that it is most like, and the sources in order, those that lose least first: (B, n)."""
-    likeness = F.normalize(sources, dim=-1) @ F.normalize(targets, dim=-1).transpose(1, 2)
-    best, nearest = likeness.max(dim=-1)
+    sources, targets = F.normalize(sources, dim=-1), F.normalize(targets, dim=-1).transpose(1, 2)
+    parts = torch.split(sources, max(1, _AT_ONCE // targets.shape[2]), dim=1)  # type: ignore[no-untyped-call]
+    best, nearest = (
+        torch.cat(found, dim=1) for found in zip(*((part @ targets).max(dim=-1) for part in parts), strict=True)
+    )
     return nearest, best.argsort(dim=-1, descending=True, stable=True)
 
 
-@cache
+@lru_cache(maxsize=16)
 def _places(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Numbers of the tokens that stay, one of each 2x2 cell, and of all others."""
     down, along = height // 2, width // 2

@@ -214,3 +214,17 @@ def test_records_say_it_and_redraw_repeats_it(way: str, m9: LatentDiffusion, tmp
         with Image.open(result.paths[0]) as file:
             assert "Token merging ratio: 0.5" in file.info["parameters"]
     assert read_any(result.paths[0]).options.get("token_merging") == LESS[way].get("token_merging")
+
+
+def test_what_scripts_put_in_place_of_a_unet_is_asked_as_ever(
+    m9: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, asked = m9.apply_model, list[int]()
+
+    def apply_model(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        asked.append(len(x))
+        return own(x, t, cond)
+
+    monkeypatch.setattr(m9, "apply_model", apply_model)
+    pixels(m9, engine="eager", steps=2)
+    assert asked == [2, 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flagai_altdiff.models.attention import CrossAttention
+from flagai_altdiff.models.attention import CrossAttention, SpatialTransformer
 from flagai_altdiff.models.tokens import MOST_MERGED, Merging
 
 
@@ -51,3 +51,17 @@ def test_rows_do_not_depend_on_each_other() -> None:
     x = noise(3, 64, 8)
     whole = Merging(0.4, 8, 8).around(torch.sin, x)
     torch.testing.assert_close(whole[1:2], Merging(0.4, 8, 8).around(torch.sin, x[1:2]))
+
+
+def test_large_maps_are_compared_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = noise(2, 64, 8)
+    whole = Merging(0.4, 8, 8).around(torch.sin, x)
+    monkeypatch.setattr("flagai_altdiff.models.tokens._AT_ONCE", 100)
+    torch.testing.assert_close(Merging(0.4, 8, 8).around(torch.sin, x), whole)
+
+
+def test_maps_without_cells_keep_their_tokens() -> None:
+    transformer = SpatialTransformer(32, 2, 16, 1, 8, True, 8)
+    x, context = noise(1, 32, 1, 9), noise(1, 3, 8)
+    assert transformer.merging(x, 0.5) is None and transformer.merging(noise(1, 32, 2, 9), 0.5) is not None
+    assert torch.equal(transformer(x, context, 0.5), transformer(x, context))
