@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flagai_altdiff.parts import add_embedding, use_vae
     from flagai_altdiff.pipeline import GenerationResult, Sample, generate, stream
     from flagai_altdiff.predictor import Predictor
+    from flagai_altdiff.quantizing import quantize_model
     from flagai_altdiff.registry import MODELS
     from flagai_altdiff.request import GenerationRequest, Output
     from flagai_altdiff.sampling import SAMPLERS, Step
@@ -49,6 +50,7 @@ _HOMES = {
     "from_diffusers": "diffusers_bridge",
     "generate": "pipeline",
     "load_model": "loading",
+    "quantize_model": "quantizing",
     "remove_loras": "lora",
     "stream": "pipeline",
     "to_diffusers": "diffusers_bridge",
@@ -74,6 +76,7 @@ __all__ = [
     "from_diffusers",
     "generate",
     "load_model",
+    "quantize_model",
     "remove_loras",
     "stream",
     "to_diffusers",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+QUANTIZE = "quantize"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AddedLora:
@@ -28,9 +30,9 @@ class AddedPart:
     """A part from another file.
 
     Args:
-        kind: ``"embedding"`` or ``"vae"``.
-        name: Of its file, without the ending; of a word, as it is typed.
-        sha256: First ten digits of the file's hash.
+        kind: ``"embedding"``, ``"vae"`` or ``QUANTIZE``, which is no part but a way to keep weights.
+        name: Of its file, without the ending; of a word, as it is typed; of the way.
+        sha256: First ten digits of the file's hash, if there is a file.
     """
 
     kind: str
@@ -38,7 +40,7 @@ class AddedPart:
     sha256: str
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.name} ({self.sha256})"
+        return f"{self.kind} {self.name}" + (f" ({self.sha256})" if self.sha256 else "")
 
 
 Added = AddedLora | AddedPart

@@ -15,6 +15,7 @@ from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError, last_net, printable
 from flagai_altdiff.models import LatentDiffusion, build_model
+from flagai_altdiff.quantizing import check_kind, leave_files, quantize_model
 from flagai_altdiff.registry import (
     DEFAULT_MODEL_DIR,
     DRAWING,
@@ -42,6 +43,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     safety_checker: bool | str = "auto",
     mapped: bool = False,
+    quantize: str | None = None,
 ) -> LatentDiffusion:
     """Load a model from its files, fetching them first if a registered model lacks them.
 
@@ -54,6 +56,8 @@ def load_model(
         safety_checker: ``"auto"`` uses the checker that lies with the model, ``True`` requires one, ``False`` is none.
         mapped: Leave the weights of large files mapped: quicker, and programs share the memory. But whoever overwrites
             such a file meanwhile, this program too, ends it. Without it, a model may be saved over its own files.
+        quantize: ``"int8"`` or ``"int4"`` keeps the weights of UNet and text encoder in so many bits: less memory, and
+            another picture; see ``quantize_model``.
 
     Returns:
         The model in evaluation mode, float32. Its ``tokenizer``, ``spec`` and ``safety_checker`` are plain attributes
@@ -61,16 +65,24 @@ def load_model(
 
     Raises:
         UnknownModelError: Neither registered nor a path.
-        InvalidRequestError: ``safety_checker``, ``device`` or ``dtype`` is something else, or cannot be used here.
+        InvalidRequestError: ``safety_checker``, ``device``, ``dtype`` or ``quantize`` is something else, or cannot be
+            used here.
         CheckpointError: The files are not such a model.
         ConfigError: The config cannot be built, or contradicts the weights.
         HubError: Files are missing and could not be fetched.
     """
     _check_safety_argument(safety_checker)
     place, precision = find_device(device), _dtype(dtype)
+    if quantize is not None:
+        check_kind(quantize)
     spec, path = _found(name_or_path, model_dir, safety_checker)
     mapped = mapped or place.type != "cpu"  # another device has copies in any case
-    model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped).to(place)
+    model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped or quantize is not None)
+    if quantize is not None:
+        quantize_model(model, quantize)
+        if not mapped:
+            leave_files(model)
+    model = model.to(place)
     model.autocast_dtype = precision
     return model
 

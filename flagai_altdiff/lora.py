@@ -33,6 +33,7 @@ from flagai_altdiff.errors import CheckpointError, InvalidRequestError, printabl
 from flagai_altdiff.files import new_file, short_hash
 from flagai_altdiff.model_files import is_weight
 from flagai_altdiff.models import LatentDiffusion, build_model
+from flagai_altdiff.quantizing import refuse_quantized
 
 TRANSFORMERS = (
     r"model\.diffusion_model\..*\.(attn[12]\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2)|proj_in|proj_out)\.weight"
@@ -153,10 +154,11 @@ def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0, *,
 
     Raises:
         CheckpointError: See :func:`read_lora`; nothing was changed.
-        InvalidRequestError: ``strength`` is out of range.
+        InvalidRequestError: ``strength`` is out of range, or the model is quantized.
     """
     path = Path(path)
     check_strength(strength)
+    refuse_quantized(model, "lora", str(path))
     additions = read_lora(path, model.config)
     digest = short_hash(path)
     if removable is not bool(model.before_loras) and model.loras:

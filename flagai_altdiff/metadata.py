@@ -109,6 +109,8 @@ def _parameters(prompt: str, sample: Sample, request: ResolvedRequest, model_nam
     if request.variation_strength:
         pairs["Variation seed"] = (request.variation_seed or 0) + sample.index
         pairs["Variation seed strength"] = f"{request.variation_strength:g}"
+    if request.token_merging:
+        pairs["Token merging ratio"] = f"{request.token_merging:g}"
     if request.eta:
         pairs["Eta"] = f"{request.eta:g}"
     if loras := [part for part in added if isinstance(part, AddedLora)]:

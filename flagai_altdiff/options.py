@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import PurePath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -30,6 +30,36 @@ Whole = Annotated[int, Field(strict=True)]
 """A whole number; texts and truth values are none."""
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number."""
+
+
+def span_of(text: str) -> tuple[float, float]:
+    """Both ends of a span, as in ``0.1-0.8``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    first, _, last = text.replace(" ", "").partition("-")
+    try:
+        ends = float(first), float(last)
+    except ValueError:
+        ends = (1.0, 0.0)
+    if not 0 <= ends[0] < ends[1] <= 1:
+        raise ValueError("expected two numbers from 0 to 1, the smaller one first, as in 0.1-0.8")
+    return ends
+
+
+def _as_span(value: object) -> object:
+    """A span in the one way that it is written; nothing where it is all there is."""
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        value = "-".join(map(str, value))
+    if not isinstance(value, str) or not value:
+        return "" if value is None else value
+    ends = span_of(value)
+    return "" if ends == (0, 1) else "-".join(f"{end:g}" for end in ends)
+
+
+SpanField = Annotated[str, BeforeValidator(_as_span)]
+"""A part of a way, as a text; empty for all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.errors import CheckpointError, InvalidRequestError, last_net, printable
 from flagai_altdiff.files import short_hash
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.quantizing import refuse_quantized
 
 _NEARLY = 1e-3
 _AUTOENCODER = "first_stage_model."
@@ -45,9 +46,10 @@ def add_embedding(model: LatentDiffusion, path: str | Path, word: str = "") -> s
 
     Raises:
         CheckpointError: It is no such file, or for an encoder of another width.
-        InvalidRequestError: The model knows the word already.
+        InvalidRequestError: The model knows the word already, or is quantized.
     """
     path = Path(path)
+    refuse_quantized(model, "word", str(path))
     with last_net(path):
         found, vectors = _embedding(path)
         word = word or found or path.stem

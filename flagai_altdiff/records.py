@@ -132,6 +132,8 @@ def _a1111(texts: Mapping[str, str]) -> Record | None:
         if said.get("Hires upscaler", "").startswith("Latent"):
             options["hires_upscaler"] = "latent"
             del said["Hires upscaler"]
+    if 0 <= float(said.get("Token merging ratio", -1)) <= (OPTIONS["token_merging"].maximum or 0):
+        options["token_merging"] = float(said.pop("Token merging ratio"))
     model = said.get("Model", "")
     lost += [f"{key}: {value}" for key, value in said.items() if key not in _MEANINGLESS]
     return Record(program="A1111", options=options, model=model, lost=tuple(lost))

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationInfo, field_validator, m
 from pydantic.dataclasses import dataclass
 
 from flagai_altdiff.errors import InvalidRequestError, UnknownSamplerError
-from flagai_altdiff.options import Number, Whole, option, options_of, with_our_errors
+from flagai_altdiff.options import Number, SpanField, Whole, option, options_of, span_of, with_our_errors
 from flagai_altdiff.pictures import FITS, MarginsField, MaskField, PictureField, is_colour, mask_of, with_margins
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.sampling import GRIDS, SAMPLERS, find_sampler
@@ -291,6 +291,32 @@ class GenerationRequest:
         choices=("picture", "latent"),
         quiet=True,
     )
+    cache_interval: Whole = option(
+        1,
+        "Compute the inner half of the UNet in one of so many steps only: sooner, and another picture.",
+        flagai="cache_interval",
+        flags=("--cache-interval",),
+        at_least=1,
+        at_most=1000,
+        quiet=True,
+    )
+    guidance_interval: SpanField = option(
+        "",
+        "Part of the way from noise (0) to image (1) with guidance, as in 0.1-0.8: elsewhere half of the work.",
+        flagai="guidance_interval",
+        flags=("--guidance-interval",),
+        metavar="FROM-TO",
+        quiet=True,
+    )
+    token_merging: Number = option(
+        0.0,
+        "Share of the tokens of the largest maps that self-attention takes together; pays for large images.",
+        flagai="token_merging",
+        flags=("--token-merging",),
+        at_least=0,
+        at_most=0.75,
+        quiet=True,
+    )
 
     engine: str = option(
         "auto",
@@ -375,6 +401,13 @@ class GenerationRequest:
             value = getattr(self, name)
             if given(name) and not any(given(other) for other in needed):
                 raise InvalidRequestError(name, value, f"it has no effect without {' or '.join(needed)}")
+        return self
+
+    @model_validator(mode="after")
+    def _guidance_has_a_part(self) -> GenerationRequest:
+        if self.guidance_interval and self.guidance_scale == 1:
+            expected = "it has no effect with a guidance scale of 1, which is none"
+            raise InvalidRequestError("guidance_interval", self.guidance_interval, expected)
         return self
 
     @model_validator(mode="after")
@@ -514,6 +547,11 @@ class ResolvedRequest(GenerationRequest):
     def scale_of(self, index: int) -> float:
         """Guidance scale of an image."""
         return self.guidance_scale
+
+    @property
+    def guided_part(self) -> tuple[float, float]:
+        """From where to where on the way from noise (0) to image (1) there is guidance."""
+        return span_of(self.guidance_interval) if self.guidance_interval else (0.0, 1.0)
 
     def batches(self) -> Iterator[Batch]:
         """What is drawn together, in order, over all iterations; the last batch of an iteration may be short."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,11 @@ from flagai_altdiff.engine import Engine
 from flagai_altdiff.engine.tiles import decode_in_tiles
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.models.shortcuts import InnerMaps, Shortcuts
 from flagai_altdiff.noise import Draw
 from flagai_altdiff.request import Batch, ResolvedRequest
 from flagai_altdiff.sampling import SAMPLERS, EpsFunction, Step
-from flagai_altdiff.sampling.guidance import guided
+from flagai_altdiff.sampling.guidance import Guidance
 from flagai_altdiff.sampling.schedule import Schedule, add_noise, timestep_grid
 from flagai_altdiff.sampling.windows import Window, joined, make_windows
 
@@ -133,19 +134,30 @@ def condition(
     empty = cache(lambda: encode_prompts(model, engine, [""])[0])
 
     @cache
-    def wanted_at(chosen: tuple[int, ...], wanted: tuple[int, ...]) -> EpsFunction:
-        """For one stretch of each prompt. Those of other lengths are denoised apart: none depends on its neighbours."""
+    def guidance_of(chosen: tuple[int, ...], wanted: tuple[int, ...]) -> list[tuple[int, list[int], Guidance]]:
+        """For one stretch of each prompt, the rows whose states have one length, their guidance, and the length.
+
+        Those of other lengths are denoised apart: none depends on its neighbours.
+        """
         pairs = {row: _pair(rows[row][chosen[row]], row) for row in wanted}
         by_length: dict[int, list[int]] = {}
         for row, (cond, _) in pairs.items():
             by_length.setdefault(len(cond), []).append(row)
-        parts = [(own, _guided(own, [pairs[row] for row in own])) for own in by_length.values()]
-        return parts[0][1] if [own for own, _ in parts] == [list(range(len(rows)))] else _of_groups(parts)
+        return [(length, own, _guidance(own, [pairs[row] for row in own])) for length, own in by_length.items()]
 
     def at(chosen: tuple[int, ...]) -> EpsFunction:
+        """For one place of one walk."""
+        maps = InnerMaps(request.cache_interval)
+
+        def of(length: int, own: list[int], guidance: Guidance) -> EpsFunction:
+            shortcuts = Shortcuts(request.token_merging, maps.of(length, own))
+            return partial(guidance.eps, partial(engine.denoise, shortcuts=shortcuts))
+
         def eps(x: Tensor, t: float) -> Tensor:
+            maps.turn_to(t)
             wanted = tuple(row for row, index in enumerate(batch.indices) if index not in dropped)
-            return wanted_at(chosen, wanted)(x, t)
+            parts = [(own, of(length, own, guidance)) for length, own, guidance in guidance_of(chosen, wanted)]
+            return _joined(parts, x, t)
 
         return eps
 
@@ -153,13 +165,13 @@ def condition(
         uncond = without[row] if without else cond
         return (cond, uncond) if len(cond) == len(uncond) else same_length(cond, uncond, empty())
 
-    def _guided(own: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]]) -> EpsFunction:
+    def _guidance(own: Sequence[int], pairs: Sequence[tuple[Tensor, Tensor]]) -> Guidance:
         cond, uncond = (torch.stack(side) for side in zip(*pairs, strict=True))
         scale: float | Tensor = scales[own[0]]
         if len({scales[row] for row in own}) > 1:
             scale = torch.tensor([scales[row] for row in own], device=engine.device)[:, None, None, None]
         table, kind = engine.alphas_cumprod, engine.parameterization
-        return guided(engine.denoise, cond, uncond if without else None, scale, table, kind)
+        return Guidance(cond, uncond if without else None, scale, table, kind, request.guided_part)
 
     def predict(shape: Sequence[int]) -> EpsFunction:
         windows = windows_of(request, engine.cell, shape[2:])
@@ -170,16 +182,14 @@ def condition(
     return predict
 
 
-def _of_groups(groups: Sequence[tuple[list[int], EpsFunction]]) -> EpsFunction:
-    """The prediction of a batch from those of some of its rows; 0 for the others."""
-
-    def eps(x: Tensor, t: float) -> Tensor:
-        found = torch.zeros_like(x)
-        for rows, part in groups:
-            found[rows] = part(x[rows], t)
-        return found
-
-    return eps
+def _joined(parts: Sequence[tuple[list[int], EpsFunction]], x: Tensor, t: float) -> Tensor:
+    """The prediction for a batch from those for some of its rows; 0 for the others."""
+    if [rows for rows, _ in parts] == [list(range(len(x)))]:
+        return parts[0][1](x, t)
+    found = torch.zeros_like(x)
+    for rows, part in parts:
+        found[rows] = part(x[rows], t)
+    return found
 
 
 def stretches_of(prompt: str, request: ResolvedRequest) -> list[str]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, fail, say
+from flagai_altdiff.added import QUANTIZE
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_quantize, fail, say
 from flagai_altdiff.errors import ImageError, printable
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.registry import find_model
@@ -70,6 +71,7 @@ def add_redraw(parser: argparse.ArgumentParser) -> None:
     add("--vae", type=Path, metavar="FILE", help="the autoencoder that they were drawn with")
     add("--init-image", type=Path, metavar="FILE", help="the picture that was begun with, if it lies elsewhere now")
     add("--mask", type=Path, metavar="FILE", help="its mask, likewise")
+    add_quantize(parser)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     parser.set_defaults(run=_redraw)
 
@@ -83,22 +85,24 @@ def _redraw(args: argparse.Namespace) -> int:
     from flagai_altdiff.output import draw_to_folder, redraw
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: dict[str, Any] = {}
+    loaded: dict[tuple[str, str], Any] = {}
     pictures = {"init_image": args.init_image, "mask_image": args.mask}
     pictures = {name: file for name, file in pictures.items() if file is not None}
     for path, record in records:
         name = _model_for(path, record, args.model)
-        if name not in loaded:
+        kind = args.quantize or _quantization(record.own)
+        if (name, kind) not in loaded:
             print(f"loading {name}", file=sys.stderr)
-            loaded[name] = _load(name, device, record, args)
-        if record.own and (differs := _other_parts(record.own, loaded[name])):
+            loaded[name, kind] = _load(name, kind, device, record, args)
+        model = loaded[name, kind]
+        if record.own and (differs := _other_parts(record.own, model)):
             return fail(f"{path}: {differs}", 2)
         if record.own and args.seed is None:
-            result = redraw(loaded[name], record.own, args.outdir, pictures=pictures)
+            result = redraw(model, record.own, args.outdir, pictures=pictures)
         else:
             options = {**record.options, **pictures, **({} if args.seed is None else {"seed": args.seed})}
             options |= {"images_per_prompt": 1, "batch_size": 1, "iterations": 1}
-            result = draw_to_folder(loaded[name], options.pop("prompts"), args.outdir, **options)
+            result = draw_to_folder(model, options.pop("prompts"), args.outdir, **options)
         for saved in result.paths:
             print(saved)
     return status
@@ -116,12 +120,21 @@ def _model_for(path: Path, record: Record, asked: str | None) -> str:
     return name
 
 
-def _load(name: str, device: str, record: Record, args: argparse.Namespace) -> LatentDiffusion:
+def _quantization(own: Mapping[str, Any]) -> str:
+    """How the weights were kept, as a record says; empty if they were as in their file."""
+    from flagai_altdiff.models.quantized import PRECISIONS
+
+    kinds = [part["name"] for part in own.get("parts", ()) if part["kind"] == QUANTIZE]
+    return next((kind for kind in kinds if kind in tuple(PRECISIONS)), "")
+
+
+def _load(name: str, kind: str, device: str, record: Record, args: argparse.Namespace) -> LatentDiffusion:
     """The model with what is added to it; a LoRA as strong as the record says, where nothing was typed."""
     from flagai_altdiff.cli.generate import lora_of
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora
     from flagai_altdiff.parts import add_embedding, use_vae
+    from flagai_altdiff.quantizing import quantize_model
 
     strengths = {lora["name"]: float(lora["strength"]) for lora in record.own.get("loras", ())}
     loras = [lora_of(text, lambda file: strengths.get(file.stem, 1.0)) for text in args.lora]
@@ -132,13 +145,16 @@ def _load(name: str, device: str, record: Record, args: argparse.Namespace) -> L
         add_embedding(model, file)
     if args.vae:
         use_vae(model, args.vae)
+    if kind:
+        quantize_model(model, kind)
     return model
 
 
 def _other_parts(own: Mapping[str, Any], model: LatentDiffusion) -> str:
     """What was added to the model when the image was drawn and is not now, or the reverse; empty if it is the same."""
     said = [f"--lora {lora['name']}:{lora['strength']:g} ({lora['sha256']})" for lora in own.get("loras", ())]
-    said += [f"--{part['kind']} {part['name']} ({part['sha256']})" for part in own.get("parts", ())]
+    for part in own.get("parts", ()):
+        said.append(f"--{part['kind']} {part['name']}" + (f" ({part['sha256']})" if part["sha256"] else ""))
     now = [f"--lora {lora}" for lora in model.loras] + [f"--{part}" for part in model.parts]
     if sorted(said) == sorted(now):
         return ""

@@ -70,6 +70,15 @@ def add_model_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """The flag for weights in few bits."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="keep the weights in 8 or 4 bits: a quarter or a seventh of the memory, another picture, no less time",
+    )
+
+
 def add_option(parser: argparse._ActionsContainer, option: Option, default: object) -> None:
     """The flag of an option; only what is typed reaches the parsed arguments.
 

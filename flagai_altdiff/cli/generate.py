@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, fail
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, add_quantize, fail
 from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
@@ -72,6 +72,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"the matching model that chooses (default: {_JUDGE}; for AltDiffusion-mini {_EMBEDDED_JUDGE})",
     )
+    add_quantize(parser)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
     checker = parser.add_mutually_exclusive_group()
@@ -123,6 +124,7 @@ def _draw(args: argparse.Namespace) -> int:
     from flagai_altdiff.lora import add_lora, check_loras
     from flagai_altdiff.output import draw_to_folder
     from flagai_altdiff.parts import add_embedding, use_vae
+    from flagai_altdiff.quantizing import quantize_model
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_loras(loras, place)
@@ -141,6 +143,8 @@ def _draw(args: argparse.Namespace) -> int:
         print(f"new word: {add_embedding(model, path)}", file=sys.stderr)
     if args.vae:
         use_vae(model, args.vae)
+    if args.quantize:
+        quantize_model(model, args.quantize)
     for request in requests:
         if spec and spec.embedded and not (args.lora or args.embedding):
             _say_what_is_unknown(request.prompts)

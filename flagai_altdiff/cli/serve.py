@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_quantize
 from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError
 from flagai_altdiff.registry import DRAWING, locate
 
@@ -61,6 +61,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "(default: half of the GPU's memory, or of the machine's or its container's, divided by --workers)",
     )
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
+    add_quantize(drawing)
     add("--lora", action="append", default=[], type=Path, metavar="FILE", help="a LoRA or a folder of some; repeatable")
     add("--embedding", action="append", default=[], type=Path, metavar="FILE", help="add a learnt word; repeatable")
     add("--vae", type=Path, metavar="FILE", help="use the autoencoder of this file or folder")
@@ -156,6 +157,9 @@ def _settings(args: argparse.Namespace) -> Any:
         "body_bytes": args.max_body and int(args.max_body * MIB),
         "grace_s": args.grace,
     }
+    if args.quantize and args.lora:
+        expected = "quantized weights take no LoRAs; leave one of --quantize and --lora out"
+        raise InvalidRequestError("--quantize", args.quantize, expected)
     devices = _devices(args)
     return Settings(
         host=args.host,
@@ -171,6 +175,7 @@ def _settings(args: argparse.Namespace) -> Any:
             loras=tuple(file for path in args.lora for file in _weights("--lora", path)),
             embeddings=tuple(file for path in args.embedding for file in _weights("--embedding", path)),
             vae=args.vae,
+            quantize=args.quantize,
             max_memory=args.max_memory and int(args.max_memory * _GIB),
             folder=None if args.no_save else args.outdir,
         ),

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling.schedule import Schedule
 
@@ -46,10 +47,11 @@ class Engine(Protocol):
         """(B, L) token ids -> text states (B, L, D)."""
         ...
 
-    def denoise(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, cond: Tensor, shortcuts: Shortcuts = NONE) -> Tensor:
         """Noisy latents (B, C, h, w), timesteps (B,), text states (n B, L, D) -> eps, v or x0 (n B, C, h, w).
 
-        All latents are seen with the first B states, then with the next B: both halves of guidance, for example.
+        All latents are seen with the first B states, then with the next B: both halves of guidance, for example. With
+        shortcuts, some of the work is left out, and the output is another.
         """
         ...
 

@@ -10,6 +10,7 @@ from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.models.quantized import is_quantized
 from flagai_altdiff.request import ResolvedRequest
 
 _REPAID_STEPS = 5
@@ -29,7 +30,8 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
     """
     if request.engine == "packed" and (reason := _unpackable(model, circular)):
         raise InvalidRequestError("engine", "packed", f"{reason}; leave it out")
-    by_itself = request.engine == "auto" and request.steps >= _REPAID_STEPS and not _unpackable(model, circular)
+    pays = request.steps >= _REPAID_STEPS and not is_quantized(model)  # whose memory it would take again
+    by_itself = request.engine == "auto" and pays and not _unpackable(model, circular)
     if request.engine == "packed" or by_itself:
         return PackedEngine(model)
     return EagerEngine(seamless(model, circular) if circular else model)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling.schedule import Schedule, make_betas, schedule_buffers
 
@@ -50,11 +51,11 @@ class EagerEngine:
         """(B, L) -> (B, L, D)."""
         return self.model.cond_stage_model(token_ids).float()
 
-    def denoise(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, cond: Tensor, shortcuts: Shortcuts = NONE) -> Tensor:
         """(B, C, h, w), (B,), (n B, L, D) -> (n B, C, h, w)."""
         times = len(cond) // len(x)
         with self._autocast():
-            return self.model.apply_model(x.repeat(times, 1, 1, 1), t.repeat(times), cond).float()
+            return self.model.apply_model(x.repeat(times, 1, 1, 1), t.repeat(times), cond, *shortcuts.arguments).float()
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w)."""

@@ -27,7 +27,10 @@ from flagai_altdiff.engine.twins import drawing_modules, twin_of
 from flagai_altdiff.engine.winograd import Filtering, convolve, filtering
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
-from flagai_altdiff.models.unet import UNetModel, timestep_embedding
+from flagai_altdiff.models.quantized import kept
+from flagai_altdiff.models.shortcuts import NONE, Shortcuts
+from flagai_altdiff.models.tokens import Merging
+from flagai_altdiff.models.unet import OUTER, UNetModel, timestep_embedding
 
 _FEWEST_CHANNELS, _FEWEST_NUMBERS = 128, 128 * 16 * 16
 """With fewer channels, or pixels times channels, minimal filtering does not pay."""
@@ -50,14 +53,14 @@ class _Weights:
 
     def get(self, lay_out: Callable[[Tensor], Tensor], form: Filtering | None = None) -> Tensor:
         """In one form of several."""
-        weight = self._layer.weight
-        state = (weight.data_ptr(), weight._version, weight.shape)
+        stored = kept(self._layer)
+        state = (stored.data_ptr(), stored._version, stored.shape)
         with self._lock:
             if self._state != state:
                 self._laid_out, self._state = {}, state
             if form not in self._laid_out:
-                self._laid_out[form] = lay_out(weight.detach())
-                let_go(weight)
+                self._laid_out[form] = lay_out(self._layer.weight.detach())
+                let_go(stored)
             return self._laid_out[form]
 
 
@@ -164,15 +167,16 @@ def _look_at(attention: CrossAttention, x: Tensor, context: Context) -> Tensor:
     return attention.to_out(rearrange(found, "b h n d -> b n (h d)"))
 
 
-def _transform(block: BasicTransformerBlock, x: Tensor, context: Context) -> Tensor:
-    x = x + block.attn1(block.norm1(x))
+def _transform(block: BasicTransformerBlock, x: Tensor, context: Context, merging: Merging | None) -> Tensor:
+    x = x + block.attend_to_itself(x, merging)
     seen = block.attn2(block.norm2(x), context)
     x = _as_many(x, seen) + seen
     return x + block.ff(block.norm3(x))
 
 
-def _transform_map(transformer: SpatialTransformer, x: Tensor, context: Context) -> Tensor:
+def _transform_map(transformer: SpatialTransformer, x: Tensor, context: Context, merged_tokens: float) -> Tensor:
     height = x.shape[2]
+    merging = transformer.merging(x, merged_tokens)
     y = transformer.norm(x)
     if not transformer.use_linear:
         y = transformer.proj_in(y)
@@ -180,7 +184,7 @@ def _transform_map(transformer: SpatialTransformer, x: Tensor, context: Context)
     if transformer.use_linear:
         y = transformer.proj_in(y)
     for block in transformer.transformer_blocks:
-        y = block(y, context)
+        y = block(y, context, merging)
     if transformer.use_linear:
         y = transformer.proj_out(y)
     y = rearrange(y, "b (h w) c -> b c h w", h=height)
@@ -189,21 +193,34 @@ def _transform_map(transformer: SpatialTransformer, x: Tensor, context: Context)
     return _as_many(x, y) + y
 
 
-def _predict(unet: UNetModel, x: Tensor, timesteps: Tensor, context: Context) -> Tensor:
+def _predict(unet: UNetModel, x: Tensor, timesteps: Tensor, context: Context, shortcuts: Shortcuts = NONE) -> Tensor:
     if (timesteps == timesteps[0]).all():
         timesteps = timesteps[:1]
     else:
         x, timesteps = _as_many(x, context.states), _as_many(timesteps, context.states)
     emb = unet.time_embed(timestep_embedding(timesteps, unet.config.model_channels).to(x.dtype))
     x = x.contiguous(memory_format=torch.channels_last)
+    merged = shortcuts.merged_tokens
     skips = []
-    for block in unet.input_blocks:
-        x = block(x, emb, context)
+    for block in [*unet.input_blocks][:OUTER]:
+        x = block(x, emb, context, merged)
         skips.append(x)
-    x = unet.middle_block(x, emb, context)
-    for block in unet.output_blocks:
-        x = block(torch.cat([x, _as_many(skips.pop(), x)], dim=1), emb, context)
+    x = shortcuts.inner(len(context.states), lambda: _predict_inner(unet, x, emb, context, merged))
+    for block in [*unet.output_blocks][-OUTER:]:
+        x = block(torch.cat([x, _as_many(skips.pop(), x)], dim=1), emb, context, merged)
     return unet.out(_as_many(x, context.states))
+
+
+def _predict_inner(unet: UNetModel, x: Tensor, emb: Tensor, context: Context, merged: float) -> Tensor:
+    """What lies between the outer blocks, for all rows of the context."""
+    skips = []
+    for block in [*unet.input_blocks][OUTER:]:
+        x = block(x, emb, context, merged)
+        skips.append(x)
+    x = unet.middle_block(x, emb, context, merged)
+    for block in [*unet.output_blocks][:-OUTER]:
+        x = block(torch.cat([x, _as_many(skips.pop(), x)], dim=1), emb, context, merged)
+    return x
 
 
 def _packed(model: LatentDiffusion) -> LatentDiffusion:
@@ -249,9 +266,9 @@ class PackedEngine(EagerEngine):
         super().__init__(_twins[model])
         self._contexts = []
 
-    def denoise(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, t: Tensor, cond: Tensor, shortcuts: Shortcuts = NONE) -> Tensor:
         """(B, C, h, w), (B,), (n B, L, D) -> (n B, C, h, w)."""
-        return self.model.model.diffusion_model(x, t, self._context(cond)).float()
+        return self.model.model.diffusion_model(x, t, self._context(cond), shortcuts).float()
 
     def _context(self, states: Tensor) -> Context:
         """What was made of the same states before; of a few at most."""

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from flagai_altdiff.models.tokens import Merging
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention of ``x`` over ``context``, or over itself without one.
@@ -80,11 +82,16 @@ class BasicTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, N, dim), (B, L, context_dim) -> (B, N, dim)."""
-        x = x + self.attn1(self.norm1(x))
+    def forward(self, x: Tensor, context: Tensor, merging: Merging | None = None) -> Tensor:
+        """(B, N, dim), (B, L, context_dim) [, how tokens are merged] -> (B, N, dim)."""
+        x = x + self.attend_to_itself(x, merging)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
+
+    def attend_to_itself(self, x: Tensor, merging: Merging | None) -> Tensor:
+        """What self-attention adds, (B, N, dim)."""
+        y = self.norm1(x)
+        return self.attn1(y) if merging is None else merging.around(self.attn1, y)
 
 
 class SpatialTransformer(nn.Module):
@@ -98,6 +105,7 @@ class SpatialTransformer(nn.Module):
         context_dim: Width of the text states.
         use_linear: Project with linear layers (m18) instead of 1x1 convolutions (m9, AltDiffusion).
         norm_groups: Groups of the entry norm.
+        sees_most: Whether no transformer of the UNet sees a larger map; then tokens can be merged.
     """
 
     def __init__(
@@ -109,9 +117,11 @@ class SpatialTransformer(nn.Module):
         context_dim: int,
         use_linear: bool,
         norm_groups: int,
+        sees_most: bool = True,
     ) -> None:
         super().__init__()
         inner_dim = heads * dim_head
+        self.sees_most = sees_most
         self.use_linear = use_linear
         self.norm = nn.GroupNorm(norm_groups, in_channels, eps=1e-6)
         self.proj_in: nn.Module
@@ -124,9 +134,10 @@ class SpatialTransformer(nn.Module):
             BasicTransformerBlock(inner_dim, heads, dim_head, context_dim) for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, C, h, w), (B, L, context_dim) -> (B, C, h, w)."""
+    def forward(self, x: Tensor, context: Tensor, merged_tokens: float = 0.0) -> Tensor:
+        """(B, C, h, w), (B, L, context_dim) [, share of tokens to merge] -> (B, C, h, w)."""
         height = x.shape[2]
+        merging = self.merging(x, merged_tokens)
         y = self.norm(x)
         if not self.use_linear:
             y = self.proj_in(y)
@@ -134,10 +145,15 @@ class SpatialTransformer(nn.Module):
         if self.use_linear:
             y = self.proj_in(y)
         for block in self.transformer_blocks:
-            y = block(y, context)
+            y = block(y, context, merging)
         if self.use_linear:
             y = self.proj_out(y)
         y = rearrange(y, "b (h w) c -> b c h w", h=height)
         if not self.use_linear:
             y = self.proj_out(y)
         return x + y
+
+    def merging(self, x: Tensor, share: float) -> Merging | None:
+        """How tokens of a map (B, C, h, w) are merged here, if they are."""
+        has_cells = min(x.shape[2:]) > 1
+        return Merging(share, x.shape[2], x.shape[3]) if share and self.sees_most and has_cells else None

@@ -19,6 +19,7 @@ from flagai_altdiff.added import AddedLora, AddedPart
 from flagai_altdiff.config import LatentDiffusionConfig
 from flagai_altdiff.models.autoencoder import AutoencoderKL, DiagonalGaussianDistribution
 from flagai_altdiff.models.ema import LitEma
+from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.models.text_encoder import PAD_ID, RobertaSeriesModelWithTransformation
 from flagai_altdiff.models.unet import UNetModel
 from flagai_altdiff.registry import UNREGISTERED
@@ -51,10 +52,10 @@ class DiffusionWrapper(nn.Module):
         super().__init__()
         self.diffusion_model = unet
 
-    def forward(self, x: Tensor, t: Tensor, c_crossattn: Sequence[Tensor]) -> Tensor:
-        """(B, C, h, w), (B,), list of (B, L_i, D) to be joined along L -> (B, C, h, w)."""
+    def forward(self, x: Tensor, t: Tensor, c_crossattn: Sequence[Tensor], shortcuts: Shortcuts = NONE) -> Tensor:
+        """(B, C, h, w), (B,), list of (B, L_i, D) to be joined along L [, what is left out] -> (B, C, h, w)."""
         context = c_crossattn[0] if len(c_crossattn) == 1 else torch.cat(list(c_crossattn), dim=1)
-        return self.diffusion_model(x, t, context)
+        return self.diffusion_model(x, t, context, *shortcuts.arguments)
 
 
 class LatentDiffusion(nn.Module):
@@ -162,17 +163,25 @@ class LatentDiffusion(nn.Module):
 
     # Denoising
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Tensor | Sequence[Tensor] | dict[str, Any]) -> Tensor:
+    def apply_model(
+        self,
+        x_noisy: Tensor,
+        t: Tensor,
+        cond: Tensor | Sequence[Tensor] | dict[str, Any],
+        shortcuts: Shortcuts = NONE,
+    ) -> Tensor:
         """The UNet's output: eps, v or x0, as ``parameterization`` says.
 
         Args:
             x_noisy: (B, C, h, w).
             t: (B,) timesteps in [0, T).
             cond: (B, L, D), a list of such tensors, or ``{"c_crossattn": [...]}``.
+            shortcuts: What is left out of the UNet's work; the output is another then.
         """
         if isinstance(cond, dict):
             cond = cond["c_crossattn"]
-        return self.model(x_noisy.to(self.dtype), t, [cond] if isinstance(cond, Tensor) else cond)
+        cond = [cond] if isinstance(cond, Tensor) else cond
+        return self.model(x_noisy.to(self.dtype), t, cond, *shortcuts.arguments)
 
     def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw of the latent at timestep t: sqrt(alpha_t) x_start + sqrt(1 - alpha_t) noise.

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from flagai_altdiff.config import UNetConfig
 from flagai_altdiff.models.attention import SpatialTransformer
 from flagai_altdiff.models.layers import Upsample
+from flagai_altdiff.models.shortcuts import NONE, Shortcuts
+
+OUTER = 1
+"""So many blocks at each end of the UNet are computed in every step; those between them may be known from another."""
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -75,13 +79,15 @@ class Downsample(nn.Module):
 class Block(nn.Sequential):
     """Layers of one step down or up; each takes what it needs of the time embedding and the text."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, C, h, w), (B, E), (B, L, D) -> (B, C', h', w')."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, emb: Tensor, context: Tensor, merged_tokens: float = 0.0
+    ) -> Tensor:
+        """(B, C, h, w), (B, E), (B, L, D) [, share of tokens to merge] -> (B, C', h', w')."""
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb)
             elif isinstance(layer, SpatialTransformer):
-                x = layer(x, context)
+                x = layer(x, context, merged_tokens)
             else:
                 x = layer(x)
         return x
@@ -116,6 +122,7 @@ class UNetModel(nn.Module):
                 config.context_dim,
                 config.use_linear_in_transformer,
                 config.norm_groups,
+                sees_most=downsampling == min(config.attention_resolutions, default=1),
             )
 
         self.input_blocks = nn.ModuleList([Block(nn.Conv2d(config.in_channels, width, 3, padding=1))])
@@ -154,15 +161,27 @@ class UNetModel(nn.Module):
             nn.Conv2d(channels, config.out_channels, 3, padding=1),
         )
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """(B, C, h, w), (B,), (B, L, context_dim) -> (B, out_channels, h, w)."""
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, shortcuts: Shortcuts = NONE) -> Tensor:
+        """(B, C, h, w), (B,), (B, L, context_dim) [, what is left out] -> (B, out_channels, h, w)."""
         emb = self.time_embed(timestep_embedding(timesteps, self.config.model_channels).to(x.dtype))
         context = context.to(x.dtype)
+        merged = shortcuts.merged_tokens
         skips = []
-        for block in self.input_blocks:
-            x = block(x, emb, context)
+        for block in [*self.input_blocks][:OUTER]:
+            x = block(x, emb, context, merged)
             skips.append(x)
-        x = self.middle_block(x, emb, context)
-        for block in self.output_blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), emb, context)
+        x = shortcuts.inner(len(context), lambda: self._inner(x, emb, context, merged))
+        for block in [*self.output_blocks][-OUTER:]:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, context, merged)
         return self.out(x)
+
+    def _inner(self, x: Tensor, emb: Tensor, context: Tensor, merged: float) -> Tensor:
+        """What lies between the outer blocks, (B, C, h, w) -> (B, C', h, w)."""
+        skips = []
+        for block in [*self.input_blocks][OUTER:]:
+            x = block(x, emb, context, merged)
+            skips.append(x)
+        x = self.middle_block(x, emb, context, merged)
+        for block in [*self.output_blocks][:-OUTER]:
+            x = block(torch.cat([x, skips.pop()], dim=1), emb, context, merged)
+        return x

@@ -24,6 +24,7 @@ class Drawing:
         loras: Files that requests may name, by their stem.
         embeddings: Files of learnt words, added to every model.
         vae: File or folder of another autoencoder.
+        quantize: As of ``load_model``; not beside LoRAs, which change weights.
         max_memory: Bytes of weights that a process keeps; ``None`` is half of what it has of its device's memory.
         sharers: Processes that share the memory of a device.
         folder: Where images are saved; ``None`` saves none.
@@ -37,6 +38,7 @@ class Drawing:
     loras: tuple[Path, ...] = ()
     embeddings: tuple[Path, ...] = ()
     vae: Path | None = None
+    quantize: str | None = None
     max_memory: int | None = None
     sharers: int = 1
     folder: Path | None = Path("AltDiffusionOutputs")

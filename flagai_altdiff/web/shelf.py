@@ -14,6 +14,7 @@ from flagai_altdiff.lora import add_lora, remove_loras
 from flagai_altdiff.machine import total_main_memory
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.parts import add_embedding, use_vae
+from flagai_altdiff.quantizing import quantize_model
 from flagai_altdiff.web.messages import Lora, ModelCard
 from flagai_altdiff.web.previews import Previewer
 from flagai_altdiff.web.settings import Drawing
@@ -41,7 +42,7 @@ class Loaded:
     @property
     def size_bytes(self) -> int:
         """Of its weights."""
-        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
 
 
 def usual_memory(device: str, sharers: int = 1) -> float:
@@ -113,6 +114,8 @@ class Shelf:
             add_embedding(model, file)
         if settings.vae:
             use_vae(model, settings.vae)
+        if settings.quantize:
+            quantize_model(model, settings.quantize)
         loaded = Loaded(model, Previewer(model))
         self._make_room(loaded.size_bytes)
         return loaded

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.request import GenerationRequest
 from flagai_altdiff.sampling import SAMPLERS, EpsFunction
-from flagai_altdiff.sampling.guidance import guided
+from flagai_altdiff.sampling.guidance import Guidance
 from flagai_altdiff.sampling.schedule import Schedule
 from flagai_altdiff.sampling.windows import joined, make_windows
 from flagai_altdiff.training.losses import denoising_losses
@@ -209,9 +210,8 @@ def test_autoencoder_that_attends_at_some_levels(tmp_path: Path) -> None:
 
 
 def our_latent(pair: Pair, sampler: str, steps: int, parameterization: str) -> Tensor:
-    eps = guided(
-        pair.model.apply_model, pair.cond, pair.uncond, GUIDANCE_SCALE, pair.model.alphas_cumprod, parameterization
-    )
+    guidance = Guidance(pair.cond, pair.uncond, GUIDANCE_SCALE, pair.model.alphas_cumprod, parameterization)
+    eps = partial(guidance.eps, EagerEngine(pair.model).denoise)
     schedule = Schedule.make(pair.model.alphas_cumprod, steps)
     walk = SAMPLERS[sampler].walk(eps, pair.x_T, schedule, noise=lambda: torch.zeros_like(pair.x_T))
     return [step.x for step in walk][-1]
@@ -319,7 +319,8 @@ def walked(pair: Pair, request: GenerationRequest, canvas: Canvas | None, x: Ten
     )
 
     def predict(shape: Sequence[int]) -> EpsFunction:
-        whole = guided(engine.denoise, pair.cond[:1], pair.uncond[:1], GUIDANCE_SCALE, engine.alphas_cumprod)
+        guidance = Guidance(pair.cond[:1], pair.uncond[:1], GUIDANCE_SCALE, engine.alphas_cumprod)
+        whole = partial(guidance.eps, engine.denoise)
         if not resolved.window:
             return whole
         cells, overlap = ((side or 0) // engine.cell for side in (resolved.window, resolved.window_overlap))

@@ -81,7 +81,7 @@ def test_every_field_is_an_option() -> None:
         assert all(flag.startswith("-") for flag in option.flags)
     flags = [flag for option in OPTIONS.values() for flag in option.flags]
     assert len(flags) == len(set(flags))
-    assert len(RANGES) == 18
+    assert len(RANGES) == 20
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -312,3 +312,28 @@ def test_batches_lose_no_image(n: int, per_prompt: int, size: int | None, iterat
     assert [p for batch in made for p in batch.prompts] == rows * iterations
     assert [i for batch in made for i in batch.indices] == list(range(len(rows) * iterations))
     assert all(0 < len(batch) <= (size or per_prompt) for batch in made)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("0.1-0.8", "0.1-0.8"), (" .10 - 0.80", "0.1-0.8"), ((0, 0.5), "0-0.5"), ("0-1", ""), ("", ""), (None, "")],
+)
+def test_a_part_of_the_way_is_written_in_one_way(typed: object, meant: str) -> None:
+    found = request(guidance_interval=typed)
+    assert found.guidance_interval == meant
+    assert found.as_json().get("guidance_interval", "") == meant
+    assert found.resolve(**DEFAULTS).guided_part == tuple(map(float, (meant or "0-1").split("-")))
+
+
+@pytest.mark.parametrize(
+    "typed", ["0.8-0.1", "0.5-0.5", "0.5", "0-1.1", "-0.1-0.5", "a-b", "nan-1", 0.5, (0, 2), [0.1]]
+)
+def test_what_is_no_part_of_the_way_is_refused(typed: object) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        request(guidance_interval=typed)
+    assert caught.value.field == "guidance_interval"
+
+
+def test_a_part_with_guidance_needs_guidance() -> None:
+    with pytest.raises(InvalidRequestError, match="no effect with a guidance scale of 1"):
+        request(guidance_interval="0.1-0.8", guidance_scale=1)

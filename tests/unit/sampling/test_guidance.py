@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from flagai_altdiff.sampling.guidance import guided
+from flagai_altdiff.sampling.guidance import DenoiseFunction, Guidance
 from flagai_altdiff.sampling.schedule import to_eps
+from flagai_altdiff.sampling.step import EpsFunction
 
 ALPHAS = torch.linspace(0.99, 0.01, 10)
 COND, UNCOND = torch.full((2, 3, 4), 2.0), torch.full((2, 3, 4), 5.0)
@@ -15,8 +19,13 @@ X = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
 def denoise(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-    """Depends on all three, row by row."""
+    """Depends on all three, row by row; all of x with the first states, then with the next."""
+    x, t = x.repeat(len(cond) // len(x), 1, 1, 1), t.repeat(len(cond) // len(x))
     return x.sin() * cond.mean(dim=(1, 2))[:, None, None, None] + 0.1 * t[:, None, None, None]
+
+
+def guided(model: DenoiseFunction, *texts: Any, **settings: Any) -> EpsFunction:
+    return partial(Guidance(*texts, **settings).eps, model)
 
 
 def one(x: Tensor, t: int, cond: Tensor) -> Tensor:
@@ -39,7 +48,7 @@ def test_without_a_negative_side_the_model_is_asked_once() -> None:
     rows: list[int] = []
 
     def counting(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        rows.append(len(x))
+        rows.append(len(cond))
         assert t.dtype == torch.long
         return denoise(x, t, cond)
 
@@ -52,3 +61,21 @@ def test_without_a_negative_side_the_model_is_asked_once() -> None:
 def test_equal_texts_need_no_scale() -> None:
     a, b = (guided(denoise, COND, COND, scale, ALPHAS)(X, 2) for scale in (1.0, 30.0))
     torch.testing.assert_close(a, b)
+
+
+def test_outside_its_interval_guidance_costs_nothing() -> None:
+    rows: list[int] = []
+
+    def counting(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        rows.append(len(cond))
+        return denoise(x, t, cond)
+
+    eps = guided(counting, COND, UNCOND, 3.0, ALPHAS, interval=(0.2, 0.7))
+    found = {t: eps(X, t) for t in range(9, -1, -1)}
+    assert rows == [2, 2, 4, 4, 4, 4, 4, 2, 2, 2]
+    torch.testing.assert_close(found[9], one(X, 9, COND))
+    torch.testing.assert_close(found[5], guided(counting, COND, UNCOND, 3.0, ALPHAS)(X, 5))
+    whole = guided(counting, COND, UNCOND, 3.0, ALPHAS, interval=(0.0, 1.0))
+    for t in (9, 0, 0.5, 8.7):
+        whole(X, t)
+        assert rows[-1] == 4, "all of the walk is all of it, between timesteps too"
