@@ -17,6 +17,7 @@ import torch
 
 from flagai_altdiff.errors import InsufficientMemoryError, OutputError
 from flagai_altdiff.images import save_png
+from flagai_altdiff.machine import give_back_memory
 from flagai_altdiff.merging import count, merged
 from flagai_altdiff.output import Filing
 from flagai_altdiff.pipeline import Sample, draw, prepare
@@ -98,6 +99,7 @@ class _Worker:
             while not self._waiting:
                 self._hear()
             self._draw(self._waiting.popleft().tasks)
+            give_back_memory()
 
     def _say(self, message: FromWorker) -> None:
         self._connection.send(message)
