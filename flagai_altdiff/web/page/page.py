@@ -238,6 +238,7 @@ class _Page:
             (self._history_part, labelled("history")),
             (self._past, labelled("history")),
             (self._older, valued("older")),
+            (self._status, lambda language: {"value": status_html(None, 0, language)}),
         ]
         strengths = [(slider, valued("lora_strength", "info")) for slider in self._strengths.values()]
         return [*fixed, *strengths, *((component, optional(name)) for name, component in self._options.items())]
