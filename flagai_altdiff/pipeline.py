@@ -363,19 +363,7 @@ def _resolved(model: LatentDiffusion, request: GenerationRequest) -> ResolvedReq
 
 def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: ResolvedRequest) -> Iterator[Note]:
     """Where a model does something else than it was asked for."""
-    size = (asked.width or resolved.width, asked.height or resolved.height)
-    if size != (resolved.width, resolved.height) and asked.init_image is None:
-        drawn = f"drawing {resolved.width}x{resolved.height} (width x height)"
-        yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
-    if (own := asked.picture_size) and resolved.final_size != own:
-        drawn = f"{resolved.final_size[0]}x{resolved.final_size[1]}"
-        yield Note("floored size", f"the picture is {own[0]}x{own[1]} px, the image will be {drawn} (width x height)")
-    if asked.mask_image is not None and resolved.width < resolved.final_size[0] and not asked.mask_full_resolution:
-        small, large = f"{resolved.width}x{resolved.height}", f"{resolved.final_size[0]}x{resolved.final_size[1]}"
-        text = f"drawn at {small} and enlarged to {large}; mask_full_resolution draws just what is near the mask"
-        yield Note("floored size", text)
-    if asked.window not in (None, resolved.window):
-        yield Note("floored size", f"window={asked.window} is not a whole number of latent cells: {resolved.window}")
+    yield from resolved.other_sizes(asked)
     steps = len(timestep_grid(resolved.steps, model.num_timesteps))
     if steps != resolved.steps and resolved.grid == "flagai" and not resolved.full_steps:
         yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")

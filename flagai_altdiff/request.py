@@ -535,6 +535,21 @@ class ResolvedRequest(GenerationRequest):
     final_size: tuple[int, int]
     """Width and height of a finished image, which may be another than that of what is drawn."""
 
+    def other_sizes(self, asked: GenerationRequest) -> Iterator[Note]:
+        """Where sizes are others than was asked for, as a model's latents are made of whole cells."""
+        size, final = (asked.width or self.width, asked.height or self.height), self.final_size
+        if size != (self.width, self.height) and asked.init_image is None:
+            drawn = f"drawing {self.width}x{self.height} (width x height)"
+            yield Note("floored size", f"{size[0]}x{size[1]} is not a whole number of latent cells: {drawn}")
+        if (own := asked.picture_size) and final != own:
+            text = f"the picture is {own[0]}x{own[1]} px, the image will be {final[0]}x{final[1]} (width x height)"
+            yield Note("floored size", text)
+        if asked.mask_image is not None and self.width < final[0] and not asked.mask_full_resolution:
+            drawn = f"drawn at {self.width}x{self.height} and enlarged to {final[0]}x{final[1]}"
+            yield Note("floored size", f"{drawn}; mask_full_resolution draws just what is near the mask")
+        if asked.window not in (None, self.window):
+            yield Note("floored size", f"window={asked.window} is not a whole number of latent cells: {self.window}")
+
     def seed_of(self, index: int) -> int:
         """Seed of an image: its own where seeds are per image, else that of the whole request."""
         own = self.seed_mode == "per_image" and not self.variation_strength

@@ -1,6 +1,6 @@
 """Images through webuiapi, a client for A1111's interface: pip install webuiapi.
 
-Start a server with ``altdiff serve`` first; ALTDIFF_URL says where it is.
+Start a server with ``altdiff serve`` first; ALTDIFF_URL and ALTDIFF_API_KEY say where it is and what its key is.
 """
 
 import os
@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import webuiapi
 
 url = urlsplit(os.environ.get("ALTDIFF_URL", "http://127.0.0.1:7860"))
-api = webuiapi.WebUIApi(host=url.hostname, port=url.port)
+key = os.environ.get("ALTDIFF_API_KEY")
+api = webuiapi.WebUIApi(host=url.hostname, port=url.port, username="any", password=key)
 
 drawn = api.txt2img(
     prompt="Roboter, (grüner Hintergrund:1.2)",

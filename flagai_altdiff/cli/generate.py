@@ -158,14 +158,10 @@ def _draw(args: argparse.Namespace) -> int:
 
 def _say_what_is_unknown(prompts: Iterable[str]) -> None:
     """Which prompts name nothing that the embedded model knows; others know any word."""
-    from flagai_altdiff.mini.things.knowing import names_nothing, nearby
+    from flagai_altdiff.mini.things.knowing import hint
 
-    for prompt in prompts:
-        if prompt.strip() and names_nothing(prompt):
-            others = "; ".join(nearby(prompt))
-            hint = f" Names near it: {others}." if others else ""
-            listed = "things.json beside its weights lists what it knows."
-            print(f"{DEFAULT_MODEL} knows nothing that {shown(prompt, 60)} names.{hint} {listed}", file=sys.stderr)
+    for said in filter(None, (hint(prompt, DEFAULT_MODEL) for prompt in prompts)):
+        print(f"{said} things.json beside its weights lists what it knows.", file=sys.stderr)
 
 
 def lora_of(text: str, usual: Callable[[Path], float] = lambda path: 1.0) -> tuple[Path, float]:

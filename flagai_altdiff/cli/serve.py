@@ -114,15 +114,16 @@ def _serve(args: argparse.Namespace) -> int:
             webbrowser.open(url)
 
     print(f"loading {', '.join(settings.drawing.models)}", file=sys.stderr)
-    run_server(settings, when_ready)
-    return 0
+    ended_by = run_server(settings, when_ready)
+    return 128 + ended_by if ended_by else 0
 
 
 def _require_packages() -> None:
     """MissingDependencyError where the server's packages are not installed."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise MissingDependencyError(f"the server needs {', '.join(missing)}: pip install 'flagai_altdiff[web]'")
+        how = "pip install '.[web]' in this package's folder"
+        raise MissingDependencyError(f"the server needs {', '.join(missing)}: {how}")
 
 
 def _settings(args: argparse.Namespace) -> Any:

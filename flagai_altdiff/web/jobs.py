@@ -96,7 +96,7 @@ class Job:
     def end(self, state: State, problem: Problem | None = None, notes: tuple[str, ...] = ()) -> None:
         """Nothing more will come; only the first end counts."""
         if not self.is_over:
-            self.state, self.problem, self.notes = state, problem, notes
+            self.state, self.problem, self.notes = state, problem, (*self.notes, *notes)
             self.ended, self.preview = time.time(), None
             self.change()
 

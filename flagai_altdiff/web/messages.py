@@ -123,9 +123,17 @@ class Skip:
 
 @dataclass(frozen=True)
 class Ready:
-    """From a process: it can draw with these models."""
+    """From a process: it can draw with these models, and not with others; why, by their names."""
 
     models: tuple[ModelCard, ...]
+    missing: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Refused:
+    """From a process: it ends, as the model that draws unless another is named cannot be had."""
+
+    problem: Problem
 
 
 @dataclass(frozen=True)
@@ -187,4 +195,4 @@ class Free:
 
 
 ToWorker = Draw | Cancel | Skip
-FromWorker = Ready | Progress | Drawn | Done | Failed | Free
+FromWorker = Ready | Refused | Progress | Drawn | Done | Failed | Free

@@ -43,8 +43,7 @@ _PLAIN = {
 _READ = (
     "seed subseed batch_size n_iter sampler_name sampler_index scheduler tiling enable_hr hr_scale hr_upscaler "
     "denoising_strength init_images mask mask_blur_x mask_blur_y inpainting_mask_invert inpaint_full_res resize_mode "
-    "override_settings override_settings_restore_afterwards send_images save_images alwayson_scripts styles "
-    "include_init_images"
+    "override_settings override_settings_restore_afterwards send_images save_images include_init_images"
 ).split()
 """Those that are read in another way."""
 _WITHOUT_EFFECT: tuple[object, ...] = (None, "", 0, 0.0, False, -1, [], {}, "None", "Automatic")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -14,7 +16,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError
 from flagai_altdiff.web.app import make_app
 from flagai_altdiff.web.service import Service
 from flagai_altdiff.web.settings import Settings
@@ -26,21 +28,26 @@ _MOST_CONNECTIONS = 1000
 _MAX_HEAD_BYTES = 1 << 16
 
 
-def run_server(settings: Settings, when_ready: Callable[[str], object] = lambda url: None) -> None:
+def run_server(settings: Settings, when_ready: Callable[[str], object] = lambda url: None) -> int:
     """Serve until a signal says stop; what was begun then ends within the grace.
 
     Args:
         settings: Of the server.
         when_ready: Called with its address once it draws.
 
+    Returns:
+        The signal that ended it; 0 if none did.
+
     Raises:
         InvalidRequestError: The address cannot be listened at.
+        FlagAIAltDiffError: The first model cannot be had.
     """
     with _listening(settings) as listening:
-        asyncio.run(_serve(settings, listening, when_ready))
+        return asyncio.run(_serve(settings, listening, when_ready))
 
 
-async def _serve(settings: Settings, listening: socket.socket, when_ready: Callable[[str], object]) -> None:
+async def _serve(settings: Settings, listening: socket.socket, when_ready: Callable[[str], object]) -> int:
+    heard = _heard_signals()
     service = Service(settings)
     service.start()  # first, as both this and the page take seconds
     config = uvicorn.Config(
@@ -55,19 +62,36 @@ async def _serve(settings: Settings, listening: socket.socket, when_ready: Calla
         limit_concurrency=_MOST_CONNECTIONS,
         http=functools.partial(_Protocol, idle_s=settings.limits.idle_s),  # type: ignore[arg-type]
     )
-    server = _Server(config, service)
+    server = _Server(config, service, heard)
 
     async def tell() -> None:
-        await service.ready()
+        try:
+            await service.ready()
+        except FlagAIAltDiffError:
+            server.should_exit = server.force_exit = True
+            raise
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         when_ready(f"http://{host}:{listening.getsockname()[1]}")
 
     telling = asyncio.create_task(tell())
     try:
-        await server.serve(sockets=[listening])
+        if not heard:
+            await server.serve(sockets=[listening])
     finally:
-        telling.cancel()
         await service.stop()
+    if telling.done():
+        telling.result()
+    telling.cancel()
+    return heard[0] if heard else 0
+
+
+def _heard_signals() -> list[int]:
+    """Signals that ask for the end before the server hears them itself, and raise nothing in what runs then."""
+    heard, loop = list[int](), asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError, RuntimeError):  # on Windows, and in another thread than the main one
+            loop.add_signal_handler(number, heard.append, number)
+    return heard
 
 
 class _Protocol(H11Protocol):
@@ -109,19 +133,25 @@ class _Protocol(H11Protocol):
 class _Server(uvicorn.Server):
     """Answers until what was begun is done, instead of closing its doors first."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, heard: list[int]) -> None:
         super().__init__(config)
-        self._service, self._ending = service, asyncio.Event()
+        self._service, self._heard, self._ending = service, heard, asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal asks, the second one insists."""
-        self._captured_signals.append(sig)
+        """The first signal asks, the second one insists; both have done their work then, and are not raised again."""
+        self._heard.append(sig)
         if self._ending.is_set():
             self.should_exit = self.force_exit = True
             return
         self._ending.set()
         self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._end()))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As the original, and the application ends in order although nobody is waited for."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
     async def _end(self) -> None:
         logger.info("stopping: what was begun ends within %g s", self._service.settings.limits.grace_s)

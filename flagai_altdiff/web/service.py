@@ -5,17 +5,31 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flagai_altdiff.errors import InvalidRequestError, UnknownModelError
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, UnknownModelError
 from flagai_altdiff.merging import count
+from flagai_altdiff.mini.things.knowing import hint
+from flagai_altdiff.registry import find_model
 from flagai_altdiff.request import GenerationRequest, ResolvedRequest
 from flagai_altdiff.web.crew import Worker
 from flagai_altdiff.web.jobs import Job, State
 from flagai_altdiff.web.journal import Journal
-from flagai_altdiff.web.messages import Done, Drawn, Failed, FromWorker, Lora, ModelCard, Problem, Progress, Ready, Task
+from flagai_altdiff.web.messages import (
+    Done,
+    Drawn,
+    Failed,
+    FromWorker,
+    Lora,
+    ModelCard,
+    Problem,
+    Progress,
+    Ready,
+    Refused,
+    Task,
+)
 from flagai_altdiff.web.metrics import Metrics
 from flagai_altdiff.web.prompts import PromptReader
 from flagai_altdiff.web.settings import Settings
@@ -62,6 +76,8 @@ class Service:
         self._room = WaitingRoom(settings.limits.waiting, settings.limits.waiting_each)
         self._workers: list[Worker] = []
         self._ready = asyncio.Event()
+        self._missing: dict[str, str] = {}
+        self._refusal: Problem | None = None
         self._usual_s = _GUESS_S
         self.metrics.watch_waiting(lambda: len(self._room))
 
@@ -75,13 +91,19 @@ class Service:
             worker.start()
 
     async def ready(self) -> None:
-        """Wait until one of the processes can draw."""
+        """Wait until one of the processes can draw.
+
+        Raises:
+            FlagAIAltDiffError: None ever will, as there is no model to draw with.
+        """
         await self._ready.wait()
+        if self._refusal is not None:
+            raise FlagAIAltDiffError(self._refusal.text)
 
     @property
     def is_ready(self) -> bool:
         """Whether jobs are taken."""
-        return self._ready.is_set() and not self.is_stopping
+        return bool(self.cards) and not self.is_stopping
 
     @property
     def workers(self) -> Sequence[Worker]:
@@ -124,7 +146,7 @@ class Service:
             loras=tuple(self._lora(name, strength) for name, strength in loras),
             is_saved=is_saved and self.settings.drawing.folder is not None,
         )
-        job = Job(task=task, client=client)
+        job = Job(task=task, client=client, notes=tuple(self._notes(request, task)))
         try:
             self._room.add(job)
         except FullError:
@@ -153,10 +175,15 @@ class Service:
 
         Raises:
             UnknownModelError: There is no such model here.
+            InvalidRequestError: It could not be had when the server started.
+            BusyError: None is loaded yet.
         """
+        self._check_open()
         known = {own.lower(): card for own, card in self.cards.items()}
         found = known.get((name or self.default_model).lower())
         if found is None:
+            if name in self._missing:
+                raise InvalidRequestError("model", name, f"it could not be had: {self._missing[name]}")
             raise UnknownModelError(str(name), self.cards)
         return found
 
@@ -219,6 +246,13 @@ class Service:
         if not self.cards:
             raise BusyError("no model is loaded yet; GET /readyz says when there is one", 5, is_stopping=True)
 
+    def _notes(self, asked: GenerationRequest, task: Task) -> Iterator[str]:
+        """What whoever asked should know already."""
+        yield from (note.text for note in task.request.other_sizes(asked))
+        spec = find_model(task.model)
+        if spec is not None and spec.embedded and not (task.loras or self.settings.drawing.embeddings):
+            yield from filter(None, (hint(prompt, spec.name) for prompt in task.request.prompts))
+
     def _check_work(self, request: ResolvedRequest, chunks: int) -> None:
         width, height = request.final_size
         pixels, images = max(width * height, request.width * request.height), count(request)
@@ -263,7 +297,11 @@ class Service:
 
     def _hear(self, worker: Worker, message: FromWorker) -> None:
         if isinstance(message, Ready):
-            self.cards = {card.name: card for card in message.models}
+            self.cards, self._missing = {card.name: card for card in message.models}, dict(message.missing)
+            self._ready.set()
+        elif isinstance(message, Refused):
+            self._refusal = message.problem
+            worker.stop()
             self._ready.set()
         elif isinstance(message, Progress | Drawn | Done | Failed):
             job = worker.jobs.get(message.id)

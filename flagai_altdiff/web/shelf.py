@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError
 from flagai_altdiff.loading import describe_model, load_model
 from flagai_altdiff.lora import add_lora, remove_loras
 from flagai_altdiff.machine import total_main_memory
@@ -72,9 +72,21 @@ class Shelf:
         self._loaded: dict[str, Loaded] = {}
         self._loras = {file.stem: file for file in settings.loras}
 
-    def cards(self) -> tuple[ModelCard, ...]:
-        """What the server must know of all of them; files that miss are fetched."""
-        return tuple(self._card(name) for name in self._names)
+    def cards(self) -> tuple[tuple[ModelCard, ...], tuple[tuple[str, str], ...]]:
+        """What the server must know of each, and the names of those that cannot be had, with why; files are fetched.
+
+        Raises:
+            FlagAIAltDiffError: The first one cannot be had.
+        """
+        first, *others = self._names
+        cards, missing = [self._card(first)], list[tuple[str, str]]()
+        for name in others:
+            try:
+                cards.append(self._card(name))
+            except FlagAIAltDiffError as error:
+                logger.error("%s is not served: %s", name, error)
+                missing.append((name, str(error)))
+        return tuple(cards), tuple(missing)
 
     def get(self, name: str, loras: tuple[Lora, ...] = ()) -> Loaded:
         """A model with just these LoRAs.

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from flagai_altdiff.errors import InsufficientMemoryError, OutputError
+from flagai_altdiff.errors import FlagAIAltDiffError, InsufficientMemoryError, OutputError
 from flagai_altdiff.images import save_png
+from flagai_altdiff.machine import give_back_memory
 from flagai_altdiff.merging import count, merged
 from flagai_altdiff.output import Filing
 from flagai_altdiff.pipeline import Sample, draw, prepare
@@ -35,6 +36,7 @@ from flagai_altdiff.web.messages import (
     Problem,
     Progress,
     Ready,
+    Refused,
     Skip,
     Task,
 )
@@ -64,10 +66,14 @@ def run_worker(connection: Connection, settings: Drawing, device: str) -> None:
         torch.set_num_threads(settings.threads)
     shelf = Shelf(settings, device)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server is gone
-        cards = shelf.cards()
+        try:
+            cards, missing = shelf.cards()
+        except FlagAIAltDiffError as error:
+            connection.send(Refused(Problem.of(error)))
+            return
         with suppress(Exception):  # what is wrong with its files is said to whoever asks for it
             shelf.get(cards[0].name)
-        connection.send(Ready(cards))
+        connection.send(Ready(cards, missing))
         _Worker(connection, shelf, settings.folder, device).live()
 
 
@@ -98,6 +104,7 @@ class _Worker:
             while not self._waiting:
                 self._hear()
             self._draw(self._waiting.popleft().tasks)
+            give_back_memory()
 
     def _say(self, message: FromWorker) -> None:
         self._connection.send(message)

@@ -20,7 +20,7 @@ WIDE_SHOT = {"width": 1280, "height": 1330}
 LOOKS: dict[str, tuple[str, dict[str, Any]]] = {
     "page": ("火箭，黄色背景", {"locale": "en-US", "viewport": WIDE_SHOT}),
     "page-dark": (
-        "Schnecke, grüner Hintergrund",
+        "Pinguin, blauer Hintergrund",
         {"locale": "en-US", "viewport": WIDE_SHOT, "color_scheme": "dark"},
     ),
     "page-phone": ("熊猫，橙色背景", {"locale": "zh-CN", "viewport": PHONE, "device_scale_factor": 1.5}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -261,3 +262,20 @@ def test_a_process_without_memory_says_so_and_goes_on(
     assert not list(tmp_path.rglob("*.tmp"))
     if "needs more" in message:
         assert not (tmp_path / "large").exists()
+
+
+_SCATTERED = """
+import psutil
+from flagai_altdiff.machine import give_back_memory
+blocks = [bytearray(64 << 10) for _ in range(3000)]
+kept = blocks[::100]
+del blocks
+before = psutil.Process().memory_info().rss
+give_back_memory()
+print((before - psutil.Process().memory_info().rss) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep what they like")
+def test_what_lies_between_kept_blocks_is_given_back() -> None:
+    assert int(subprocess.check_output([sys.executable, "-c", _SCATTERED])) > 100  # MB

@@ -83,6 +83,7 @@ def test_a_model_is_named_by_its_end_only(m9_folder: Path) -> None:
 
 
 def test_cards_are_read_without_weights(m9_folder: Path) -> None:
-    mini, m9 = Shelf(Drawing(models=("AltDiffusion-mini", str(m9_folder))), "cpu").cards()
-    assert (mini.height, mini.steps, mini.guidance_scale, mini.downsampling) == (128, 20, 1.5, 8)
+    (mini, m9), missing = Shelf(Drawing(models=("AltDiffusion-mini", str(m9_folder))), "cpu").cards()
+    assert (mini.height, mini.steps, mini.guidance_scale, mini.downsampling) == (128, 20, 2.0, 8)
+    assert missing == ()
     assert (m9.name, m9.height, m9.timesteps, m9.halvings) == ("AltDiffusion-m9", 512, 1000, 1)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
+from flagai_altdiff.errors import shown
 from flagai_altdiff.mini.things.catalogue import known_things
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 
@@ -32,6 +33,20 @@ def nearby(prompt: str) -> list[str]:
     sharing = [name for name in names if set(name.casefold().split()) & set(words)]
     alike = [name for word in words for name in difflib.get_close_matches(word, names, _HINTS, 0.75)]
     return list(dict.fromkeys([*_meant(prompt), *sharing, *alike]))[:_HINTS]
+
+
+def hint(prompt: str, model: str) -> str:
+    """What to say of a prompt that names nothing the model knows; nothing of others.
+
+    Args:
+        prompt: As it was typed.
+        model: What the embedded model is called.
+    """
+    if not prompt.strip() or not names_nothing(prompt):
+        return ""
+    others = "; ".join(nearby(prompt))
+    near = f" Names near it: {others}." if others else ""
+    return f"{model} knows nothing that {shown(prompt, 60)} names.{near}"
 
 
 def _meant(prompt: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 EXAMPLES = {
     "العربية": "أناناس، خلفية زرقاء",
-    "Deutsch": "Schnecke, grüner Hintergrund",
+    "Deutsch": "Pinguin, blauer Hintergrund",
     "English": "camel, yellow background",
     "Español": "pizza, fondo blanco",
     "Français": "croissant, fond bleu",

@@ -73,8 +73,8 @@ class _Page:
                 elem_id="language",
             )
         self._shown, self._chosen, self._oldest = gr.State([]), gr.State(None), gr.State(None)
-        with gr.Row():
-            with gr.Column(scale=5):
+        with gr.Row(elem_id="desk"):  # page.css says what stands where
+            with gr.Column(elem_id="asked"):
                 self._prompt = gr.Textbox(
                     label=said("prompt", "en"),
                     info=said("prompt_help", "en"),
@@ -86,6 +86,7 @@ class _Page:
                 with gr.Row():
                     self._draw = gr.Button(said("draw", "en"), variant="primary", elem_id="draw")
                     self._cancel = gr.Button(said("cancel", "en"), elem_id="cancel")
+            with gr.Column(elem_id="set"):
                 with gr.Accordion(said("examples", "en"), open=True, elem_id="examples") as self._examples_part:
                     self._examples = gr.Dataset(
                         components=[gr.Textbox(visible=False)],
@@ -139,7 +140,7 @@ class _Page:
                         self._add(BESIDE_PICTURE)
                 with gr.Accordion(said("more", "en"), open=False, elem_id="more") as self._more_part, gr.Row():
                     self._add(MORE)
-            with gr.Column(scale=6):
+            with gr.Column(elem_id="drawn"):
                 self._status = gr.HTML(status_html(None, 0, "en"), elem_id="status", padding=False)
                 self._gallery = _gallery("images", 2)
                 self._viewer = gr.HTML(elem_id="viewer", padding=False)
@@ -237,6 +238,7 @@ class _Page:
             (self._history_part, labelled("history")),
             (self._past, labelled("history")),
             (self._older, valued("older")),
+            (self._status, lambda language: {"value": status_html(None, 0, language)}),
         ]
         strengths = [(slider, valued("lora_strength", "info")) for slider in self._strengths.values()]
         return [*fixed, *strengths, *((component, optional(name)) for name, component in self._options.items())]

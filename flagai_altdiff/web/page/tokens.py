@@ -46,7 +46,8 @@ def unknown_html(model: str, prompt: str, language: str) -> str:
 def _line(pieces: list[tuple[str, float, bool]], language: str) -> str:
     kept = sum(not is_cut for _, _, is_cut in pieces)
     marks = "".join(_mark(*piece, language) for piece in pieces)
-    return f'<p class="tokens" dir="auto">{marks}<small>{said("chunk", language, count=kept, room=ROOM)}</small></p>'
+    counted = said("chunk", language, count=kept, room=ROOM)
+    return f'<p class="tokens" dir="auto">{marks}<small><bdi>{counted}</bdi></small></p>'
 
 
 def _mark(piece: str, weight: float, is_cut: bool, language: str) -> str:

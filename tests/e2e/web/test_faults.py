@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -173,6 +176,7 @@ def test_what_was_begun_is_finished_within_the_grace(tmp_path: Path, script_envi
         asking.join(30)
         assert waiting[0].status_code == 503 and waiting[0].json()["error"]["code"] == "stopping"
         assert server.process.wait(90) == 128 + signal.SIGTERM
+        assert "Traceback" not in server.log
         assert [path.name for path in server.samples.iterdir()] == ["00000.png"]
 
 
@@ -184,6 +188,34 @@ def test_the_grace_has_an_end(tmp_path: Path, script_environment: dict[str, str]
         began = time.monotonic()
         assert server.stop(signal.SIGINT) == 128 + signal.SIGINT
         assert time.monotonic() - began < 15
+        assert "Traceback" not in server.log
+
+
+def test_a_server_without_its_model_says_so_and_ends(
+    tmp_path: Path, script_environment: dict[str, str], m9_folder: Path
+) -> None:
+    broken = shutil.copytree(m9_folder, tmp_path / "broken")
+    (broken / "config.yaml").write_text("model: {}", encoding="utf-8")
+    command = [sys.executable, "-m", "flagai_altdiff", "serve", "--port", "0", "--no-page", "--models", str(broken)]
+    ended = subprocess.run(command, cwd=tmp_path, env=script_environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "config.yaml" in ended.stderr
+    assert "Traceback" not in ended.stderr and "starting another" not in ended.stderr
+    models = f"AltDiffusion-mini,{broken}"
+    with serving(tmp_path / "both", script_environment, "--no-page", "--models", models) as server:
+        assert server.finished(server.submit()["id"])["state"] == "done"
+        (name,) = {"AltDiffusion-m9", "broken"} & set(re.findall(r"(\S+) is not served", server.log))
+        answer = server.post("/api/jobs", {"prompt": "a cat", "model": name})
+        assert answer.status_code == 400 and "could not be had" in answer.json()["error"]["message"]
+
+
+def test_whoever_asks_is_told_what_is_not_done(tmp_path: Path, script_environment: dict[str, str]) -> None:
+    with serving(tmp_path, script_environment, "--no-page") as server:
+        job = server.finished(server.submit("florbnax on a red background", width=130)["id"])
+        floored, unknown = job["notes"]
+        assert "130x128" in floored and "knows nothing that 'florbnax on a red background' names" in unknown
+        asked = {"prompt": "cat", "steps": 2, "styles": ["x"], "alwayson_scripts": {"controlnet": {"args": []}}}
+        info = json.loads(server.post("/sdapi/v1/txt2img", asked).json()["info"])
+        assert info["ignored"] == {name: asked[name] for name in ("styles", "alwayson_scripts")}
 
 
 def test_a_worker_that_is_killed_loses_its_own_job_only(tmp_path: Path, script_environment: dict[str, str]) -> None:
