@@ -8,6 +8,7 @@ from flagai_altdiff.engine.base import Engine
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.engine.seamless import seamless
+from flagai_altdiff.engine.twins import is_watched
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.quantized import is_quantized
@@ -43,4 +44,8 @@ def _unpackable(model: LatentDiffusion, circular: str) -> str:
         return f"it is for the CPU, and the model is on {model.device}"
     if model.dtype != torch.float32:
         return f"it computes in float32, and the model's weights are {str(model.dtype).removeprefix('torch.')}"
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "it needs oneDNN, which this build of torch has not"
+    if is_watched(model):
+        return "it runs modules in its own way, and some have hooks or a forward of their own"
     return "it does not draw images that go on at their edges" if circular else ""

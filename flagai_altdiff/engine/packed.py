@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.checkpoint.mapped import let_go
 from flagai_altdiff.engine.eager import EagerEngine
-from flagai_altdiff.engine.twins import drawing_modules, twin_of
+from flagai_altdiff.engine.twins import drawing_modules, made_of, twin_of
 from flagai_altdiff.engine.winograd import Filtering, convolve, filtering
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.attention import BasicTransformerBlock, CrossAttention, SpatialTransformer
@@ -247,23 +247,30 @@ def _own_ways(module: nn.Module) -> Iterator[object]:
         yield partial(_transform, module)
 
 
-_twins: weakref.WeakKeyDictionary[LatentDiffusion, LatentDiffusion] = weakref.WeakKeyDictionary()
-"""Packed once for all calls that draw with a model."""
+_twins: weakref.WeakKeyDictionary[LatentDiffusion, tuple[tuple[int, ...], LatentDiffusion]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Packed once for all calls that draw with a model, as long as it is made of the same."""
+
+
+def _twin(model: LatentDiffusion) -> LatentDiffusion:
+    made = made_of(model)
+    if model not in _twins or _twins[model][0] != made:
+        _twins[model] = made, _packed(model)
+    return _twins[model][1]
 
 
 class PackedEngine(EagerEngine):
     """Runs a model on the processor, from weights that are laid out for it.
 
     Args:
-        model: The model; float32, on the CPU. What is changed of its weights later is seen.
+        model: The model; float32, on the CPU. What is changed of it later is seen.
     """
 
     _contexts: list[tuple[Tensor, Context]]
 
     def __init__(self, model: LatentDiffusion) -> None:
-        if model not in _twins:
-            _twins[model] = _packed(model)
-        super().__init__(_twins[model])
+        super().__init__(_twin(model))
         self._contexts = []
 
     def denoise(self, x: Tensor, t: Tensor, cond: Tensor, shortcuts: Shortcuts = NONE) -> Tensor:

@@ -23,6 +23,20 @@ def twin_of(model: LatentDiffusion) -> LatentDiffusion:
     return twin
 
 
-def drawing_modules(twin: LatentDiffusion) -> list[nn.Module]:
-    """All modules that are the twin's own."""
-    return [module for name in _PARTS for module in twin.get_submodule(name).modules()]
+def drawing_modules(model: LatentDiffusion) -> list[nn.Module]:
+    """All modules that draw; of a twin, those that are its own."""
+    return [module for name in _PARTS for module in model.get_submodule(name).modules()]
+
+
+def made_of(model: LatentDiffusion) -> tuple[int, ...]:
+    """What a model's drawing parts consist of; another value when a module or a tensor was put in another's place."""
+    parts = [model.get_submodule(name) for name in _PARTS]
+    return tuple(id(own) for part in parts for own in (*part.modules(), *part.parameters(), *part.buffers()))
+
+
+def is_watched(model: LatentDiffusion) -> bool:
+    """Whether a module that draws has hooks or a ``forward`` of somebody's own, which a twin would not run."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        for module in drawing_modules(model)
+    )
