@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from flagai_altdiff.engine.base import Engine
+from flagai_altdiff.engine.compiled import CompiledEngine
 from flagai_altdiff.engine.eager import EagerEngine
+from flagai_altdiff.engine.openvino import OpenVinoEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.errors import InvalidRequestError
@@ -14,6 +18,13 @@ from flagai_altdiff.request import ResolvedRequest
 
 _REPAID_STEPS = 5
 """With fewer, laying out the weights takes longer than it saves."""
+_OTHERS: dict[str, Callable[[LatentDiffusion], Engine]] = {
+    "packed": PackedEngine,
+    "openvino": OpenVinoEngine,
+    "compile": CompiledEngine,
+}
+"""Beside the model as it is."""
+_ON_CPU = ("packed", "openvino")
 
 
 def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str = "") -> Engine:
@@ -26,19 +37,23 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
 
     Raises:
         InvalidRequestError: The named one cannot run this.
+        MissingDependencyError: The named one is not installed.
     """
-    if request.engine == "packed" and (reason := _unpackable(model, circular)):
-        raise InvalidRequestError("engine", "packed", f"{reason}; leave it out")
-    by_itself = request.engine == "auto" and request.steps >= _REPAID_STEPS and not _unpackable(model, circular)
-    if request.engine == "packed" or by_itself:
-        return PackedEngine(model)
-    return EagerEngine(seamless(model, circular) if circular else model)
+    name = request.engine
+    if name == "auto":
+        is_repaid = request.steps >= _REPAID_STEPS and not _unfit("packed", model, circular)
+        name = "packed" if is_repaid else "eager"
+    if name == "eager":
+        return EagerEngine(seamless(model, circular) if circular else model)
+    if reason := _unfit(name, model, circular):
+        raise InvalidRequestError("engine", name, f"{reason}; leave it out")
+    return _OTHERS[name](model)
 
 
-def _unpackable(model: LatentDiffusion, circular: str) -> str:
-    """Why a model's weights cannot be laid out for the processor; nothing if they can."""
-    if model.device.type != "cpu":
+def _unfit(name: str, model: LatentDiffusion, circular: str) -> str:
+    """Why an engine cannot run a model; nothing if it can."""
+    if name in _ON_CPU and model.device.type != "cpu":
         return f"it is for the CPU, and the model is on {model.device}"
-    if model.dtype != torch.float32:
+    if name == "packed" and model.dtype != torch.float32:
         return f"it computes in float32, and the model's weights are {str(model.dtype).removeprefix('torch.')}"
     return "it does not draw images that go on at their edges" if circular else ""
