@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
-_POINTWISE = torch.ops.mkldnn._convolution_pointwise.default
+_POINTWISE = torch.ops.mkldnn._convolution_pointwise
+_ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 CONVOLUTIONS = ("convolution", "_convolution_pointwise")
 _ATTENTION = "_scaled_dot_product"
@@ -87,7 +88,7 @@ def counted(work: Callable[[], object]) -> Counting:
 
 def flop(work: Callable[[], object]) -> int:
     """Floating-point operations of some work; on the meta device nothing is computed."""
-    own = {_POINTWISE: _pointwise_flop}
+    own = {_POINTWISE: _pointwise_flop, _ATTENTION_ON_CPU: _attention_flop}  # torch counts neither
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=own) as counter:
         work()
     return int(counter.get_total_flops())
@@ -125,5 +126,12 @@ def _holder(tensor: Tensor) -> weakref.ref[Any]:
     return weakref.ref(tensor if tensor.is_mkldnn else tensor.untyped_storage())
 
 
-def _pointwise_flop(x: Any, weight: Any, *others: Any, out_val: Any = None, out_shape: Any = None, **more: Any) -> int:
-    return conv_flop_count(list(x), list(weight), list(out_shape or out_val.shape), transposed=False)
+# The counter gives shapes in place of tensors.
+
+
+def _pointwise_flop(x: Any, weight: Any, *others: Any, out_shape: Any, **more: Any) -> int:
+    return int(conv_flop_count(list(x), list(weight), list(out_shape), transposed=False))
+
+
+def _attention_flop(query: Any, key: Any, value: Any, *others: Any, **more: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))

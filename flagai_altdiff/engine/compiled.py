@@ -91,9 +91,8 @@ def _compiled(module: nn.Module, backend: Any, mode: str | None) -> Graph:
         return module(*inputs)
 
     # torch counts what it makes of a function's code, of whatever model and shape, and stops after a few.
-    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
-    settings = {"mode": mode} if mode else {}
-    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False, **settings)
+    own: Graph = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    return torch.compile(own, backend=backend, fullgraph=True, dynamic=False, mode=mode)
 
 
 _graphs: weakref.WeakKeyDictionary[LatentDiffusion, Graphs] = weakref.WeakKeyDictionary()

@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, 64 px, two steps")
     parser.add_argument("--backend", default="inductor", help="of torch.compile (default: %(default)s)")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="pictures at once (default: 1 8)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="default: %(default)s")
     args = parser.parse_args(arguments)
@@ -55,9 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit("there is no GPU here; --device cpu --tiny shows that the program runs")
     side_px, steps = (64, 2) if args.tiny else (512, 50)
     rows = []
-    for precision, dtype in PRECISIONS.items():
+    for precision in args.precisions:
+        dtype = PRECISIONS[precision]
         model = (tiny.fresh_model("m18").eval() if args.tiny else models.full_size()).to(device, dtype)
-        for batch in (1, 8):
+        for batch in args.batches:
             name = f"gpu-{precision}-{batch}"
             works = sides(model, batch, side_px, steps, args.backend)
             row = compare(name, f"{batch} x {side_px} px, {steps} steps, {precision}", works, rounds=args.rounds)
@@ -96,7 +99,7 @@ def ours(engine: Engine, noise: Tensor, states: Tensor, steps: int) -> Tensor:
     uncond, cond = states
     eps = guided(engine.denoise, cond, uncond, SCALE, engine.alphas_cumprod, engine.parameterization)
     *_, last = SAMPLERS["ddim"].walk(eps, noise, engine.schedule(steps), noise=lambda: torch.zeros_like(noise), eta=0.0)
-    return _done(engine.decode(last.x))
+    return _done(engine.decode(last.x).clamp(-1, 1))
 
 
 def theirs(

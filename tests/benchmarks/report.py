@@ -37,7 +37,7 @@ def markdown(row: Row) -> str:
     lines = [f"**{row.what[:1].upper()}{row.what[1:]}** ({_about(row)})", "", *_head(row)]
     lines += [_line(row, side) for side in row.sides]
     if steps := repaid(row):
-        lines += ["", f"Laying out the weights is repaid after {steps:.0f} steps."]
+        lines += ["", f"Laying out the weights is repaid after {steps:.0f} step{'s' * (steps >= 1.5)}."]
     return "\n".join(lines)
 
 

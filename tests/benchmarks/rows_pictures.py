@@ -52,9 +52,6 @@ def _theirs(diffusers: Diffusers, model: LatentDiffusion, options: dict[str, Any
     shape = EagerEngine(model).latent_shape(size, size)
     seeds = [torch.Generator().manual_seed(options["seed"] + row) for row in range(count)]
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in seeds])
-    pipeline.set_progress_bar_config(disable=True)
-    # FlagAI's grid of timesteps: every so many, the first one left out.
-    pipeline.scheduler.register_to_config(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
     found = pipeline(
         prompt_embeds=cond.expand(count, -1, -1),
         negative_prompt_embeds=uncond.expand(count, -1, -1),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.models import LatentDiffusion
-from tests.benchmarks.frame import Row, Work, compare
+from tests.benchmarks.frame import Row, compare
 from tests.benchmarks.sides import SIDES, engines
+from tests.counting import flop
 
 
 def unet_step(model: LatentDiffusion, name: str, side_px: int, rounds: int, sides: tuple[str, ...] = SIDES) -> Row:
@@ -29,7 +29,7 @@ def unet_step(model: LatentDiffusion, name: str, side_px: int, rounds: int, side
     t, cond = torch.tensor([500]), torch.randn(2, 77, model.config.unet.context_dim, generator=generator)
     works = {side: partial(engine.denoise, x, t, cond) for side, engine in engines(model, sides).items()}
     what = f"UNet step with guidance, {side_px} px"
-    return compare(name, what, works, rounds=rounds, flop=counted(partial(plain.denoise, x, t, cond)))
+    return compare(name, what, works, rounds=rounds, flop=flop(partial(plain.denoise, x, t, cond)))
 
 
 def decoding(model: LatentDiffusion, name: str, side_px: int, rounds: int, sides: tuple[str, ...] = SIDES) -> Row:
@@ -37,13 +37,4 @@ def decoding(model: LatentDiffusion, name: str, side_px: int, rounds: int, sides
     plain = EagerEngine(model)
     latents = torch.randn(1, *plain.latent_shape(side_px, side_px), generator=torch.Generator().manual_seed(1))
     works = {side: partial(engine.decode, latents) for side, engine in engines(model, sides).items()}
-    return compare(
-        name, f"decoding to {side_px} px", works, rounds=rounds, flop=counted(partial(plain.decode, latents))
-    )
-
-
-def counted(work: Work) -> float:
-    """Floating-point operations of some work, which is done once for it."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
+    return compare(name, f"decoding to {side_px} px", works, rounds=rounds, flop=flop(partial(plain.decode, latents)))

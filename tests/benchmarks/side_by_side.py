@@ -52,6 +52,8 @@ FULL: dict[str, tuple[int, Measure]] = {
     "load": (3, lambda rounds: loading(FILES, rounds)),
 }
 """Name -> rounds, and what they measure."""
+LABELS = {"mini": "AltDiffusion-mini", "half": "m18 of half the width"}
+"""By how a row's name begins; all others are of AltDiffusion-m18."""
 CHECKED, LEAST = "half-unet-128", 1.2
 """How many times faster packed must be there than the model as it is; coarse, as other programs run meanwhile."""
 
@@ -71,7 +73,9 @@ def main() -> int:
     rows = []
     for name in args.rows or (FULL if args.full else SMALL):
         rounds, measure = {**SMALL, **FULL}[name]
-        rows.append(measure(args.rounds or rounds))
+        row = measure(args.rounds or rounds)
+        row.what = f"{LABELS.get(name.partition('-')[0], 'AltDiffusion-m18')}: {row.what}"
+        rows.append(row)
         save(rows[-1:], args.out)
     print(table(rows))
     if args.write:

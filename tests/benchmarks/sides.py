@@ -32,6 +32,9 @@ class Diffusers:
 
     def __init__(self, model: LatentDiffusion) -> None:
         self.pipeline: Any = to_diffusers(model)
+        # FlagAI's grid of timesteps: every so many, from the first one on.
+        self.pipeline.scheduler.register_to_config(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
+        self.pipeline.set_progress_bar_config(disable=True)
         self._scale_factor = model.scale_factor
 
     def denoise(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flagai_altdiff.engine import EagerEngine, Engine, PackedEngine
 from flagai_altdiff.models import LatentDiffusion
@@ -14,7 +14,7 @@ from flagai_altdiff.models.attention import BasicTransformerBlock
 from tests import tiny
 from tests.counting import Counting, counted, flop, kept_bytes, size_bytes
 
-MOST_MULTIPLICATIONS = {"m9": 0.64, "m18": 0.55}
+MOST_MULTIPLICATIONS = {"m9": 0.68, "m18": 0.58}
 """Of the packed engine over the model as it is, in a step with guidance."""
 MOST_WEIGHTS = 2.8
 """Bytes that the packed engine keeps over those of the UNet's weights; small layers take the larger tiles."""
@@ -62,12 +62,21 @@ def test_what_precedes_the_text_is_done_once_for_both_halves(fresh: LatentDiffus
     rows: list[int] = []
     engine = PackedEngine(fresh)
     unet = engine.model.model.diffusion_model
-    first = unet.input_blocks[1]
-    for module in (unet.input_blocks[0][0], unet.time_embed[0], first[0], first[1].transformer_blocks[0].attn1):
-        inner = module.forward
-        module.forward = lambda x, *more, inner=inner: rows.append(len(x)) or inner(x, *more)
+    names = ("input_blocks.0.0", "time_embed.0", "input_blocks.1.0", "input_blocks.1.1.transformer_blocks.0.attn1")
+    for name in names:
+        _watch(unet.get_submodule(name), rows)
     counted(step(engine, fresh.config.unet.context_dim))
     assert rows == [1, 1, 1, 1]
+
+
+def _watch(module: nn.Module, rows: list[int]) -> None:
+    inner = module.forward
+
+    def forward(x: Tensor, *more: Tensor) -> Tensor:
+        rows.append(len(x))
+        return inner(x, *more)
+
+    module.forward = forward  # type: ignore[method-assign]
 
 
 def test_weights_are_laid_out_once(fresh: LatentDiffusion) -> None:

@@ -25,7 +25,9 @@ def test_a_changed_weight_is_seen() -> None:
     model = tiny.fresh_model("m9").eval()
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     before = OpenVinoEngine(model).decode(latents)
-    model.first_stage_model.decoder.conv_out.bias += 1
+    bias = model.first_stage_model.decoder.conv_out.bias
+    assert bias is not None
+    bias += 1
     torch.testing.assert_close(OpenVinoEngine(model).decode(latents), before + 1, rtol=1e-4, atol=1e-4)
 
 
@@ -80,8 +82,10 @@ def test_half_precision_is_used_where_it_is_asked_for_and_there(m9_folder: Path)
 
 def test_it_draws_when_asked_by_name(m9_folder: Path) -> None:
     model = load_path(m9_folder, safety_checker=False)
-    size = {"height": 64, "width": 64, "steps": 2, "seed": 1}
-    ours, plain = (generate(model, tiny.CAT, engine=engine, **size).images[0] for engine in ("openvino", "eager"))
+    ours, plain = (
+        generate(model, tiny.CAT, engine=engine, height=64, width=64, steps=2, seed=1).images[0]
+        for engine in ("openvino", "eager")
+    )
     apart = torch.tensor(list(ours.tobytes())).sub(torch.tensor(list(plain.tobytes()))).abs()
     assert apart.max() <= 1
 
