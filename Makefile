@@ -1,13 +1,16 @@
 # make demo   draw images with the embedded model
 # make test   run the test suite
 # make screenshots   the pictures of the page in docs/images, drawn anew
+# make bench   how fast the engines are, beside diffusers and OpenVINO: minutes, small models
+# make bench-full   the same with AltDiffusion-m18 at full size, and into docs/performance.md: an hour, 12 GiB
+# make bench-gpu   on a GPU, beside diffusers, as it is and compiled
 # make bench-less   measure what less work saves and costs, and write it into docs/performance.md (minutes)
 # make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench-less browser screenshots test-full check fix build clean
+.PHONY: demo test bench bench-full bench-gpu bench-less browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -39,6 +42,15 @@ fix: $(VENV)/.tested-with
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(VENV)/.benched-with
+	$(BIN)/python -W ignore -m tests.benchmarks.side_by_side
+
+bench-full: $(VENV)/.benched-with
+	$(BIN)/python -W ignore -m tests.benchmarks.side_by_side --full --write
+
+bench-gpu: $(VENV)/.benched-with
+	$(BIN)/python -W ignore -m tests.benchmarks.gpu
+
 build: $(VENV)/.tested-with
 	$(BIN)/pip install -q -c constraints.txt build
 	rm -rf build dist
@@ -51,6 +63,10 @@ $(VENV)/.installed: setup.py constraints.txt
 	@echo "Setting up $(VENV): pip fetches torch and what it needs; this takes minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.benched-with: $(VENV)/.tested-with
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(VENV)/.tested-with: $(VENV)/.installed

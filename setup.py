@@ -59,6 +59,7 @@ setup(
         "parquet": ["pyarrow>=18"],
         "things": ["resvg-py>=0.5"],
         "tensorboard": ["tensorboardX>=2.6"],
+        "openvino": ["openvino>=2025.0"],
         "web": _WEB,
         "ray": ["ray[serve]>=2.40"],
         "test": [
@@ -71,6 +72,7 @@ setup(
             "resvg-py>=0.5",
             "webdataset>=1.0",
             "tensorboardX>=2.6",
+            "openvino>=2025.0",
             "torchsde>=0.2.6",  # what diffusers draws the noise of its SDE samplers with
             *_WEB,
             "openai>=2",  # the clients that the server is tested with
@@ -84,6 +86,7 @@ setup(
             "types-PyYAML",
             "types-protobuf",
         ],
+        "bench": ["openvino>=2025.0", "diffusers>=0.42", "accelerate>=1"],
         "browser": ["playwright>=1.50", "axe-playwright-python>=0.1.4"],
         "build": ["build"],
     },

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
 from flagai_altdiff.engine import EagerEngine, Engine, make_engine
+from flagai_altdiff.engine.openvino import has_half_precision
 from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
 from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
@@ -367,6 +368,10 @@ def _changes(model: LatentDiffusion, asked: GenerationRequest, resolved: Resolve
     steps = len(timestep_grid(resolved.steps, model.num_timesteps))
     if steps != resolved.steps and resolved.grid == "flagai" and not resolved.full_steps:
         yield Note("changed steps", f"{resolved.steps} steps asked for: FlagAI's timestep grid makes them {steps}")
-    if model.autocast_dtype is not None and model.device.type != "cuda":
+    if (
+        model.autocast_dtype is not None
+        and model.device.type != "cuda"
+        and not (resolved.engine == "openvino" and has_half_precision())
+    ):
         text = f"half precision has no effect on {model.device.type}: drawing in the precision of the weights"
         yield Note("precision", text)

@@ -19,7 +19,7 @@ from flagai_altdiff.pictures import FITS, MarginsField, MaskField, PictureField,
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.sampling import GRIDS, SAMPLERS, find_sampler
 
-ENGINES = ("auto", "eager", "packed")
+ENGINES = ("auto", "eager", "packed", "openvino", "compile")
 """What computes."""
 
 SeedMode = Literal["batch", "per_image"]
@@ -320,7 +320,8 @@ class GenerationRequest:
 
     engine: str = option(
         "auto",
-        "What computes: the model itself, or its weights laid out for the processor: the same image but for rounding.",
+        "What computes: the model itself, its weights laid out for the processor, OpenVINO, or torch's compiler: the "
+        "same image but for rounding.",
         flagai="engine",
         flags=("--engine",),
         choices=ENGINES,

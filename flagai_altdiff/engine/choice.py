@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from flagai_altdiff.engine.base import Engine
+from flagai_altdiff.engine.compiled import CompiledEngine
 from flagai_altdiff.engine.eager import EagerEngine
+from flagai_altdiff.engine.openvino import OpenVinoEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.engine.twins import is_watched
@@ -16,6 +20,13 @@ from flagai_altdiff.request import ResolvedRequest
 
 _REPAID_STEPS = 5
 """With fewer, laying out the weights takes longer than it saves."""
+_OTHERS: dict[str, Callable[[LatentDiffusion], Engine]] = {
+    "packed": PackedEngine,
+    "openvino": OpenVinoEngine,
+    "compile": CompiledEngine,
+}
+"""Beside the model as it is."""
+_ON_CPU, _WHOLE = ("packed", "openvino"), ("openvino", "compile")
 
 
 def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str = "") -> Engine:
@@ -28,24 +39,30 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
 
     Raises:
         InvalidRequestError: The named one cannot run this.
+        MissingDependencyError: The named one is not installed.
     """
-    if request.engine == "packed" and (reason := _unpackable(model, circular)):
-        raise InvalidRequestError("engine", "packed", f"{reason}; leave it out")
-    pays = request.steps >= _REPAID_STEPS and not is_quantized(model)  # whose memory it would take again
-    by_itself = request.engine == "auto" and pays and not _unpackable(model, circular)
-    if request.engine == "packed" or by_itself:
-        return PackedEngine(model)
-    return EagerEngine(seamless(model, circular) if circular else model)
+    name = request.engine
+    if name == "auto":
+        pays = request.steps >= _REPAID_STEPS and not is_quantized(model)  # whose memory it would take again
+        is_repaid = pays and not _unfit("packed", model, request, circular)
+        name = "packed" if is_repaid else "eager"
+    if name == "eager":
+        return EagerEngine(seamless(model, circular) if circular else model)
+    if reason := _unfit(name, model, request, circular):
+        raise InvalidRequestError("engine", name, f"{reason}; leave it out")
+    return _OTHERS[name](model)
 
 
-def _unpackable(model: LatentDiffusion, circular: str) -> str:
-    """Why a model's weights cannot be laid out for the processor; nothing if they can."""
-    if model.device.type != "cpu":
+def _unfit(name: str, model: LatentDiffusion, request: ResolvedRequest, circular: str) -> str:
+    """Why an engine cannot run a model; nothing if it can."""
+    if name in _ON_CPU and model.device.type != "cpu":
         return f"it is for the CPU, and the model is on {model.device}"
-    if model.dtype != torch.float32:
+    if name == "packed" and model.dtype != torch.float32:
         return f"it computes in float32, and the model's weights are {str(model.dtype).removeprefix('torch.')}"
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if name in _WHOLE and (request.cache_interval > 1 or request.token_merging):
+        return "it runs the UNet as a whole, and cache_interval and token_merging leave parts of it out"
+    if name == "packed" and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "it needs oneDNN, which this build of torch has not"
-    if is_watched(model):
+    if name == "packed" and is_watched(model):
         return "it runs modules in its own way, and some have hooks or a forward of their own"
     return "it does not draw images that go on at their edges" if circular else ""

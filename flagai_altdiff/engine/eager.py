@@ -64,8 +64,7 @@ class EagerEngine:
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W); once more in float32 where half precision overflows."""
-        with self._autocast():
-            images = self.model.decode_first_stage(latents)
+        images = self._decoded(latents)
         if not images.isfinite().all():
             logger.warning("half precision overflowed in decoding: decoding again in float32")
             with torch.autocast(self.device.type, enabled=False):
@@ -83,6 +82,10 @@ class EagerEngine:
         width, height = (min(side, request.window or side) for side in size)
         pixels = height * width * request.batch_size
         return _LIVE_MAPS * self.model.config.first_stage.ch * pixels * torch.float32.itemsize
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        with self._autocast():
+            return self.model.decode_first_stage(latents)
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = self.model.autocast_dtype

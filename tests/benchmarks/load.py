@@ -15,16 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from flagai_altdiff.convert import convert
+from tests.benchmarks.frame import Row, Side, machine, table
 from tests.full.test_full_size import CONFIGS, write_long_tokenizer, write_random_weights, write_released_config
 
 NAME = "AltDiffusion-m18"
+FLAGAI = "FlagAI's way"
 
 COMMON = r"""
 import gc, json, re, sys, threading, time
@@ -86,7 +87,7 @@ SIDES = {
         "         XLMRobertaModel.from_pretrained(sys.argv[2], subfolder='text_encoder', add_pooling_layer=False)]\n"
         "weights = [t for part in parts for t in part.state_dict().values()]\n",
     ),
-    "FlagAI's way": (
+    FLAGAI: (
         "from flagai_altdiff.models import build_model\nfrom tests.full.test_full_size import CONFIGS\n",
         "model = build_model(CONFIGS['AltDiffusion-m18'])\n"
         "state = torch.load(Path(sys.argv[1]) / 'model.ckpt', map_location='cpu')['state_dict']\n"
@@ -97,31 +98,45 @@ SIDES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where 12 GB of files are made")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help="leave the files for another run")
     args = parser.parse_args()
-    flagai, diffusers = args.folder / NAME, args.folder / "diffusers"
+    print(table([loading(args.folder, args.rounds)]))
+    print("goals: our peak at most 1.1x the weights; mapped, 1.4x as fast as diffusers and 17x as FlagAI's way")
+    if not args.keep:
+        shutil.rmtree(args.folder)
+
+
+def loading(folder: Path, rounds: int) -> Row:
+    """The row of all sides.
+
+    Args:
+        folder: Where the files are, or are made.
+        rounds: Turns of each side.
+    """
+    flagai, diffusers = folder / NAME, folder / "diffusers"
     if not flagai.exists():
         make(flagai)
     if not diffusers.exists():
         convert(flagai, diffusers, "diffusers")
     print(f"warm copy of {flagai.name}: {warm(flagai):.1f} s of reading alone")
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(args.rounds):
+    sides = {side: Side() for side in SIDES}
+    for _ in range(rounds):
         for side, (imports, body) in SIDES.items():
             warm(diffusers if side == "diffusers" else flagai)
             script = COMMON + imports + START + body + FINISH
-            command = [sys.executable, "-c", script, str(flagai), str(diffusers)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, "-c", script, str(flagai), str(diffusers)], capture_output=True, text=True
+            )
             if done.returncode:
                 raise SystemExit(f"{side} failed:\n{done.stderr}")
-            found[side].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{side:15} {found[side][-1]}", flush=True)
-    report(found)
-    if not args.keep:
-        shutil.rmtree(args.folder)
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(f"{side:15} {found}", flush=True)
+            sides[side].seconds.append(found["seconds"])
+            sides[side].gib = max(found["peak_gib"] - found["weights_gib"], 0.0)
+    return Row(name="load", what="loading, all weights touched", reference=FLAGAI, sides=sides, machine=machine())
 
 
 def make(folder: Path) -> None:
@@ -141,21 +156,6 @@ def warm(folder: Path) -> float:
                 while file.read(16 << 20):
                     pass
     return time.perf_counter() - start
-
-
-def report(found: dict[str, list[dict[str, float]]]) -> None:
-    ours, our_cpu = (statistics.median(run[k] for run in found["flagai_altdiff"]) for k in ("seconds", "cpu_s"))
-    heads = {"median": 9, "least": 8, "ratio": 8, "CPU": 9, "ratio ": 8, "peak": 10, "private": 11, "weights": 10}
-    print("\n" + " " * 16 + "".join(f"{head:>{width}}" for head, width in heads.items()))
-    for side, runs in found.items():
-        seconds = [run["seconds"] for run in runs]
-        median, cpu = statistics.median(seconds), statistics.median(run["cpu_s"] for run in runs)
-        peak, private = (max(run[k] for run in runs) for k in ("peak_gib", "private_gib"))
-        print(
-            f"{side:24}{median:7.2f} s{min(seconds):6.2f} s{median / ours:7.1f}x{cpu:7.2f} s{cpu / our_cpu:7.1f}x"
-            f"{peak:6.2f} GiB{private:7.2f} GiB{runs[0]['weights_gib']:6.2f} GiB"
-        )
-    print("goals: our peak at most 1.1x the weights; mapped, 1.4x as fast as diffusers and 17x as FlagAI's way")
 
 
 if __name__ == "__main__":

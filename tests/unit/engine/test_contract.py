@@ -4,12 +4,15 @@ numbers."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from flagai_altdiff.engine import EagerEngine, Engine
+from flagai_altdiff.engine.compiled import CompiledEngine
+from flagai_altdiff.engine.openvino import OpenVinoEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.loading import load_path
@@ -17,7 +20,12 @@ from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import prepare
 from tests import tiny
 
-ENGINES: dict[str, Callable[[LatentDiffusion], Engine]] = {"eager": EagerEngine, "packed": PackedEngine}
+ENGINES: dict[str, Callable[[LatentDiffusion], Engine]] = {
+    "eager": EagerEngine,
+    "packed": PackedEngine,
+    "openvino": OpenVinoEngine,
+    "compile": partial(CompiledEngine, backend="eager"),  # traced as for every backend, but not compiled: seconds
+}
 """A new engine is one line here."""
 OF_ANY_PRECISION = [name for name in ENGINES if name != "packed"]
 

@@ -1,0 +1,184 @@
+"""How sides are compared: in turn in one process, by the medians of each round's ratios.
+
+A busy machine slows all sides of a round alike, so that ratios hold where seconds drift. The first round warms up and
+does not count: weights are laid out in it, graphs compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Work = Callable[[], Tensor]
+"""Does what is timed, and gives its numbers."""
+
+
+@dataclass(kw_only=True)
+class Side:
+    """What one side took.
+
+    Attributes:
+        first_s: Seconds of the first call, set-up and all.
+        seconds: Of each round.
+        error: Largest difference from the reference's numbers, over their largest; NaN where it was not compared.
+        gib: What the process held at most beyond the weights, where that was measured; else NaN.
+    """
+
+    first_s: float = float("nan")
+    seconds: list[float] = field(default_factory=list)
+    error: float = float("nan")
+    gib: float = float("nan")
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        name: Its key.
+        what: In words.
+        reference: The side that errors and ratios refer to.
+        sides: By name, in the order of their turns.
+        flop: Of the work as the plain model does it; 0 where it was not counted.
+        machine: What it ran on.
+    """
+
+    name: str
+    what: str
+    reference: str
+    sides: dict[str, Side]
+    flop: float = 0.0
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def ratios(self, side: str) -> list[float]:
+        """How many times faster than the reference a side is, round by round."""
+        pairs = zip(self.sides[self.reference].seconds, self.sides[side].seconds, strict=True)
+        return [theirs / own for theirs, own in pairs]
+
+    def ratio(self, side: str, over: str | None = None) -> float:
+        """Median of the rounds' ratios, to the reference or to another side."""
+        other = self.sides[over or self.reference].seconds
+        return statistics.median(a / b for a, b in zip(other, self.sides[side].seconds, strict=True))
+
+
+def compare(
+    name: str, what: str, sides: Mapping[str, Work], *, rounds: int, reference: str = "eager", flop: float = 0.0
+) -> Row:
+    """Time sides in turn: A B C, A B C.
+
+    Args:
+        name: Key of the row.
+        what: In words.
+        sides: What each does.
+        rounds: That count.
+        reference: Whose numbers are right.
+        flop: Of the reference's work.
+    """
+    row = Row(name=name, what=what, reference=reference, sides={side: Side() for side in sides}, flop=flop)
+    rates = [matrix_rate()]
+    loads = [os.getloadavg()[0]]
+    wanted: Tensor | None = None
+    for side in sorted(sides, key=lambda side: side != reference):
+        row.sides[side].first_s, found = timed(sides[side])
+        wanted = found if wanted is None else wanted
+        row.sides[side].error = relative_error(found, wanted)
+        print(f"{name}: {side} is ready after {row.sides[side].first_s:.1f} s", flush=True)
+    for number in range(rounds):
+        for side, work in sides.items():
+            row.sides[side].seconds.append(timed(work)[0])
+        loads.append(os.getloadavg()[0])
+        shown = ", ".join(f"{side} {own.seconds[-1]:.3g}" for side, own in row.sides.items())
+        print(f"{name}: round {number + 1} of {rounds}: {shown} s, load {loads[-1]:.1f}", flush=True)
+    rates.append(matrix_rate())
+    row.machine = {**machine(), "gflops": max(rates), "load": [min(loads), max(loads)]}
+    return row
+
+
+def timed(work: Work) -> tuple[float, Tensor]:
+    """Seconds, and what was made."""
+    began = time.perf_counter()
+    with torch.no_grad():
+        found = work()
+    return time.perf_counter() - began, found
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference over the largest number; 1 means that they have nothing in common."""
+    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def matrix_rate(size: int = 2048, tries: int = 4) -> float:
+    """The best of a few matrix products in float32, GFLOP/s: what the machine can do just now."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds = min(timed(lambda: a @ b)[0] for _ in range(tries))
+    return 2 * size**3 / seconds / 1e9
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on beside the program."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    found = re.search(r"model name\s*:\s*(.+)", text)
+    wide = next((name for name in ("avx512f", "avx2") if name in text), "")
+    return f"{found[1] if found else platform.machine()} ({wide or 'no AVX2'})"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows as they are read in a terminal."""
+    lines = []
+    for row in rows:
+        about = row.machine
+        load = "-".join(f"{value:.1f}" for value in about.get("load", []))
+        lines.append(
+            f"\n{row.what} ({about.get('threads')} threads, load {load}, matrices {about.get('gflops', 0):.0f} GFLOP/s)"
+        )
+        for side, own in row.sides.items():
+            ratios = row.ratios(side)
+            rate = f"{row.flop / own.median / 1e9:6.0f} GF/s" if row.flop else ""
+            lines.append(
+                f"  {side:22}{own.median:9.3f} s{row.ratio(side):7.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+                f"{rate:>12}  error {own.error:.0e}  first {own.first_s:.1f} s"
+            )
+    return "\n".join(lines)
+
+
+def save(rows: Sequence[Row], path: Path) -> None:
+    """Add rows to a file; those of the same name are replaced."""
+    known = {row.name: row for row in load(path)} if path.exists() else {}
+    known.update({row.name: row for row in rows})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(row) for row in known.values()], indent=1) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> list[Row]:
+    """Rows of a file."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [Row(**{**row, "sides": {name: Side(**own) for name, own in row["sides"].items()}}) for row in rows]
