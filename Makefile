@@ -1,18 +1,23 @@
 # make demo   draw images with the embedded model
 # make test   run the test suite
 # make screenshots   the pictures of the page in docs/images, drawn anew
+# make test-ray   the deployment for Ray Serve, under load
 # make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test browser screenshots test-full check fix build clean
+.PHONY: demo test test-ray browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-ray: $(VENV)/.tested-with
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray]'
+	$(BIN)/python -m pytest tests/e2e/web/test_ray.py -p no:xdist
 
 browser: $(VENV)/.tested-with
 	command -v chromium node npm curl > /dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
