@@ -633,6 +633,7 @@ class Note:
         "grid",
         "not saved",
         "skipped",
+        "unknown",
     ]
     text: str
 
