@@ -5,12 +5,13 @@
 # make bench-full   the same with AltDiffusion-m18 at full size, and into docs/performance.md: an hour, 12 GiB
 # make bench-gpu   on a GPU, beside diffusers, as it is and compiled
 # make bench-less   measure what less work saves and costs, and write it into docs/performance.md (minutes)
+# make test-ray   the deployment for Ray Serve, under load
 # make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench bench-full bench-gpu bench-less browser screenshots test-full check fix build clean
+.PHONY: demo test test-ray bench bench-full bench-gpu bench-less browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -20,6 +21,10 @@ test: $(VENV)/.tested-with
 
 bench-less: $(VENV)/.tested-with
 	$(BIN)/python -m tests.benchmarks.less_work
+
+test-ray: $(VENV)/.tested-with
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray]'
+	$(BIN)/python -m pytest tests/e2e/web/test_ray.py -p no:xdist
 
 browser: $(VENV)/.tested-with
 	command -v chromium node npm curl > /dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \

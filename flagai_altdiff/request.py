@@ -684,6 +684,7 @@ class Note:
         "grid",
         "not saved",
         "skipped",
+        "unknown",
     ]
     text: str
 

@@ -105,24 +105,29 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As the original."""
         super().connection_made(transport)
-        self._wait()
+        self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         """As the original."""
         super().data_received(data)
-        if self._patience is None:
-            self._wait()
+        self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As the original."""
         super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _wait_for_head(self) -> None:
+        """Close the connection if the head that is due or begun does not come whole in time."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._patience is None:
+            self._patience = self.loop.call_later(self._idle_s, self._give_up)
+
+    def _stop_waiting(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
-
-    def _wait(self) -> None:
-        """Close the connection if no whole head comes in time."""
-        if self.conn.their_state is h11.IDLE:
-            self._patience = self.loop.call_later(self._idle_s, self._give_up)
+            self._patience = None
 
     def _give_up(self) -> None:
         self._patience = None

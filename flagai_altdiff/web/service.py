@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, UnknownModelError
 from flagai_altdiff.merging import count
-from flagai_altdiff.mini.things.knowing import hint
-from flagai_altdiff.registry import find_model
 from flagai_altdiff.request import GenerationRequest, ResolvedRequest
 from flagai_altdiff.web.crew import Worker
 from flagai_altdiff.web.jobs import Job, State
@@ -133,7 +131,6 @@ class Service:
             UnknownModelError: Such a model is not served.
             BusyError: Too many wait, or the server is stopping or not ready.
         """
-        self._check_open()
         card = self.card(model)
         request = options if isinstance(options, GenerationRequest) else GenerationRequest(**options)
         resolved = card.resolve(request)
@@ -146,7 +143,7 @@ class Service:
             loras=tuple(self._lora(name, strength) for name, strength in loras),
             is_saved=is_saved and self.settings.drawing.folder is not None,
         )
-        job = Job(task=task, client=client, notes=tuple(self._notes(request, task)))
+        job = Job(task=task, client=client, notes=tuple(note.text for note in resolved.other_sizes(request)))
         try:
             self._room.add(job)
         except FullError:
@@ -245,13 +242,6 @@ class Service:
             raise BusyError("the server is stopping; ask again when it is back", 10, is_stopping=True)
         if not self.cards:
             raise BusyError("no model is loaded yet; GET /readyz says when there is one", 5, is_stopping=True)
-
-    def _notes(self, asked: GenerationRequest, task: Task) -> Iterator[str]:
-        """What whoever asked should know already."""
-        yield from (note.text for note in task.request.other_sizes(asked))
-        spec = find_model(task.model)
-        if spec is not None and spec.embedded and not (task.loras or self.settings.drawing.embeddings):
-            yield from filter(None, (hint(prompt, spec.name) for prompt in task.request.prompts))
 
     def _check_work(self, request: ResolvedRequest, chunks: int) -> None:
         width, height = request.final_size

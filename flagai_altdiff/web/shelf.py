@@ -88,6 +88,11 @@ class Shelf:
                 missing.append((name, str(error)))
         return tuple(cards), tuple(missing)
 
+    @property
+    def has_words(self) -> bool:
+        """Whether the models have learnt words of their own."""
+        return bool(self._settings.embeddings)
+
     def get(self, name: str, loras: tuple[Lora, ...] = ()) -> Loaded:
         """A model with just these LoRAs.
 

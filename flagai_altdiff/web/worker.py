@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
@@ -19,8 +19,10 @@ from flagai_altdiff.errors import FlagAIAltDiffError, InsufficientMemoryError, O
 from flagai_altdiff.images import save_png
 from flagai_altdiff.machine import give_back_memory
 from flagai_altdiff.merging import count, merged
+from flagai_altdiff.mini.things.knowing import hint
 from flagai_altdiff.output import Filing
 from flagai_altdiff.pipeline import Sample, draw, prepare
+from flagai_altdiff.registry import find_model
 from flagai_altdiff.request import Note, Output, ResolvedRequest
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.walks import step_counts
@@ -142,6 +144,7 @@ class _Worker:
         """Get ready for a task; ``None`` where it cannot be drawn, which is said."""
         try:
             request, notes = prepare(loaded.model, task.request)
+            notes += self._hints(task)
             saved = self._folder is not None and task.is_saved
             output = Output(folder=self._folder or Path(), skip_grid=True, skip_save=not saved)
             try:
@@ -153,6 +156,13 @@ class _Worker:
         except Exception as error:
             self._fail(task, error)
             return None
+
+    def _hints(self, task: Task) -> Iterator[Note]:
+        """Which prompts name nothing the embedded model knows; looking takes time, so the server itself does not."""
+        spec = find_model(task.model)
+        if spec is not None and spec.embedded and not (task.loras or self._shelf.has_words):
+            for text in filter(None, (hint(prompt, task.model) for prompt in dict.fromkeys(task.request.prompts))):
+                yield Note("unknown", text)
 
     def _fail(self, task: Task, error: Exception) -> None:
         if Problem.of(error).code == "internal_error":

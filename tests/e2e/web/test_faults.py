@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
@@ -152,6 +153,13 @@ def test_slow_and_silent_clients_hold_nobody_up(server: Server) -> None:
     assert server.get("/healthz").ok and time.monotonic() - began < 2
     assert server.finished(job["id"])["state"] == "done"
     reader.close()
+    polling = http.client.HTTPConnection(*address(server))
+    polling.auto_open = False  # a connection that is in use stays
+    polling.connect()
+    for _ in range(60):
+        polling.request("GET", "/healthz")
+        assert polling.getresponse().read()
+        time.sleep(0.2)
     for connection in silent:  # no whole request in ten seconds: closed
         connection.settimeout(15)
         assert connection.recv(1) == b""
