@@ -1,12 +1,13 @@
 # make demo   draw images with the embedded model
 # make test   run the test suite
 # make screenshots   the pictures of the page in docs/images, drawn anew
+# make bench-memory   peak memory by mode, at full size: writes 6 GB and takes long
 # make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test browser screenshots test-full check fix build clean
+.PHONY: demo test browser screenshots test-full bench-memory check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -25,6 +26,9 @@ screenshots: browser
 
 test-full: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -m "full or not full" -s
+
+bench-memory: $(VENV)/.tested-with
+	$(BIN)/python -m tests.benchmarks.memory --sizes 512x512,1024x1024
 
 check: $(VENV)/.tested-with
 	$(BIN)/ruff check .

@@ -13,8 +13,11 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
+from flagai_altdiff.engine.plan import Size, choose_mode, working_dtype
 from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError, last_net, printable
+from flagai_altdiff.machine import MEMORY_MODES
 from flagai_altdiff.models import LatentDiffusion, build_model
+from flagai_altdiff.placement import keep
 from flagai_altdiff.registry import (
     DEFAULT_MODEL_DIR,
     DRAWING,
@@ -42,6 +45,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     safety_checker: bool | str = "auto",
     mapped: bool = False,
+    memory: str = "auto",
 ) -> LatentDiffusion:
     """Load a model from its files, fetching them first if a registered model lacks them.
 
@@ -54,6 +58,9 @@ def load_model(
         safety_checker: ``"auto"`` uses the checker that lies with the model, ``True`` requires one, ``False`` is none.
         mapped: Leave the weights of large files mapped: quicker, and programs share the memory. But whoever overwrites
             such a file meanwhile, this program too, ends it. Without it, a model may be saved over its own files.
+        memory: How much may be taken for drawing: ``"normal"``; ``"low"`` has one part of the model at a time where it
+            works, in half precision on a GPU, the decoder in strips and large files mapped; ``"lowest"`` one layer at a
+            time; ``"auto"`` takes the first of these that fits into what is free.
 
     Returns:
         The model in evaluation mode, float32. Its ``tokenizer``, ``spec`` and ``safety_checker`` are plain attributes
@@ -61,17 +68,20 @@ def load_model(
 
     Raises:
         UnknownModelError: Neither registered nor a path.
-        InvalidRequestError: ``safety_checker``, ``device`` or ``dtype`` is something else, or cannot be used here.
+        InvalidRequestError: ``safety_checker``, ``device``, ``dtype`` or ``memory`` is something else, or cannot be
+            used here.
         CheckpointError: The files are not such a model.
         ConfigError: The config cannot be built, or contradicts the weights.
         HubError: Files are missing and could not be fetched.
     """
     _check_safety_argument(safety_checker)
-    place, precision = find_device(device), _dtype(dtype)
+    check_memory_mode(memory)
+    place, asked = find_device(device), _dtype(dtype)
     spec, path = _found(name_or_path, model_dir, safety_checker)
     mapped = mapped or place.type != "cpu"  # another device has copies in any case
-    model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped).to(place)
-    model.autocast_dtype = precision
+    with last_net(path):
+        model = _load(path, spec, safety_checker, mapped, memory, place, asked).to(place)
+    model.autocast_dtype = working_dtype(model.memory, place, asked)
     return model
 
 
@@ -101,7 +111,12 @@ def _found(
 
 
 def load_path(
-    path: str | Path, spec: ModelSpec | None = None, *, safety_checker: bool | str = "auto", mapped: bool = False
+    path: str | Path,
+    spec: ModelSpec | None = None,
+    *,
+    safety_checker: bool | str = "auto",
+    mapped: bool = False,
+    memory: str = "normal",
 ) -> LatentDiffusion:
     """Load the model whose files lie at ``path``, on the CPU; never touches the network.
 
@@ -110,15 +125,17 @@ def load_path(
         spec: Defaults of its images; derived from the config if left out.
         safety_checker: As in :func:`load_model`.
         mapped: As in :func:`load_model`.
+        memory: As in :func:`load_model`.
 
     Raises:
         CheckpointError: The files are not such a model, or cannot be read.
         ConfigError: The config cannot be built, or contradicts the weights.
     """
     _check_safety_argument(safety_checker)
+    check_memory_mode(memory)
     path = Path(path)
     with last_net(path):
-        return _load(path, spec, safety_checker, mapped)
+        return _load(path, spec, safety_checker, mapped, memory, torch.device("cpu"), None)
 
 
 def fetch_model(
@@ -150,7 +167,15 @@ def fetch_model(
         logger.warning("the safety checker could not be fetched; images would not be checked: %s", error)
 
 
-def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str, mapped: bool) -> LatentDiffusion:
+def _load(
+    path: Path,
+    spec: ModelSpec | None,
+    safety_checker: bool | str,
+    mapped: bool,
+    memory: str,
+    place: torch.device,
+    dtype: torch.dtype | None,
+) -> LatentDiffusion:
     layout = layouts.detect(path)
     layout.require()
     # A broken tokenizer is found before the big files are opened.
@@ -167,11 +192,18 @@ def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str, mapped
         )
     with torch.device("meta"):
         model = build_model(config)
+    model.spec = spec or _unregistered(path, config)
+    size = Size(height=model.spec.height, width=model.spec.width)
+    mode = choose_mode(config, size, place, dtype) if memory == "auto" else memory
+    if mode not in ("normal", memory):
+        logger.warning("little memory is free on %s: drawing with memory=%r, which is slower", place, mode)
+    mapped = mapped or mode != "normal"
     checkpoint.assign(model, state, str(path), mapped=mapped)
     model.text_tokenizer = tokenizer
-    model.spec = spec or _unregistered(path, config)
-    model.safety_checker = _safety_checker(layout, model.spec, safety_checker)
-    logger.info("loaded %s (%s)", printable(str(path)), layout.name)
+    model.safety_checker = _safety_checker(layout, model.spec, safety_checker, mapped, spares=mode != "normal")
+    if mode != "normal":
+        keep(model, mode)
+    logger.info("loaded %s (%s), memory=%s", printable(str(path)), layout.name, mode)
     return model.eval()
 
 
@@ -224,6 +256,12 @@ def _check_safety_argument(value: object) -> None:
         raise InvalidRequestError("safety_checker", value, "expected True, False or 'auto'")
 
 
+def check_memory_mode(value: object) -> None:
+    """InvalidRequestError unless it is one of ``machine.MEMORY_MODES``."""
+    if value not in MEMORY_MODES:
+        raise InvalidRequestError("memory", value, f"expected {', '.join(map(repr, MEMORY_MODES))}")
+
+
 def find_device(value: str | torch.device | None) -> torch.device:
     """A device that works here; InvalidRequestError if it does not."""
     try:
@@ -238,11 +276,11 @@ def find_device(value: str | torch.device | None) -> torch.device:
 
 
 def _dtype(value: str | torch.dtype | None) -> torch.dtype | None:
-    """The precision to draw in; ``None`` for float32."""
+    """The precision to draw in; ``None`` where none is asked for."""
     dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if (dtype is None and value is None) or dtype is torch.float32:
+    if dtype is None and value is None:
         return None
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidRequestError("dtype", value, "expected 'float32', 'float16' or 'bfloat16'")
     return dtype
 
@@ -263,14 +301,16 @@ def _is_whole(layout: layouts.Layout) -> bool:
     return True
 
 
-def _safety_checker(layout: layouts.Layout, spec: ModelSpec, wanted: bool | str) -> SafetyChecker | None:
+def _safety_checker(
+    layout: layouts.Layout, spec: ModelSpec, wanted: bool | str, mapped: bool, spares: bool
+) -> SafetyChecker | None:
     if wanted is False:
         if spec.needs_safety_checker:
             logger.info("safety checker off, as asked")
         return None
     folder = layout.safety_checker
     if folder is not None:
-        return load_safety_checker(folder)
+        return load_safety_checker(folder, mapped=mapped, spares=spares)
     if wanted is True:
         raise CheckpointError(
             f"safety_checker=True, but {layout.folder} has no safety_checker/ and no SafetyChecker/ lies beside it. "

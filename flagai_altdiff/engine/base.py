@@ -7,7 +7,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling.schedule import Schedule
 
 
@@ -63,8 +62,4 @@ class Engine(Protocol):
         Raises:
             NotFiniteError: The decoder gives values that are no numbers, in full precision too.
         """
-        ...
-
-    def need(self, request: ResolvedRequest) -> int:
-        """Bytes that a batch of the request takes at least, beside the weights."""
         ...

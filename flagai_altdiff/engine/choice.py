@@ -8,6 +8,7 @@ from flagai_altdiff.engine.base import Engine
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.engine.seamless import seamless
+from flagai_altdiff.engine.sparing import SparingEngine
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.request import ResolvedRequest
@@ -32,11 +33,15 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
     by_itself = request.engine == "auto" and request.steps >= _REPAID_STEPS and not _unpackable(model, circular)
     if request.engine == "packed" or by_itself:
         return PackedEngine(model)
+    if model.memory != "normal":
+        return SparingEngine(model, circular)
     return EagerEngine(seamless(model, circular) if circular else model)
 
 
 def _unpackable(model: LatentDiffusion, circular: str) -> str:
     """Why a model's weights cannot be laid out for the processor; nothing if they can."""
+    if model.memory != "normal":
+        return f"it lays out weights anew, for which memory={model.memory!r} has no room"
     if model.device.type != "cpu":
         return f"it is for the CPU, and the model is on {model.device}"
     if model.dtype != torch.float32:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flagai_altdiff.checkpoint.mapped import is_mapped
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.loading import describe_model, load_model
 from flagai_altdiff.lora import add_lora, remove_loras
@@ -40,8 +41,10 @@ class Loaded:
 
     @property
     def size_bytes(self) -> int:
-        """Of its weights."""
-        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        """Of its weights; not of pages of a file that come only while they are at work."""
+        weights = self.model.parameters()
+        own = (w for w in weights if self.model.memory == "normal" or not is_mapped(w))
+        return sum(weight.numel() * weight.element_size() for weight in own)
 
 
 def usual_memory(device: str, sharers: int = 1) -> float:
@@ -108,6 +111,7 @@ class Shelf:
             dtype="float16" if settings.half else None,
             safety_checker=settings.safety_checker,
             mapped=True,
+            memory=settings.memory,
         )
         for file in settings.embeddings:
             add_embedding(model, file)

@@ -244,7 +244,7 @@ predictor.predict_generate_images("a cat", "out", **small)
 @pytest.mark.parametrize(
     ("room", "count", "message"),
     [
-        (2**26, 64, "64 images of 512x512 at once needs more than"),
+        (2**26, 64, "64 images of 512x512 at once needs about"),
         (2**28, 2, "ran out of memory. Try n_samples=1"),
     ],
 )
