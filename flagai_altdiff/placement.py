@@ -48,7 +48,7 @@ class _Group:
         self.is_out = True
         for weight in module.parameters():
             dtype = self.dtype or weight.dtype
-            if (weight.device, weight.dtype) != (device, dtype):
+            if not _is_at(weight.device, device) or weight.dtype != dtype:
                 self.homes.append((weight, weight.data))
                 weight.data = weight.data.to(device).to(dtype)  # cast there: the transfer needs no memory for that
 
@@ -136,6 +136,11 @@ class Keeper:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.RLock())
+
+
+def _is_at(place: torch.device, device: torch.device) -> bool:
+    """Whether a place is a device, which may be one without a number, the first of its kind."""
+    return place.type == device.type and (place.index or 0) == (device.index or 0)
 
 
 def _autocast_dtype(device: torch.device) -> torch.dtype | None:

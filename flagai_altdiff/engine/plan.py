@@ -88,11 +88,6 @@ class MemoryPlan:
         """Bytes that are taken at the worst moment."""
         return max(part.total for part in (self.text, self.unet, self.vae))
 
-    @property
-    def working(self) -> int:
-        """The same without weights."""
-        return max(part.working for part in (self.text, self.unet, self.vae))
-
 
 def plan_memory(
     config: LatentDiffusionConfig,
@@ -126,7 +121,7 @@ def bytes_to_come(model: LatentDiffusion, request: ResolvedRequest) -> int:
     size = Size(height=min(high, window), width=min(wide, window), batch=request.batch_size, guided=guided)
     kind = model.device.type
     plan = plan_memory(model.config, size, model.memory, kind, model.autocast_dtype if kind == "cuda" else None)
-    return plan.working if model.memory == "normal" else plan.peak
+    return plan.peak - (plan.text.weights if model.memory == "normal" else 0)
 
 
 def choose_mode(config: LatentDiffusionConfig, size: Size, device: torch.device, dtype: torch.dtype | None) -> str:
@@ -216,8 +211,9 @@ class _Counted:
         for kind, given, made, scale in _decoder_layers(vae):
             cells *= scale
             whole = itemsize * cells * (_block(given, made, self.on_cpu) if kind == "block" else 4.25 * made)
-            if kind == "attention":
-                whole = itemsize * cells * 9 * made
+            if kind == "attention":  # as the model itself has it, torch holds all scores, twice
+                scores = 0 if self.spares else 2 * cells * cells / batch
+                whole = itemsize * (cells * 9 * made + scores)
             elif self.spares:
                 maps = itemsize * cells * (max(given, 2 * made) if kind == "block" else made)
                 whole = min(whole, _HOLES * maps + _STRIPS_AT_WORK * STRIP_BYTES)

@@ -68,7 +68,8 @@ def _feed(feed: FeedForward, x: Tensor) -> Tensor:
 
 def _look_around(block: AttnBlock, x: Tensor) -> Tensor:
     y = block.norm(x)
-    q, k, v = (rearrange(conv(y), "b c h w -> b 1 (h w) c") for conv in (block.q, block.k, block.v))
+    # Channels side by side: torch's attention without scores asks for that.
+    q, k, v = (rearrange(conv(y), "b c h w -> b 1 (h w) c").contiguous() for conv in (block.q, block.k, block.v))
     return x + block.proj_out(rearrange(sliced_attention(q, k, v), "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 

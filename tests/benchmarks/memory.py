@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.memory [--folder runs/full] [--sizes 512x512,1024x1024] [--only ROW] [--keep]
 
-Each row is a process of its own, on one thread. Private memory is what the process alone has, sampled every 10 ms; what
-is resident counts the pages of the file that it looks at as well, as the kernel remembers the peak. Both are what came
-after the imports. The weights are random, since memory hangs on their number only, and a picture has one step: all steps
-take the same. What was measured goes into ``docs/performance.md``, between its marks, one row after the other.
+Each row is a process of its own, on one thread. What is resident counts the pages of the file that it looks at, as the
+kernel remembers the peak; private memory is what the process alone has, sampled every 10 ms, and the part of it that
+came with drawing. The weights are random, since memory hangs on their number only, and a picture has one step: all of
+them take the same. What was measured goes into ``docs/performance.md``, between its marks, one row after the other.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ if mode == "decoder":
             engine.decode(x)
     planned = plan_memory(RELEASED["AltDiffusion-m18"], size, "low" if row[-1] == "strips" else "normal").vae.working
 else:
+    model = load_model(folder, safety_checker=False, memory=mode, mapped=True)
+    options = {"engine": row[1]} if mode == "normal" else {}
     def work():
-        model = load_model(folder, safety_checker=False, memory=mode, mapped=True)
-        options = {"engine": row[1]} if mode == "normal" else {}
         generate(model, "a cat", height=height, width=width, steps=1, seed=1, **options)
     plan = plan_memory(RELEASED["AltDiffusion-m18"], size, mode)
-    planned = None if row[-1] == "packed" else plan.working if mode == "normal" else plan.peak
-before, resident = gib("RssAnon"), gib("VmRSS")
+    planned = None if row[-1] == "packed" else plan.peak - plan.text.weights
+before = gib("RssAnon")
 peak = Peak(daemon=True)
 peak.start()
 start = time.perf_counter()
@@ -73,7 +73,7 @@ work()
 seconds = time.perf_counter() - start
 peak.running = False
 peak.join()
-print(json.dumps({"private": peak.private - before, "resident": gib("VmHWM") - resident,
+print(json.dumps({"resident": gib("VmHWM"), "private": peak.private, "drawing": peak.private - before,
     "planned": planned and planned / 2**30, "seconds": seconds}))
 """
 
@@ -125,7 +125,7 @@ def _fill_in(name: str, found: dict[str, float]) -> None:
 
 
 def _numbers(found: dict[str, float]) -> Iterator[str]:
-    for field in ("private", "resident", "planned"):
+    for field in ("resident", "private", "drawing", "planned"):
         yield "" if found[field] is None else f"{found[field]:.2f}"
 
 

@@ -95,9 +95,19 @@ def test_an_error_at_work_sends_them_home(kept: LatentDiffusion) -> None:
 
 
 def test_moving_says_where_they_work(kept: LatentDiffusion) -> None:
+    assert kept.to(torch.device("cpu"), torch.float64).dtype is torch.float64 and kept.device.type == "cpu"
     assert kept.to("meta") is kept and kept.device.type == kept.betas.device.type == "meta"
     assert {weight.device.type for weight in kept.parameters()} == {"cpu"}
-    assert kept.to(torch.device("cpu"), torch.float64).dtype is torch.float64 and kept.device.type == "cpu"
+
+
+def test_what_is_there_is_not_copied(kept: LatentDiffusion) -> None:
+    """A device may be named without its number, which the place of a weight has."""
+    places = {weight.data_ptr() for weight in kept.parameters()}
+    kept.to(torch.device("cpu", 0))
+    seen: list[set[int]] = []
+    kept.model.diffusion_model.register_forward_hook(lambda *_: seen.append({w.data_ptr() for w in kept.parameters()}))  # type: ignore[arg-type]
+    drawn(kept)
+    assert seen == [places] * len(seen) and seen
 
 
 def test_copies_and_pickles_draw(kept: LatentDiffusion, model: LatentDiffusion) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from flagai_altdiff.engine import EagerEngine, strips
+from flagai_altdiff.engine import EagerEngine, sparing, strips
 from flagai_altdiff.engine.seamless import seamless
-from flagai_altdiff.engine.sparing import SparingEngine
+from flagai_altdiff.engine.sparing import SparingEngine, sliced_attention
 from flagai_altdiff.engine.strips import decode_in_strips
 from flagai_altdiff.loading import load_model
 from flagai_altdiff.models import LatentDiffusion
@@ -26,7 +29,7 @@ def thin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("axes", ["", "x", "y", "xy"])
-@pytest.mark.parametrize("shape", [(1, 4, 8, 12), (2, 4, 20, 9), (1, 4, 1, 1)])
+@pytest.mark.parametrize("shape", [(1, 4, 8, 12), (2, 4, 20, 9), (1, 4, 2, 2)])
 def test_strips_are_the_whole(axes: str, shape: tuple[int, ...], thin: None, m9: LatentDiffusion) -> None:
     whole, sparing = EagerEngine(seamless(m9, axes)), SparingEngine(m9, axes)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -46,17 +49,28 @@ def test_no_seam_is_seen_with_the_embedded_model(thin: None) -> None:
 
 
 @torch.no_grad()
-def test_attention_in_the_decoder_sees_the_whole(thin: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention between the blocks too, as other autoencoders have it, and slices of one query."""
-    monkeypatch.setattr("flagai_altdiff.engine.sparing._SCORES_BYTES", 1)
-    config = tiny.tiny_config(tiny.M9).first_stage
-    model = AutoencoderKL(
-        type(config)(ch=32, ch_mult=(1, 2), num_res_blocks=1, resolution=32, attn_resolutions=(32, 16))
-    )
+def test_attention_between_the_blocks_sees_the_whole(thin: None) -> None:
+    """As other autoencoders have it."""
+    sizes = {"ch_mult": (1, 2), "resolution": 32, "attn_resolutions": (32, 16)}
+    model = AutoencoderKL(replace(tiny.tiny_config(tiny.M9).first_stage, **sizes))
     tiny.fill(model.state_dict(), seed=3)
     z = torch.randn(1, 4, 6, 10, generator=torch.Generator().manual_seed(0))
     whole = model.decoder(z)
     torch.testing.assert_close(decode_in_strips(model.decoder, "", z), whole, rtol=1e-4, atol=2e-5)
+
+
+def test_slices_of_attention_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (50, 77, 77))
+    whole = F.scaled_dot_product_attention(q, k, v)
+    for limit in (1, 2 * 3 * 77 * 4 * 7, 1 << 20):
+        monkeypatch.setattr(sparing, "_SCORES_BYTES", limit)
+        torch.testing.assert_close(sliced_attention(q, k, v), whole)
+    attend = partial(F.scaled_dot_product_attention, dropout_p=1e-9)  # with any, torch holds all scores
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    scores = 2 * 3 * 50 * 77 * 4
+    monkeypatch.setattr(sparing, "_SCORES_BYTES", scores // 10)
+    assert peak_bytes(partial(attend, q, k, v)) > scores > peak_bytes(partial(sliced_attention, q, k, v))
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (128, 32)])
@@ -65,13 +79,13 @@ def test_a_decoder_in_strips_holds_less_than_a_third(
 ) -> None:
     monkeypatch.setattr(strips, "STRIP_BYTES", 100_000)
     x = torch.randn(1, 4, *shape)
-    whole, tiled = (peak_bytes(lambda e=engine(m9): e.decode(x)) for engine in (EagerEngine, SparingEngine))
+    whole, tiled = (peak_bytes(partial(engine(m9).decode, x)) for engine in (EagerEngine, SparingEngine))
     assert tiled < whole / 3
 
 
 def test_images_are_decoded_one_by_one(m9: LatentDiffusion) -> None:
     engine = SparingEngine(m9)
-    one, four = (peak_bytes(lambda x=torch.randn(n, 4, 32, 32): engine.decode(x)) for n in (1, 4))
+    one, four = (peak_bytes(partial(engine.decode, torch.zeros(n, 4, 32, 32))) for n in (1, 4))
     assert four < 1.5 * one
 
 
