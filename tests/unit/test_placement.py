@@ -6,6 +6,7 @@ import copy
 import io
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from flagai_altdiff.pipeline import prepare
 from tests import tiny
 
 MODES = ["low", "lowest"]
-SMALL = {"height": 64, "width": 96, "steps": 2, "seed": 7}
+SMALL: dict[str, Any] = {"height": 64, "width": 96, "steps": 2, "seed": 7}
 
 
 @pytest.fixture(params=MODES)
@@ -35,7 +36,7 @@ def kept(mode: str, variant_folder: Path) -> LatentDiffusion:
     return load_path(variant_folder, safety_checker=False, memory=mode)
 
 
-def drawn(model: LatentDiffusion, **options: object) -> np.ndarray:  # type: ignore[type-arg]
+def drawn(model: LatentDiffusion, **options: Any) -> np.ndarray:  # type: ignore[type-arg]
     return np.asarray(generate(model, tiny.CAT, **{**SMALL, **options}).images[0]).astype(int)
 
 
@@ -128,7 +129,8 @@ def test_threads_share_a_model(kept: LatentDiffusion) -> None:
             kept.decode_first_stage(args[0])
             return kept.apply_model(*args)
 
-    wanted, found = once(), []
+    wanted = once()
+    found: list[torch.Tensor] = []
     threads = [threading.Thread(target=lambda: found.extend(once() for _ in range(3))) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -170,7 +172,7 @@ def test_pages_are_let_go_part_by_part(
     )
     assert np.abs(drawn(model) - drawn(m18, engine="eager")).max() <= 1
     assert all(when[1:]), "gone before the second step, at the latest"
-    gone = [advice == "MADV_DONTNEED" for advice, place in advised if place == last.data_ptr()]
+    gone = [advice == "MADV_DONTNEED" for advice, place in advised if place == last.data_ptr()]  # type: ignore[operator]
     assert gone.count(True) == (2 if mode == "lowest" else 1), "after each step, or after the last"
     assert gone.count(False) == (2 if mode == "lowest" else 0), "read while the layer before it works"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -20,8 +21,7 @@ from tests.live import peak_bytes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
-M18 = RELEASED["AltDiffusion-m18"]
-assert isinstance(M18, LatentDiffusionConfig)
+M18 = cast(LatentDiffusionConfig, RELEASED["AltDiffusion-m18"])
 ENGINES = {"normal": EagerEngine, "low": SparingEngine}
 
 

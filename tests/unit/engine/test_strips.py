@@ -51,8 +51,8 @@ def test_no_seam_is_seen_with_the_embedded_model(thin: None) -> None:
 @torch.no_grad()
 def test_attention_between_the_blocks_sees_the_whole(thin: None) -> None:
     """As other autoencoders have it."""
-    sizes = {"ch_mult": (1, 2), "resolution": 32, "attn_resolutions": (32, 16)}
-    model = AutoencoderKL(replace(tiny.tiny_config(tiny.M9).first_stage, **sizes))
+    config = tiny.tiny_config(tiny.M9).first_stage
+    model = AutoencoderKL(replace(config, ch_mult=(1, 2), resolution=32, attn_resolutions=(32, 16)))
     tiny.fill(model.state_dict(), seed=3)
     z = torch.randn(1, 4, 6, 10, generator=torch.Generator().manual_seed(0))
     whole = model.decoder(z)
