@@ -115,7 +115,8 @@ def _needed(device: torch.device) -> str:
     }
     taken = ", ".join(f"{plan.peak / _GIB:.1f} ({mode})" for mode, plan in plans.items())
     chosen = choose_mode(config, size, device, None)
-    return f"an image of {_LARGEST} takes about {taken} GiB; memory=auto chooses {chosen}"
+    pages = " beside pages of its file" if device.type == "cpu" else ""
+    return f"an image of {_LARGEST} takes about {taken} GiB{pages}; memory=auto chooses {chosen}"
 
 
 def _devices() -> Iterator[Finding]:
