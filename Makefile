@@ -6,12 +6,13 @@
 # make bench-gpu   on a GPU, beside diffusers, as it is and compiled
 # make bench-less   measure what less work saves and costs, and write it into docs/performance.md (minutes)
 # make test-ray   the deployment for Ray Serve, under load
+# make bench-memory   peak memory by mode, at full size: writes 6 GB and takes long
 # make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-ray bench bench-full bench-gpu bench-less browser screenshots test-full check fix build clean
+.PHONY: demo test test-ray bench bench-full bench-gpu bench-less bench-memory browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -37,6 +38,9 @@ screenshots: browser
 
 test-full: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -m "full or not full" -s
+
+bench-memory: $(VENV)/.tested-with
+	$(BIN)/python -m tests.benchmarks.memory --sizes 512x512,1024x1024
 
 check: $(VENV)/.tested-with
 	$(BIN)/ruff check .

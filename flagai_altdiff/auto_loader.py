@@ -44,6 +44,8 @@ class AutoLoader:
         lora_dir: A LoRA, or a folder of them, to add to a model that draws, at full strength; see ``add_lora``.
         fp16: Draw in half precision when the model is on a GPU; ``use_fp16`` is the same.
         safety_checker: ``"auto"``, ``True`` or ``False``; see ``load_model``.
+        memory: ``"auto"``, ``"normal"``, ``"low"`` or ``"lowest"``, of a model that draws; see ``load_model``. Moving
+            a model of little memory to a GPU says where it works; with ``fp16`` it does so in half precision.
         kwargs: ``use_fp16``; anything else is named in one warning and has no effect.
 
     Raises:
@@ -70,6 +72,7 @@ class AutoLoader:
         *,
         fp16: bool | None = None,
         safety_checker: bool | str = "auto",
+        memory: str = "auto",
         **kwargs: object,
     ) -> None:
         task_name = as_task(task_name)
@@ -85,6 +88,7 @@ class AutoLoader:
             "inference_mode": not inference_mode,
             "model_max_length": model_max_length is not None,
             "all_devices": all_devices,
+            "memory": memory != "auto" and task_name == MATCHING,
         }
         ignored = [name for name, changed in meaningless.items() if changed] + list(kwargs)
         if ignored:
@@ -104,7 +108,7 @@ class AutoLoader:
             self.transform = self.model.transform
         else:
             loras = lora_files(lora_dir) if lora_dir else []
-            self.model = load_model(model_name, self.model_dir, safety_checker=safety_checker)
+            self.model = load_model(model_name, self.model_dir, safety_checker=safety_checker, memory=memory)
             self.model.autocast_dtype = torch.float16 if half else None
             for lora in loras:
                 add_lora(self.model, lora)

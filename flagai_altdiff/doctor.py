@@ -14,12 +14,16 @@ from pathlib import Path
 import torch
 
 from flagai_altdiff import __version__, hub
+from flagai_altdiff.config import RELEASED, LatentDiffusionConfig
+from flagai_altdiff.engine.plan import Size, choose_mode, plan_memory, working_dtype
 from flagai_altdiff.errors import DiskError, HubError
+from flagai_altdiff.machine import MEMORY_MODES
 from flagai_altdiff.memory import free_memory
 from flagai_altdiff.registry import MODELS, ModelSpec, embedded_dir
 
 _PACKAGES = ("torch", "transformers", "pytorch-lightning", "safetensors", "tokenizers", "einops", "pillow")
 _GIB = 2**30
+_LARGEST = "AltDiffusion-m18"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def examine(model_dir: Path) -> Iterator[Finding]:
     yield _shim()
     yield from _devices()
     free = free_memory(torch.device("cpu"))
-    yield Finding("memory", f"{free / _GIB:.1f} GiB free; a released model takes about 7 GiB to load and draw on a CPU")
+    yield Finding("memory", f"{free / _GIB:.1f} GiB free; {_needed(torch.device('cpu'))}")
     place = model_dir.absolute()
     existing = next(path for path in (place, *place.parents) if os.path.exists(path))
     free = shutil.disk_usage(existing).free
@@ -101,6 +105,20 @@ def _shim() -> Finding:
     return Finding("import flagai", f"{place}" + (f" (FlagAI {version} is installed too)" if version else ""), advice)
 
 
+def _needed(device: torch.device) -> str:
+    """What the largest model takes of a device in each mode of memory, and which one fits."""
+    config, size = RELEASED[_LARGEST], Size(height=512, width=512)
+    assert isinstance(config, LatentDiffusionConfig)
+    plans = {
+        mode: plan_memory(config, size, mode, device.type, working_dtype(mode, device, None))
+        for mode in MEMORY_MODES[1:]
+    }
+    taken = ", ".join(f"{plan.peak / _GIB:.1f} ({mode})" for mode, plan in plans.items())
+    chosen = choose_mode(config, size, device, None)
+    pages = " beside pages of its file" if device.type == "cpu" else ""
+    return f"an image of {_LARGEST} takes about {taken} GiB{pages}; memory=auto chooses {chosen}"
+
+
 def _devices() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     yield Finding("cpu", f"{os.cpu_count()} cores, {threads} threads")
@@ -108,7 +126,9 @@ def _devices() -> Iterator[Finding]:
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
             yield Finding(
-                f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
+                f"cuda:{i}",
+                f"{torch.cuda.get_device_name(i)}, {free / _GIB:.1f} of {total / _GIB:.1f} GiB free; "
+                f"{_needed(torch.device('cuda', i))}",
             )
     else:
         yield Finding("cuda", "none")

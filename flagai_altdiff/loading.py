@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,11 @@ import torch
 from flagai_altdiff import checkpoint, hub
 from flagai_altdiff.checkpoint import layouts
 from flagai_altdiff.config import LatentDiffusionConfig
+from flagai_altdiff.engine.plan import Size, choose_mode, working_dtype
 from flagai_altdiff.errors import CheckpointError, DiskError, HubError, InvalidRequestError, last_net, printable
+from flagai_altdiff.machine import MEMORY_MODES
 from flagai_altdiff.models import LatentDiffusion, build_model
+from flagai_altdiff.placement import keep
 from flagai_altdiff.quantizing import check_kind, leave_files, quantize_model
 from flagai_altdiff.registry import (
     DEFAULT_MODEL_DIR,
@@ -44,6 +47,7 @@ def load_model(
     safety_checker: bool | str = "auto",
     mapped: bool = False,
     quantize: str | None = None,
+    memory: str = "auto",
 ) -> LatentDiffusion:
     """Load a model from its files, fetching them first if a registered model lacks them.
 
@@ -57,7 +61,10 @@ def load_model(
         mapped: Leave the weights of large files mapped: quicker, and programs share the memory. But whoever overwrites
             such a file meanwhile, this program too, ends it. Without it, a model may be saved over its own files.
         quantize: ``"int8"`` or ``"int4"`` keeps the weights of UNet and text encoder in so many bits: less memory, and
-            another picture; see ``quantize_model``.
+            another picture; see ``quantize_model``. Unless ``memory`` is given, it is ``"normal"`` then.
+        memory: How much may be taken for drawing: ``"normal"``; ``"low"`` has one part of the model at a time where it
+            works, in half precision on a GPU, the decoder in strips and large files mapped; ``"lowest"`` one layer at a
+            time; ``"auto"`` takes the first of these that fits into what is free.
 
     Returns:
         The model in evaluation mode, float32. Its ``tokenizer``, ``spec`` and ``safety_checker`` are plain attributes
@@ -65,25 +72,29 @@ def load_model(
 
     Raises:
         UnknownModelError: Neither registered nor a path.
-        InvalidRequestError: ``safety_checker``, ``device``, ``dtype`` or ``quantize`` is something else, or cannot be
-            used here.
+        InvalidRequestError: ``safety_checker``, ``device``, ``dtype``, ``quantize`` or ``memory`` is something else, or
+            cannot be used here.
         CheckpointError: The files are not such a model.
         ConfigError: The config cannot be built, or contradicts the weights.
         HubError: Files are missing and could not be fetched.
     """
     _check_safety_argument(safety_checker)
-    place, precision = find_device(device), _dtype(dtype)
+    check_memory_mode(memory)
     if quantize is not None:
         check_kind(quantize)
+    place, asked = find_device(device), _dtype(dtype)
     spec, path = _found(name_or_path, model_dir, safety_checker)
-    mapped = mapped or place.type != "cpu"  # another device has copies in any case
-    model = load_path(path, spec, safety_checker=safety_checker, mapped=mapped or quantize is not None)
-    if quantize is not None:
-        quantize_model(model, quantize)
-        if not mapped:
-            leave_files(model)
-    model = model.to(place)
-    model.autocast_dtype = precision
+    how = _How(
+        safety_checker=safety_checker,
+        mapped=mapped or place.type != "cpu",  # another device has copies in any case
+        quantize=quantize,
+        memory="normal" if memory == "auto" and quantize else memory,
+        place=place,
+        dtype=asked,
+    )
+    with last_net(path):
+        model = _load(path, spec, how).to(place)
+    model.autocast_dtype = working_dtype(model.memory, place, asked)
     return model
 
 
@@ -113,7 +124,12 @@ def _found(
 
 
 def load_path(
-    path: str | Path, spec: ModelSpec | None = None, *, safety_checker: bool | str = "auto", mapped: bool = False
+    path: str | Path,
+    spec: ModelSpec | None = None,
+    *,
+    safety_checker: bool | str = "auto",
+    mapped: bool = False,
+    memory: str = "normal",
 ) -> LatentDiffusion:
     """Load the model whose files lie at ``path``, on the CPU; never touches the network.
 
@@ -122,15 +138,19 @@ def load_path(
         spec: Defaults of its images; derived from the config if left out.
         safety_checker: As in :func:`load_model`.
         mapped: As in :func:`load_model`.
+        memory: As in :func:`load_model`.
 
     Raises:
         CheckpointError: The files are not such a model, or cannot be read.
         ConfigError: The config cannot be built, or contradicts the weights.
     """
     _check_safety_argument(safety_checker)
+    check_memory_mode(memory)
     path = Path(path)
     with last_net(path):
-        return _load(path, spec, safety_checker, mapped)
+        return _load(
+            path, spec, _How(safety_checker=safety_checker, mapped=mapped, memory=memory, place=torch.device("cpu"))
+        )
 
 
 def fetch_model(
@@ -162,7 +182,19 @@ def fetch_model(
         logger.warning("the safety checker could not be fetched; images would not be checked: %s", error)
 
 
-def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str, mapped: bool) -> LatentDiffusion:
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """What :func:`load_model` is asked for, beside the files."""
+
+    safety_checker: bool | str
+    mapped: bool
+    memory: str
+    place: torch.device
+    quantize: str | None = None
+    dtype: torch.dtype | None = None
+
+
+def _load(path: Path, spec: ModelSpec | None, how: _How) -> LatentDiffusion:
     layout = layouts.detect(path)
     layout.require()
     # A broken tokenizer is found before the big files are opened.
@@ -179,11 +211,22 @@ def _load(path: Path, spec: ModelSpec | None, safety_checker: bool | str, mapped
         )
     with torch.device("meta"):
         model = build_model(config)
-    checkpoint.assign(model, state, str(path), mapped=mapped)
-    model.text_tokenizer = tokenizer
     model.spec = spec or _unregistered(path, config)
-    model.safety_checker = _safety_checker(layout, model.spec, safety_checker)
-    logger.info("loaded %s (%s)", printable(str(path)), layout.name)
+    size = Size(height=model.spec.height, width=model.spec.width)
+    mode = choose_mode(config, size, how.place, how.dtype) if how.memory == "auto" else how.memory
+    if mode not in ("normal", how.memory):
+        logger.warning("little memory is free on %s: drawing with memory=%r, which is slower", how.place, mode)
+    mapped = how.mapped or mode != "normal"
+    checkpoint.assign(model, state, str(path), mapped=mapped or how.quantize is not None)
+    model.text_tokenizer = tokenizer
+    model.safety_checker = _safety_checker(layout, model.spec, how.safety_checker, mapped, spares=mode != "normal")
+    if how.quantize is not None:
+        quantize_model(model, how.quantize)
+        if not mapped:
+            leave_files(model)
+    if mode != "normal":
+        keep(model, mode)
+    logger.info("loaded %s (%s), memory=%s", printable(str(path)), layout.name, mode)
     return model.eval()
 
 
@@ -236,6 +279,12 @@ def _check_safety_argument(value: object) -> None:
         raise InvalidRequestError("safety_checker", value, "expected True, False or 'auto'")
 
 
+def check_memory_mode(value: object) -> None:
+    """InvalidRequestError unless it is one of ``machine.MEMORY_MODES``."""
+    if value not in MEMORY_MODES:
+        raise InvalidRequestError("memory", value, f"expected {', '.join(map(repr, MEMORY_MODES))}")
+
+
 def find_device(value: str | torch.device | None) -> torch.device:
     """A device that works here; InvalidRequestError if it does not."""
     try:
@@ -250,11 +299,11 @@ def find_device(value: str | torch.device | None) -> torch.device:
 
 
 def _dtype(value: str | torch.dtype | None) -> torch.dtype | None:
-    """The precision to draw in; ``None`` for float32."""
+    """The precision to draw in; ``None`` where none is asked for."""
     dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    if (dtype is None and value is None) or dtype is torch.float32:
+    if dtype is None and value is None:
         return None
-    if dtype not in (torch.float16, torch.bfloat16):
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidRequestError("dtype", value, "expected 'float32', 'float16' or 'bfloat16'")
     return dtype
 
@@ -275,14 +324,16 @@ def _is_whole(layout: layouts.Layout) -> bool:
     return True
 
 
-def _safety_checker(layout: layouts.Layout, spec: ModelSpec, wanted: bool | str) -> SafetyChecker | None:
+def _safety_checker(
+    layout: layouts.Layout, spec: ModelSpec, wanted: bool | str, mapped: bool, spares: bool
+) -> SafetyChecker | None:
     if wanted is False:
         if spec.needs_safety_checker:
             logger.info("safety checker off, as asked")
         return None
     folder = layout.safety_checker
     if folder is not None:
-        return load_safety_checker(folder)
+        return load_safety_checker(folder, mapped=mapped, spares=spares)
     if wanted is True:
         raise CheckpointError(
             f"safety_checker=True, but {layout.folder} has no safety_checker/ and no SafetyChecker/ lies beside it. "

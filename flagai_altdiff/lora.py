@@ -163,7 +163,7 @@ def add_lora(model: LatentDiffusion, path: str | Path, strength: float = 1.0, *,
     digest = short_hash(path)
     if removable is not bool(model.before_loras) and model.loras:
         raise InvalidRequestError("removable", removable, "the same for all LoRAs of a model")
-    parameters = dict(model.named_parameters())
+    parameters = _weights_at_home(model)
     with torch.no_grad():
         for name, addition in additions.items():
             weight = parameters[name]
@@ -181,11 +181,18 @@ def remove_loras(model: LatentDiffusion) -> None:
     """
     if model.loras and not model.before_loras:
         raise InvalidRequestError("removable", False, "LoRAs that are to be taken off are added with removable=True")
-    parameters = dict(model.named_parameters())
+    parameters = _weights_at_home(model)
     with torch.no_grad():
         for name, before in model.before_loras.items():
             parameters[name].copy_(before)
     model.loras, model.before_loras = (), {}
+
+
+def _weights_at_home(model: LatentDiffusion) -> dict[str, nn.Parameter]:
+    """The weights by name, none of them a copy elsewhere."""
+    if model.keeper:
+        model.keeper.send_home()
+    return dict(model.named_parameters())
 
 
 def check_strength(strength: float) -> None:

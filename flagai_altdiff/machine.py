@@ -19,6 +19,9 @@ try:
 except ImportError:  # Windows has no such limits
     resource = None  # type: ignore[assignment]
 
+MEMORY_MODES = ("auto", "normal", "low", "lowest")
+"""How much memory drawing may take: what fits, as much as makes it quick, a part of a model at a time, a layer."""
+
 
 @dataclass(frozen=True)
 class _ControlGroups:

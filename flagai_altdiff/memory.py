@@ -12,8 +12,8 @@ from flagai_altdiff.errors import InsufficientMemoryError, is_out_of_memory
 from flagai_altdiff.machine import free_main_memory
 from flagai_altdiff.request import ResolvedRequest
 
-_USUAL_FACTOR = 3
-"""How many times what a decoder must hold it holds at its widest."""
+_SURELY = 0.75
+"""Of what is planned, so much is taken in any case: plans are that good."""
 
 
 def free_memory(device: torch.device) -> float:
@@ -28,16 +28,16 @@ def check_memory(request: ResolvedRequest, need: int, device: torch.device) -> N
 
     Args:
         request: What is asked for.
-        need: Bytes that a batch of it takes at least; usually it is some three times as much.
+        need: Bytes that a batch of it takes, beside what is held already; see ``engine.plan``.
         device: Where it will be drawn.
 
     Raises:
-        InsufficientMemoryError: One batch needs more than is free; the message has what fits by the usual need.
+        InsufficientMemoryError: One batch needs more than is free; the message has what fits.
     """
     free = free_memory(device)
-    if need > free:
-        problem = f"needs more than {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}"
-        raise InsufficientMemoryError(_sentence(request, problem, _USUAL_FACTOR * need / max(free, 1)))
+    if _SURELY * need > free:
+        problem = f"needs about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}"
+        raise InsufficientMemoryError(_sentence(request, problem, need / max(free, 1)))
 
 
 @contextmanager
@@ -63,6 +63,6 @@ def _sentence(request: ResolvedRequest, problem: str, factor: float) -> str:
     height, width = (max(64, int(side / shrink) // 64 * 64) for side in (request.height, request.width))
     smaller = f"H={height} and W={width}" if (height, width) != (request.height, request.width) else ""
     count = f"n_samples={fewer}" if fewer < batch else ""
-    joined = " and ".join(part for part in (count, smaller) if part) or "a GPU with more memory, or fp16=True"
+    joined = " and ".join(part for part in (count, smaller) if part) or "memory='lowest', or a larger GPU"
     drawn = f"{batch} images of {request.width}x{request.height} at once"
     return f"drawing {drawn} {problem}. Try {joined}; n_iter draws more of them one batch after another."

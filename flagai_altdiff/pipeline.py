@@ -18,13 +18,15 @@ from torch import Tensor, nn
 
 from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
-from flagai_altdiff.engine import EagerEngine, Engine, make_engine
+from flagai_altdiff.engine import Engine, make_engine
 from flagai_altdiff.engine.openvino import has_half_precision
+from flagai_altdiff.engine.plan import bytes_to_come
 from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
 from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise
+from flagai_altdiff.placement import weights_at_home_afterwards
 from flagai_altdiff.prompt_syntax import has_weights, read_as_text
 from flagai_altdiff.request import Batch, GenerationRequest, Note, ResolvedRequest
 from flagai_altdiff.sampling import Step
@@ -200,7 +202,7 @@ def prepare(
     _check_strengths(resolved, model.num_timesteps)
     check_stretches(resolved, model.config.first_stage.downsampling)
     make_frame(resolved)
-    check_memory(resolved, EagerEngine(model).need(resolved), model.device)
+    check_memory(resolved, bytes_to_come(model, resolved), model.device)
     notes = list(_changes(model, request, resolved))
     if resolved.prompt_syntax == "plain":
         texts = [part for prompt in resolved.prompts for part in stretches_of(prompt, resolved)]
@@ -279,27 +281,28 @@ def draw(
             is computed for them. The others are what they would be in a smaller batch; a batch without others ends.
     """
     model = unwrapped(model)
-    engine = make_engine(model, request, circular_axes(request))
-    with memory_advice(request):
-        canvas = make_canvas(engine, request)
-    noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
-    negative = cache(lambda text: encode_prompts(model, engine, [text], request.prompt_syntax)[0])
-    for batch in request.batches():
-        x, fresh = noise.start(batch)
-        walk = partial(walk_latents, engine, request, canvas, x, fresh)
-        if skip >= set(batch.indices):
-            if request.seed_mode == "batch":  # later batches depend on how often was drawn before them
-                for _ in walk(None):
-                    pass
-            continue
+    with weights_at_home_afterwards(model):
+        engine = make_engine(model, request, circular_axes(request))
         with memory_advice(request):
-            for step in walk(condition(model, engine, request, batch, negative, dropped)):
-                x = step.x
-                yield step
-                if request.seed_mode == "per_image" and dropped >= set(batch.indices):
-                    break
-            samples = _finish(model, engine, request, batch, canvas, x, dropped)
-        yield from (finished for finished in samples if finished.index not in skip)
+            canvas = make_canvas(engine, request)
+        noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
+        negative = cache(lambda text: encode_prompts(model, engine, [text], request.prompt_syntax)[0])
+        for batch in request.batches():
+            x, fresh = noise.start(batch)
+            walk = partial(walk_latents, engine, request, canvas, x, fresh)
+            if skip >= set(batch.indices):
+                if request.seed_mode == "batch":  # later batches depend on how often was drawn before them
+                    for _ in walk(None):
+                        pass
+                continue
+            with memory_advice(request):
+                for step in walk(condition(model, engine, request, batch, negative, dropped)):
+                    x = step.x
+                    yield step
+                    if request.seed_mode == "per_image" and dropped >= set(batch.indices):
+                        break
+                samples = _finish(model, engine, request, batch, canvas, x, dropped)
+            yield from (finished for finished in samples if finished.index not in skip)
 
 
 def _finish(

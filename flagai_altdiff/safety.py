@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.checkpoint import assign
 from flagai_altdiff.checkpoint.json_config import ConfigFile, load_json
+from flagai_altdiff.checkpoint.mapped import let_go
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.clip_images import ClipImageTransform
 from flagai_altdiff.errors import CheckpointError, printable
@@ -68,10 +69,12 @@ class SafetyChecker:
     Args:
         network: The image tower with its concepts; moved to the device of each check.
         image_size: Side of the images that it looks at, in pixels.
+        spares: Whether it stays on the CPU, whatever device a check names, and lets its mapped weights go after each.
     """
 
-    def __init__(self, network: CheckerNetwork, image_size: int) -> None:
+    def __init__(self, network: CheckerNetwork, image_size: int, *, spares: bool = False) -> None:
         self.network = network
+        self.spares = spares
         self.transform = ClipImageTransform(size=image_size)
 
     def check(self, images: Sequence[Image.Image], device: torch.device) -> list[bool]:
@@ -84,15 +87,21 @@ class SafetyChecker:
         Returns:
             For each image, whether it is flagged.
         """
+        device = torch.device("cpu") if self.spares else device
         pixel_values = torch.stack([self.transform(image) for image in images]).to(device)
-        return [bool(flag) for flag in self.network.to(device)(pixel_values)]
+        flags = [bool(flag) for flag in self.network.to(device)(pixel_values)]
+        for weight in self.network.parameters() if self.spares else ():
+            let_go(weight)
+        return flags
 
 
-def load_safety_checker(folder: Path) -> SafetyChecker:
+def load_safety_checker(folder: Path, *, mapped: bool = False, spares: bool = False) -> SafetyChecker:
     """Load FlagAI's ``SafetyChecker`` or a diffusers ``safety_checker`` folder.
 
     Args:
         folder: ``config.json`` and the weights.
+        mapped: Leave the weights of a large file mapped.
+        spares: See :class:`SafetyChecker`.
 
     Raises:
         CheckpointError: Files are missing or of another kind.
@@ -113,11 +122,11 @@ def load_safety_checker(folder: Path) -> SafetyChecker:
     for key, value in read_tensors(weights).items():
         if not key.endswith("position_ids"):  # a constant that old files carry
             state[key.replace("vision_model.vision_model.", "vision_model.")] = value
-    assign(network, state, str(weights))
+    assign(network, state, str(weights), mapped=mapped)
     for module in network.modules():  # the one buffer that no file has
         if isinstance(ids := getattr(module, "position_ids", None), Tensor):
             module.register_buffer("position_ids", torch.arange(ids.shape[-1]).expand(ids.shape), persistent=False)
-    return SafetyChecker(network.eval(), network.vision_model.config.image_size)
+    return SafetyChecker(network.eval(), network.vision_model.config.image_size, spares=spares)
 
 
 def _build(file: ConfigFile) -> CheckerNetwork:

@@ -77,10 +77,24 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def let_go(tensor: Tensor) -> None:
-    """Give back the memory of a mapped tensor that is not needed any more; it would be read from the file again."""
+    """Give back the memory of a mapped tensor that is not needed any more; it would be read from the file again.
+
+    A tensor that was written into is kept: its numbers are nowhere else.
+    """
+    if tensor._version == 0:
+        _advise(tensor, "MADV_DONTNEED")
+
+
+def fetch(tensor: Tensor) -> None:
+    """Have the system read a mapped tensor from its file meanwhile, before it is looked at."""
+    _advise(tensor, "MADV_WILLNEED")
+
+
+def _advise(tensor: Tensor, advice: str) -> None:
+    """Tell the system what becomes of the pages that lie wholly in a mapped tensor, where it listens."""
     for mapping, addresses in list(_mappings.items()):
-        if tensor.data_ptr() in addresses and tensor.is_contiguous() and hasattr(mapping, "madvise"):
+        if tensor.data_ptr() in addresses and tensor.is_contiguous() and hasattr(mmap, advice):
             start = tensor.data_ptr() - addresses.start
             first, last = -(-start // mmap.PAGESIZE), (start + tensor.nbytes) // mmap.PAGESIZE
             if last > first:
-                mapping.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+                mapping.madvise(getattr(mmap, advice), first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.added import QUANTIZE
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_quantize, fail, say
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_memory, add_model_dir, add_quantize, fail, say
 from flagai_altdiff.errors import ImageError, printable
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.registry import find_model
@@ -73,6 +73,7 @@ def add_redraw(parser: argparse.ArgumentParser) -> None:
     add("--mask", type=Path, metavar="FILE", help="its mask, likewise")
     add_quantize(parser)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
+    add_memory(parser)
     parser.set_defaults(run=_redraw)
 
 
@@ -138,7 +139,7 @@ def _load(name: str, kind: str, device: str, record: Record, args: argparse.Name
 
     strengths = {lora["name"]: float(lora["strength"]) for lora in record.own.get("loras", ())}
     loras = [lora_of(text, lambda file: strengths.get(file.stem, 1.0)) for text in args.lora]
-    model = load_model(name, args.model_dir, device=device, mapped=True)
+    model = load_model(name, args.model_dir, device=device, mapped=True, memory=args.memory)
     for file, strength in loras:
         add_lora(model, file, strength)
     for file in args.embedding:

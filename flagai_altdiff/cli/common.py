@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
+from flagai_altdiff.machine import MEMORY_MODES
 from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
 
@@ -76,6 +77,17 @@ def add_quantize(parser: argparse._ActionsContainer) -> None:
         "--quantize",
         choices=("int8", "int4"),
         help="keep the weights in 8 or 4 bits: a quarter or a seventh of the memory, another picture, no less time",
+    )
+
+
+def add_memory(parser: argparse._ActionsContainer) -> None:
+    """The flag for how much memory drawing may take."""
+    parser.add_argument(
+        "--memory",
+        choices=MEMORY_MODES,
+        default="auto",
+        help="low has a part of the model at a time where it draws, and half precision on a GPU; lowest a layer at a "
+        "time, which is slow on a GPU (default: auto, the first of normal, low and lowest that fits into what is free)",
     )
 
 

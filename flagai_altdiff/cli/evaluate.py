@@ -236,7 +236,15 @@ def _drawing(args: argparse.Namespace, device: str) -> Evaluation:
     scenes = SceneScorer(prompts)
     scorers += [scenes] if scenes.known else []
     dtype = torch.float16 if args.fp16 else None
-    model = load_model(args.model, args.model_dir, device=device, dtype=dtype, mapped=True, safety_checker=False)
+    model = load_model(
+        args.model,
+        args.model_dir,
+        device=device,
+        dtype=dtype,
+        mapped=True,
+        safety_checker=False,
+        memory="normal",  # the numbers of a report must not hang on what is free
+    )
     facts = {"model": model.spec.name or Path(args.model).absolute().name, "prompts": str(args.prompts)}
     facts |= {"pictures": str(args.pictures or ""), "device": torch.device(device).type, "threads": args.threads}
     return Evaluation(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, add_quantize, fail
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_memory, add_model_dir, add_option, add_quantize, fail
 from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
@@ -75,6 +75,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_quantize(parser)
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
+    add_memory(parser)
     checker = parser.add_mutually_exclusive_group()
     checker.add_argument("--no-safety-checker", action="store_true", help="do not check the images")
     checker.add_argument("--require-safety-checker", action="store_true", help="fail where the model has no checker")
@@ -135,6 +136,7 @@ def _draw(args: argparse.Namespace) -> int:
         device=device,
         dtype=torch.float16 if args.fp16 else None,
         mapped=True,  # this process writes no weights
+        memory=args.memory,
         safety_checker=False if args.no_safety_checker else True if args.require_safety_checker else "auto",
     )
     for path, strength in loras:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_quantize
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_memory, add_model_dir, add_quantize
 from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError
 from flagai_altdiff.registry import DRAWING, locate
 
@@ -61,6 +61,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
         "(default: half of the GPU's memory, or of the machine's or its container's, divided by --workers)",
     )
     add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
+    add_memory(drawing)
     add_quantize(drawing)
     add("--lora", action="append", default=[], type=Path, metavar="FILE", help="a LoRA or a folder of some; repeatable")
     add("--embedding", action="append", default=[], type=Path, metavar="FILE", help="add a learnt word; repeatable")
@@ -172,6 +173,7 @@ def _settings(args: argparse.Namespace) -> Any:
             model_dir=args.model_dir,
             threads=max(1, (os.cpu_count() or 1) // len(devices)) if len(devices) > 1 else 0,
             half=args.fp16,
+            memory=args.memory,
             safety_checker=False if args.no_safety_checker else True if args.require_safety_checker else "auto",
             loras=tuple(file for path in args.lora for file in _weights("--lora", path)),
             embeddings=tuple(file for path in args.embedding for file in _weights("--embedding", path)),

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
-from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling.schedule import Schedule
 
 
@@ -65,8 +64,4 @@ class Engine(Protocol):
         Raises:
             NotFiniteError: The decoder gives values that are no numbers, in full precision too.
         """
-        ...
-
-    def need(self, request: ResolvedRequest) -> int:
-        """Bytes that a batch of the request takes at least, beside the weights."""
         ...

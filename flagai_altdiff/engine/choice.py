@@ -12,6 +12,7 @@ from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.openvino import OpenVinoEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.engine.seamless import seamless
+from flagai_altdiff.engine.sparing import SparingEngine
 from flagai_altdiff.engine.twins import is_watched
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.models import LatentDiffusion
@@ -47,6 +48,8 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
         is_repaid = pays and not _unfit("packed", model, request, circular)
         name = "packed" if is_repaid else "eager"
     if name == "eager":
+        if model.memory != "normal":
+            return SparingEngine(model, circular)
         return EagerEngine(seamless(model, circular) if circular else model)
     if reason := _unfit(name, model, request, circular):
         raise InvalidRequestError("engine", name, f"{reason}; leave it out")
@@ -55,6 +58,8 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
 
 def _unfit(name: str, model: LatentDiffusion, request: ResolvedRequest, circular: str) -> str:
     """Why an engine cannot run a model; nothing if it can."""
+    if model.memory != "normal":
+        return f"it keeps weights of its own, for which memory={model.memory!r} has no room"
     if name in _ON_CPU and model.device.type != "cpu":
         return f"it is for the CPU, and the model is on {model.device}"
     if name == "packed" and model.dtype != torch.float32:

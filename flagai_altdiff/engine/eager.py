@@ -11,13 +11,9 @@ from torch import Tensor
 from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
-from flagai_altdiff.request import ResolvedRequest
 from flagai_altdiff.sampling.schedule import Schedule, make_betas, schedule_buffers
 
 logger = logging.getLogger(__name__)
-
-_LIVE_MAPS = 2
-"""Feature maps of an image's full size that the decoder must hold: input and output of a convolution."""
 
 
 class EagerEngine:
@@ -75,13 +71,6 @@ class EagerEngine:
                 "In half precision, try float32."
             )
         return images.float()
-
-    def need(self, request: ResolvedRequest) -> int:
-        """Bytes of the feature maps that every decoder must hold at once."""
-        size = (request.width, request.height) if request.hires is None else request.final_size
-        width, height = (min(side, request.window or side) for side in size)
-        pixels = height * width * request.batch_size
-        return _LIVE_MAPS * self.model.config.first_stage.ch * pixels * torch.float32.itemsize
 
     def _decoded(self, latents: Tensor) -> Tensor:
         with self._autocast():

@@ -7,9 +7,9 @@ wrapper, for one) drive this class unchanged.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,17 @@ class ImageChecker(Protocol):
         ...
 
 
+class WeightKeeper(Protocol):
+    """Has the weights where they work only while they do."""
+
+    mode: str
+    device: torch.device
+
+    def send_home(self) -> None:
+        """Put back all weights that do not work at the moment."""
+        ...
+
+
 class DiffusionWrapper(nn.Module):
     """The UNet under the name that checkpoints give it (``model.diffusion_model``)."""
 
@@ -72,6 +83,7 @@ class LatentDiffusion(nn.Module):
         parts: Words that were added, and an autoencoder that was put in.
         safety_checker: Judges its images, where it has one.
         autocast_dtype: Precision of the UNet and the decoder on a GPU; ``None`` is that of their weights.
+        keeper: Brings weights to where they work and back, where memory is little.
     """
 
     betas: Tensor
@@ -107,11 +119,37 @@ class LatentDiffusion(nn.Module):
         self.parts: tuple[AddedPart, ...] = ()
         self.safety_checker: ImageChecker | None = None
         self.autocast_dtype: torch.dtype | None = None
+        self.keeper: WeightKeeper | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
+        """Where it draws: where the weights are, or come to while they work."""
+        return self.keeper.device if self.keeper else next(self.model.parameters()).device
+
+    @property
+    def memory(self) -> str:
+        """How much memory it takes to draw: one of ``machine.MEMORY_MODES``."""
+        return self.keeper.mode if self.keeper else "normal"
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As torch's; but where memory is little, weights stay where they are and only work on the device."""
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if self.keeper is None or device is None:
+            return super().to(*args, **kwargs)
+        self.keeper.send_home()
+        self.keeper.device = device
+        for name, buffer in self.named_buffers(recurse=False):
+            setattr(self, name, buffer.to(device))
+        return self if dtype is None else super().to(dtype)
+
+    def cuda(self, device: int | torch.device | None = None) -> Self:
+        """As :meth:`to`."""
+        return self.to(torch.device("cuda", device) if isinstance(device, int) else device or "cuda")
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        if self.keeper:
+            self.keeper.send_home()  # what is done to weights is done to them at home
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -112,7 +112,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
 
 def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, folder: Path) -> None:
     """A stage of a model that draws."""
-    model = load_model(start, safety_checker=False)
+    model = load_model(start, safety_checker=False, memory="normal")
     spec, tokenizer = model.spec, model.text_tokenizer
     settings = stage.settings(model.config.image_size * model.config.first_stage.downsampling)
     for later in config.stages:

@@ -20,6 +20,7 @@ class Drawing:
         model_dir: Folder of the model folders.
         threads: Of one process on a CPU; 0 leaves them to torch.
         half: Half precision on a GPU.
+        memory: How much drawing may take, as of ``load_model``.
         safety_checker: As of ``load_model``.
         loras: Files that requests may name, by their stem.
         embeddings: Files of learnt words, added to every model.
@@ -34,6 +35,7 @@ class Drawing:
     model_dir: Path = DEFAULT_MODEL_DIR
     threads: int = 0
     half: bool = False
+    memory: str = "auto"
     safety_checker: bool | str = "auto"
     loras: tuple[Path, ...] = ()
     embeddings: tuple[Path, ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flagai_altdiff.checkpoint.mapped import is_mapped
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError
 from flagai_altdiff.loading import describe_model, load_model
 from flagai_altdiff.lora import add_lora, remove_loras
@@ -41,8 +42,9 @@ class Loaded:
 
     @property
     def size_bytes(self) -> int:
-        """Of its weights."""
-        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+        """Of its weights; not of pages of a file that come only while they are at work."""
+        weights = (*self.model.parameters(), *self.model.buffers())  # of quantized layers these are buffers
+        return sum(w.nbytes for w in weights if self.model.memory == "normal" or not is_mapped(w))
 
 
 def usual_memory(device: str, sharers: int = 1) -> float:
@@ -126,6 +128,7 @@ class Shelf:
             dtype="float16" if settings.half else None,
             safety_checker=settings.safety_checker,
             mapped=True,
+            memory=settings.memory,
         )
         for file in settings.embeddings:
             add_embedding(model, file)

