@@ -118,7 +118,7 @@ def _model_for(path: Path, record: Record, asked: str | None) -> str:
 
 def _load(name: str, device: str, record: Record, args: argparse.Namespace) -> LatentDiffusion:
     """The model with what is added to it; a LoRA as strong as the record says, where nothing was typed."""
-    from flagai_altdiff.cli.generate import lora_of
+    from flagai_altdiff.cli.model_flags import lora_of
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora
     from flagai_altdiff.parts import add_embedding, use_vae

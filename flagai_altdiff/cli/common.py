@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +57,27 @@ def write_sheet(path: Path, sheet: Image) -> None:
             sheet.save(unfinished, "PNG")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.", error.errno) from error
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; it ends the work as Ctrl-C does."""
+
+
+@contextmanager
+def termination() -> Iterator[None]:
+    """Let SIGTERM unwind the block, so that nothing stays half-written."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 DEFAULT_MODEL = "AltDiffusion-mini"
