@@ -1,18 +1,22 @@
 # make demo   draw images with the embedded model
 # make test   run the test suite
+# make bench-scale   what a picture costs as work grows: tables and a plot for docs/performance.md
 # make screenshots   the pictures of the page in docs/images, drawn anew
 # make browser   what the tests of the page and of Node.js's clients need (Debian); they are left out without it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test browser screenshots test-full check fix build clean
+.PHONY: demo test bench-scale browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.tested-with
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+bench-scale: $(VENV)/.tested-with
+	$(BIN)/python -m tests.benchmarks.scale --write
 
 browser: $(VENV)/.tested-with
 	command -v chromium node npm curl > /dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \
