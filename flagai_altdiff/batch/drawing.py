@@ -67,7 +67,7 @@ class Tally:
         drawn: Pictures that it drew.
         there: Pictures of its share that were there already.
         flagged: Pictures that the safety checker made black.
-        seconds: From the first picture to the last.
+        seconds: Since it began.
         drawing_s: So many of them were spent in the model.
     """
 
@@ -118,7 +118,6 @@ def draw_share(
     trainer = make_trainer(run.model.device, devices, nodes)
     tally = Tally(Share(trainer.global_rank, trainer.world_size))
     drawing = _Drawing(run, tally, is_wanted, report)
-    began = time.perf_counter()
     try:
         trainer.predict(drawing, dataloaders=_Missing(run, tally), return_predictions=False)
         drawing.disk.finish()
@@ -127,7 +126,7 @@ def draw_share(
     finally:
         drawing.close()
         run.places.close()
-    tally.seconds = time.perf_counter() - began
+        drawing.look_at_clock()
     return tally
 
 
@@ -180,6 +179,7 @@ class _Drawing(LightningModule):
         self.disk = _Disk()
         self._run_of, self._tally, self._is_wanted, self._report = run, tally, is_wanted, report
         self._told: set[str] = set()
+        self._began = time.perf_counter()
         count = sum(sum(map(run.work.size, run.places.lots(unit))) for unit in tally.share.of(len(run.places)))
         hidden = tally.share.rank > 0 or not show_bars()
         self._bar = bar_class()(total=count, desc="images", unit="image", disable=hidden)
@@ -207,8 +207,13 @@ class _Drawing(LightningModule):
         tally.drawing_s += drawing_s
         self._bar.n = tally.drawn + tally.there
         self._bar.refresh()
+        self.look_at_clock()
         if tally.drawn // _REPORT_EVERY > before // _REPORT_EVERY:
             self._report(tally)
+
+    def look_at_clock(self) -> None:
+        """Note how long it takes so far."""
+        self._tally.seconds = time.perf_counter() - self._began
 
     def close(self) -> None:
         """End the bar, and write nothing more."""

@@ -79,7 +79,7 @@ def make_trainer(device: torch.device, devices: int, nodes: int) -> Trainer:
         ConfigError: There are not so many devices, or torchrun or SLURM started another number of processes.
     """
     try:
-        return Trainer(
+        trainer = Trainer(
             accelerator=device.type,
             devices=devices,
             num_nodes=nodes,
@@ -94,6 +94,10 @@ def make_trainer(device: torch.device, devices: int, nodes: int) -> Trainer:
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"--devices {devices} --nodes {nodes}: {str(error).splitlines()[0]}") from error
+    if trainer.global_rank >= trainer.world_size:
+        expected = f"there are {devices} x {nodes} processes; expected one from 0 to {trainer.world_size - 1}"
+        raise ConfigError(f"this is process {trainer.global_rank}, by LOCAL_RANK and NODE_RANK: {expected}")
+    return trainer
 
 
 def quiet() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
+from flagai_altdiff.request import OPTIONS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,6 +79,28 @@ def termination() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+_OWN_FLAGS = {
+    "from_file": "--from-file",
+    "device": "--device",
+    "best": "--best",
+    "lora_strength": "--lora",
+    "word": "--embedding",
+    "at_once": "--batch-size",
+    "batch_size": "--batch-size",
+    **{name: f"--{name.replace('_', '-')}" for name in ("devices", "nodes", "format", "shard_size", "threads")},
+}
+"""What is no option of a request, by the flag that sets it."""
+
+
+def by_flags(error: InvalidRequestError) -> InvalidRequestError:
+    """An error of ``generate`` that names the flag that was typed."""
+    option = OPTIONS.get(error.field)
+    flag = option.flags[0] if option and option.flags else _OWN_FLAGS.get(error.field, error.field)
+    head, needed, names = error.expected.partition("it has no effect without ")
+    flags = " or ".join(OPTIONS[name].flags[0] for name in names.split(" or ")) if needed else ""
+    return InvalidRequestError(flag, error.value, head + needed + flags)
 
 
 DEFAULT_MODEL = "AltDiffusion-mini"

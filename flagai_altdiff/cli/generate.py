@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.batch.work import named
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, fail
-from flagai_altdiff.cli.many import MANY_FLAGS, add_many, draw_many, is_many
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, by_flags, fail
+from flagai_altdiff.cli.many import add_many, draw_many, is_many
 from flagai_altdiff.cli.model_flags import (
     add_device,
     add_parts,
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {
-    "from_file": "--from-file",
-    "device": "--device",
-    "best": "--best",
-    "lora_strength": "--lora",
-    "word": "--embedding",
-    **MANY_FLAGS,
-}
-"""What is no option of a request, by the flag that sets it."""
-
-
 _JUDGE, _EMBEDDED_JUDGE = "AltCLIP-XLMR-L-m9", "AltCLIP-mini"
 _DRAWN_AT_ONCE = 4
 
@@ -93,17 +82,7 @@ def _generate(args: argparse.Namespace) -> int:
     try:
         return draw_many(args, _options(args), _output(args)) if is_many(args) else _draw(args)
     except InvalidRequestError as error:
-        option = OPTIONS.get(error.field)
-        flag = option.flags[0] if option and option.flags else _OWN_FLAGS.get(error.field, error.field)
-        raise InvalidRequestError(flag, error.value, _with_flags(error.expected)) from None
-
-
-def _with_flags(expected: str) -> str:
-    """An error's words with flags for the names of options that it says are needed."""
-    head, needed, names = expected.partition("it has no effect without ")
-    if not needed:
-        return expected
-    return head + needed + " or ".join(OPTIONS[name].flags[0] for name in names.split(" or "))
+        raise by_flags(error) from None
 
 
 def _draw(args: argparse.Namespace) -> int:

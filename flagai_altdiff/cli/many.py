@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.batch.lines import PromptLines
 from flagai_altdiff.batch.work import Work
-from flagai_altdiff.cli.common import Terminated, fail, termination
+from flagai_altdiff.cli.common import Terminated, by_flags, fail, termination
 from flagai_altdiff.cli.model_flags import check_added, check_loras_of, load_with_parts, usual_device
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
 from flagai_altdiff.registry import DRAWING, locate
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
 _PNG, _WEBDATASET = "png", "webdataset"
 _OWN = ("devices", "nodes", "format", "shard_size", "at_once", "threads")
 """What makes a call one of these."""
-MANY_FLAGS = {
-    **{name: f"--{name.replace('_', '-')}" for name in _OWN},
-    "at_once": "--batch-size",
-    "batch_size": "--batch-size",
-}
-"""What is no option of a request, by the flag that sets it."""
 _NOT_HERE = {"best": "--best", "of": "--of", "skip_save": "--skip-save", "columns": "--n-rows"}
 _USUAL = {name: value for name, value in FLAGAI_DEFAULTS.items() if name != "seed_mode"}
 
@@ -170,8 +164,10 @@ def _member(args: argparse.Namespace, options: Mapping[str, Any], output: Output
     try:
         with termination():
             _draw(args, options, output, _work(args, options), lambda: has_parent(parent))
+    except InvalidRequestError as error:
+        return 2, str(by_flags(error))
     except FlagAIAltDiffError as error:
-        return (2 if isinstance(error, InvalidRequestError | RegistryError) else 1), str(error)
+        return 2 if isinstance(error, RegistryError) else 1, str(error)
     except KeyboardInterrupt as interrupt:
         sys.exit(143 if isinstance(interrupt, Terminated) else 130)
     return 0, ""

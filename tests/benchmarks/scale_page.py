@@ -28,7 +28,6 @@ def write(found: dict[str, list[dict[str, Any]]]) -> None:
 def curves(found: dict[str, list[dict[str, Any]]]) -> list[Curve]:
     calls, sizes, prompts = found["calls"], found["sizes"], found["prompts"]
     many = next(row for row in prompts if row["prompts"] == max(row["prompts"] for row in prompts))
-    plain = [row for row in prompts if "settings" not in row]
     return [
         curve("seconds of a call, by its pictures (128 px, 5 steps)", calls, "pictures", lambda row: row["seconds"]),
         curve("peak memory of that, MB", calls, "pictures", lambda row: row["peak MB"]),
@@ -37,7 +36,9 @@ def curves(found: dict[str, list[dict[str, Any]]]) -> list[Curve]:
             x=[row["side"] ** 2 / 1000 for row in sizes],
             y=[row["step"] for row in sizes],
         ),
-        curve("processor seconds of a file, by its prompts (64 px, 2 steps)", plain, "prompts", lambda row: row["cpu"]),
+        curve(
+            "processor seconds of a file, by its prompts (32 px, 1 step)", prompts, "prompts", lambda row: row["cpu"]
+        ),
         Curve(
             title="memory of the process while it draws them, MB",
             x=[1000 * number for number in range(1, 1 + len(many["memory"]))],
@@ -76,7 +77,7 @@ def sections(found: dict[str, list[dict[str, Any]]]) -> list[str]:
             ("threads", "128x128", "512x512"),
             [(r["threads"], f"{r['128 px']:.3f}", f"{r['512 px']:.2f}") for r in found["threads"]],
         ),
-        "**Prompts of a file**, in one process (64 px, 2 steps, without guidance; in the last row the model's usual"
+        "**Prompts of a file**, in one process (32 px, 1 step, without guidance; in the last row the model's usual"
         " 128 px and 20 steps); processor time, which other programs do not change:",
         table(
             (
@@ -90,7 +91,7 @@ def sections(found: dict[str, list[dict[str, Any]]]) -> list[str]:
             ),
             [
                 (
-                    f"{r['prompts']:,}" + (" (usual settings)" if "settings" in r else ""),
+                    f"{r['prompts']:,}" + (" (usual settings)" if r in found["usual"] else ""),
                     f"{r['cpu']:.1f}",
                     f"{r['cpu'] / r['prompts']:.3f}",
                     f"{r['outside']:.1%}",
@@ -98,7 +99,7 @@ def sections(found: dict[str, list[dict[str, Any]]]) -> list[str]:
                     memory(r["memory"]),
                     f"{r['found again']:.2f}",
                 )
-                for r in found["prompts"]
+                for r in (*found["prompts"], *found["usual"])
             ],
         ),
     ]

@@ -146,12 +146,12 @@ def test_killed_processes_are_resumed_without_drawing_twice(
     out = tmp_path / "out"
     more = SHARDS if kind == "webdataset" else ()
     command = words(m9_folder, prompts, out, "--devices", str(count), *more)
-    done = fresh_process.run(RANKS, 4, victims, count, *command, cwd=tmp_path, timeout_s=120)
+    done = fresh_process.run(RANKS, 4, victims, count, *command, cwd=tmp_path, timeout_s=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["-9"] * victims + ["0"] * (count - victims), "nobody waits for the dead, or ends too"
     there = {path: path.stat() for path in out.rglob("*.*") if path.suffix in (".png", ".tar") and path.name[0] != "."}
     assert 0 < len(there) < len(hashes(one[kind])) - 1
-    done = fresh_process.run(RANKS, 0, 0, count, *command, "--resume", cwd=tmp_path, timeout_s=120)
+    done = fresh_process.run(RANKS, 0, 0, count, *command, "--resume", cwd=tmp_path, timeout_s=300)
     assert done.stdout.split() == ["0"] * count, done.stderr
     assert hashes(out) == hashes(one[kind])
     for path, before in there.items():
@@ -159,7 +159,7 @@ def test_killed_processes_are_resumed_without_drawing_twice(
 
 
 def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not ready():
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.01)
@@ -183,7 +183,7 @@ def test_a_process_that_is_killed_is_started_again(
     try:
         wait_for(lambda: len(list(tmp_path.glob("out/samples/*.png"))) >= 6, process)
         members(process)[1].send_signal(signal.SIGKILL)
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, error
@@ -333,3 +333,20 @@ def test_a_full_disk_is_said_once(
     assert error.count("No space left on device. What was drawn stays; see to it") == 1 and "Traceback" not in error
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["run.json"]
     assert os.environ.get("LOCAL_RANK") is None
+
+
+def test_a_process_that_is_none_of_them_is_refused(
+    m9_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert main(words(m9_folder, prompts, tmp_path / "out", "--devices", "2")) == 1
+    assert "this is process 2, by LOCAL_RANK and NODE_RANK: there are 2 x 1 processes" in capsys.readouterr().err
+
+
+def test_long_runs_say_how_they_get_on(
+    m9_folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flagai_altdiff.batch.drawing._REPORT_EVERY", 20)
+    assert main([*words(m9_folder, prompts, tmp_path / "out", "--devices", "1"), "-v"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "share 0 of 1" in line]
+    assert [line.split(": ")[-1].split(" drawn")[0] for line in said] == ["21", "40", "40"]  # as lots end
