@@ -35,6 +35,7 @@ def curves(found: dict[str, list[dict[str, Any]]]) -> list[Curve]:
             title="seconds of a step, by thousand pixels of the picture",
             x=[row["side"] ** 2 / 1000 for row in sizes],
             y=[row["step"] for row in sizes],
+            from_zero=True,
         ),
         curve(
             "processor seconds of a file, by its prompts (32 px, 1 step)", prompts, "prompts", lambda row: row["cpu"]
@@ -43,12 +44,13 @@ def curves(found: dict[str, list[dict[str, Any]]]) -> list[Curve]:
             title="memory of the process while it draws them, MB",
             x=[1000 * number for number in range(1, 1 + len(many["memory"]))],
             y=many["memory"],
+            from_zero=True,
         ),
     ]
 
 
 def curve(title: str, rows: Rows, x: str, y: Callable[[dict[str, Any]], float]) -> Curve:
-    return Curve(title=title, x=[row[x] for row in rows], y=[y(row) for row in rows])
+    return Curve(title=title, x=[row[x] for row in rows], y=[y(row) for row in rows], from_zero=True)
 
 
 def sections(found: dict[str, list[dict[str, Any]]]) -> list[str]:

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import tracemalloc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,11 @@ def test_a_forged_grid_is_no_grid(m9: LatentDiffusion, tmp_path: Path) -> None:
     assert draw(m9, tmp_path, images_per_prompt=2, resume=True).grid_path == again.grid_path
 
 
+def counted(looks: list[object], look: Callable[..., Any], *args: object) -> Any:
+    looks.append(args)
+    return look(*args)
+
+
 def test_a_folder_is_looked_through_once_for_many_requests(
     m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,9 +382,9 @@ def test_a_folder_is_looked_through_once_for_many_requests(
     place = OpenFolder(Output(folder=tmp_path))
     for request in requests[:4]:
         draw_to_folder(m9, request, place)
-    looks: list[Path] = []
-    monkeypatch.setattr(runs, "read_record", lambda path, *size: looks.append(path) or read_record(path, *size))
-    monkeypatch.setattr(images, "highest_number", lambda *args: looks.append(tmp_path) or highest_number(*args))
+    looks: list[object] = []
+    monkeypatch.setattr(runs, "read_record", partial(counted, looks, read_record))
+    monkeypatch.setattr(images, "highest_number", partial(counted, looks, highest_number))
     place = OpenFolder(Output(folder=tmp_path, resume=True))
     results = [draw_to_folder(m9, request, place) for request in requests]
     assert [result.paths[0].name for result in results] == [f"{n:05d}.png" for n in range(5)]
