@@ -1,5 +1,6 @@
 # make demo   draw images with the embedded model
 # make test   run the test suite
+# make bench-scale   what a picture costs as work grows: tables and a plot for docs/performance.md
 # make screenshots   the pictures of the page in docs/images, drawn anew
 # make bench   how fast the engines are, beside diffusers and OpenVINO: minutes, small models
 # make bench-full   the same with AltDiffusion-m18 at full size, and into docs/performance.md: an hour, 12 GiB
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-ray bench bench-full bench-gpu bench-less bench-memory browser screenshots test-full check fix build clean
+.PHONY: demo test test-ray bench bench-full bench-gpu bench-less bench-memory bench-scale browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -26,6 +27,9 @@ bench-less: $(VENV)/.tested-with
 test-ray: $(VENV)/.tested-with
 	$(BIN)/pip install -q -c constraints.txt -e '.[test,ray]'
 	$(BIN)/python -m pytest tests/e2e/web/test_ray.py -p no:xdist
+
+bench-scale: $(VENV)/.tested-with
+	$(BIN)/python -m tests.benchmarks.scale --write
 
 browser: $(VENV)/.tested-with
 	command -v chromium node npm curl > /dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends \

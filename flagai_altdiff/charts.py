@@ -23,12 +23,14 @@ class Curve:
         x: Where its points lie, ascending.
         y: Their heights.
         smooth: Whether a running mean is drawn over the points.
+        from_zero: Whether heights begin at 0, so that what hardly changes looks so.
     """
 
     title: str
     x: Sequence[float] = field(repr=False)
     y: Sequence[float] = field(repr=False)
     smooth: bool = False
+    from_zero: bool = False
 
 
 def draw_curves(curves: Sequence[Curve]) -> Image.Image:
@@ -44,7 +46,7 @@ def _panel(pen: ImageDraw.ImageDraw, curve: Curve, top: int) -> None:
     pen.text((LEFT, top + 6), curve.title, fill=_INK)
     if not curve.y:
         return
-    low, high = _bounds(curve.y)
+    low, high = _bounds([*curve.y, 0.0] if curve.from_zero else curve.y)
     first, last = curve.x[0], max(curve.x[-1], curve.x[0] + 1)
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -43,10 +43,11 @@ def png_texts(
     is_shortened = prompt != sample.prompt or _shortened(request.negative_prompt) != request.negative_prompt
     model_name = _text(model_name)
     added = [replace(part, name=_text(part.name)) for part in added]
-    request = replace(request, negative_prompt=_shortened(request.negative_prompt))
+    count = len(request.prompts)  # the others may be ten thousand, and this is done for each of them
+    request = replace(request, prompts=("",), negative_prompt=_shortened(request.negative_prompt))
     return {
         "parameters": _parameters(prompt, sample, request, model_name, added),
-        RECORD_KEY: _record(prompt, sample, request, model_name, run, added, is_shortened=is_shortened),
+        RECORD_KEY: _record(prompt, sample, request, model_name, run, added, count, is_shortened=is_shortened),
     }
 
 
@@ -130,6 +131,7 @@ def _record(
     model_name: str,
     run: str,
     added: Sequence[Added],
+    prompt_count: int,
     *,
     is_shortened: bool,
 ) -> str:
@@ -145,7 +147,7 @@ def _record(
         "request_seed": request.seed,
         "run": run,
         **({"shortened": True} if is_shortened else {}),
-        **({"prompt_count": len(request.prompts)} if len(request.prompts) > 1 else {}),
+        **({"prompt_count": prompt_count} if prompt_count > 1 else {}),
         "index": sample.index,
         "safety": sample.safety,
         **({"fit": asdict(sample.fit)} if sample.fit else {}),

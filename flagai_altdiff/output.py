@@ -21,7 +21,7 @@ from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_reques
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
 from flagai_altdiff.request import OPTIONS, GenerationRequest, Note, Output, ResolvedRequest
-from flagai_altdiff.runs import find_grid, find_run, new_run
+from flagai_altdiff.runs import Saved, find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.walks import step_counts
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def draw_to_folder(
     model: LatentDiffusion,
     request: GenerationRequest | Prompts,
-    output: Output | str | Path | None = None,
+    output: Output | OpenFolder | str | Path | None = None,
     *,
     callback: Callable[[Step], object] | None = None,
     best_of: BestOf | None = None,
@@ -42,7 +42,8 @@ def draw_to_folder(
     Args:
         model: From ``load_model``.
         request: What to draw: a prompt, several, or a request.
-        output: Where to: a folder, or more of it in an ``Output``; ``./AltDiffusionOutputs`` if left out.
+        output: Where to: a folder, or more of it in an ``Output``; ``./AltDiffusionOutputs`` if left out. For many
+            calls one after the other, an ``OpenFolder``.
         callback: Called after every sampler step.
         best_of: Keeps the best images of each prompt only; all are kept if left out.
         options: Options of ``GenerationRequest``, where ``request`` is only prompts.
@@ -57,15 +58,14 @@ def draw_to_folder(
         OutputError: An image cannot be saved; those saved before stay.
     """
     began = time.perf_counter()
-    if not isinstance(output, Output):
-        output = Output() if output is None else Output(folder=Path(output))
+    place = output if isinstance(output, OpenFolder) else OpenFolder(_as_output(output))
     request = as_request(request, options)
-    output.check_resumable(request)
+    place.output.check_resumable(request)
     resolved, notes = prepare(model, request)
     if best_of is not None:
         check_choice(best_of.best, resolved)
     model = unwrapped(model)
-    filing = Filing(output, resolved, model, best_of)
+    filing = Filing(place, resolved, model, best_of)
     events: Iterator[Step | Sample] = _with_bars(draw(model, resolved, filing.skip), resolved, model, len(filing.skip))
     for event in events if best_of is None else best_of.choose(events, resolved):
         if isinstance(event, Sample):
@@ -76,7 +76,7 @@ def draw_to_folder(
         elif callback is not None:
             callback(event)
     result = GenerationResult(request=resolved, samples=filing.samples(), notes=notes, grid_path=filing.grid_path)
-    if not output.skip_grid and result.grid_path is None:
+    if not place.output.skip_grid and result.grid_path is None:
         filing.save_grid(result)
     result.seconds = time.perf_counter() - began
     return result
@@ -113,13 +113,19 @@ def redraw(
     all_indices = {number for batch in resolved.batches() for number in batch.indices}
     if index not in all_indices:
         raise InvalidRequestError("index", index, f"the record says that there were {len(all_indices)} images")
-    place = output if isinstance(output, Output) else Output(folder=Path(output)) if output else Output()
     model = unwrapped(model)
-    filing = Filing(replace(place, skip_grid=True), resolved, model, None, choice="redrawn")
+    place = OpenFolder(replace(_as_output(output), skip_grid=True))
+    filing = Filing(place, resolved, model, None, choice="redrawn")
     for event in draw(model, resolved, frozenset(all_indices - {index})):
         if isinstance(event, Sample):
             filing.save(event)
     return GenerationResult(request=resolved, samples=filing.samples(), notes=notes)
+
+
+def _as_output(output: Output | str | Path | None) -> Output:
+    if isinstance(output, Output):
+        return output
+    return Output() if output is None else Output(folder=Path(output))
 
 
 def _check_same(name: str, given: object, recorded: object) -> None:
@@ -152,11 +158,37 @@ def _with_bars(
             yield event
 
 
+class OpenFolder:
+    """A folder for images, looked through once for however many calls.
+
+    Args:
+        output: Which one, and what is kept.
+
+    Attributes:
+        saved: What lay in it.
+        samples: Its images, numbered.
+        grids: Its grids, numbered.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self.output, self.saved = output, Saved(output.folder)
+        home = output.folder.absolute()  # a program may change its folder while it draws
+        self.samples, self.grids = NumberedFolder(home / "samples", "%05d.png"), NumberedFolder(home, "grid-%04d.png")
+
+    def prepare(self) -> None:
+        """Try it out, before hours of drawing."""
+        home = self.output.folder.absolute()
+        if not (self.output.skip_save and self.output.skip_grid):
+            _prepare(self.grids, home)
+        if not self.output.skip_save:
+            _prepare(self.samples, home / "samples")
+
+
 class Filing:
     """The files of one call.
 
     Args:
-        output: Where they go.
+        place: Where they go.
         request: What is drawn.
         model: What draws.
         best_of: How the images to keep are chosen; all are kept if left out.
@@ -169,17 +201,17 @@ class Filing:
 
     def __init__(
         self,
-        output: Output,
+        place: OpenFolder,
         request: ResolvedRequest,
         model: LatentDiffusion,
         best_of: BestOf | None = None,
         choice: str = "",
     ) -> None:
-        name = model.spec.name
+        name, output = model.spec.name, place.output
         self._output, self._request, self._name = output, request, name
         self._added: tuple[Added, ...] = (*model.loras, *model.parts)
         choice = ", ".join(filter(None, [*map(str, self._added), best_of.key if best_of else "", choice]))
-        self.run = find_run(output.folder, request, name, choice) if output.resume else new_run(request, name, choice)
+        self.run = find_run(place.saved, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:
             logger.warning(
                 "no image of this very request lies in %s: everything is drawn", printable(str(output.folder))
@@ -189,17 +221,10 @@ class Filing:
         drawn = sum(len(batch) for batch in request.batches())
         kept = drawn // request.images_per_prompt * best_of.best if best_of else drawn
         size = grid_size(kept, self._columns, request.final_size)
-        self.grid_path = find_grid(output.folder, self.run, size) if output.resume else None
+        self.grid_path = find_grid(place.saved, self.run, size) if output.resume else None
         self.skip = best_of.finished(self._samples, request) if best_of else frozenset(self._samples)
-        home = output.folder.absolute()  # a program may change its folder while it draws
-        self._numbered, self._grids = (
-            NumberedFolder(home / "samples", "%05d.png"),
-            NumberedFolder(home, "grid-%04d.png"),
-        )
-        if not (output.skip_save and output.skip_grid):
-            _prepare(self._grids, home)
-        if not output.skip_save:
-            _prepare(self._numbered, home / "samples")
+        self._numbered, self._grids = place.samples, place.grids
+        place.prepare()
 
     def samples(self) -> list[Sample]:
         """The images: by index, or the best of each prompt first."""

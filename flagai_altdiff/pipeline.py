@@ -192,7 +192,12 @@ def prepare(
         InvalidRequestError: An option is wrong, or the model cannot draw this size.
         InsufficientMemoryError: A batch of this size cannot fit into memory.
     """
-    request = as_request(request, options)
+    resolved, notes = examine(model, as_request(request, options))
+    return resolved, [say(note) for note in notes]
+
+
+def examine(model: LatentDiffusion, request: GenerationRequest) -> tuple[ResolvedRequest, list[Note]]:
+    """What :func:`prepare` gives, without a word to the log."""
     model = unwrapped(model)
     resolved = _resolved(model, request)
     if resolved.steps > model.num_timesteps:
@@ -208,7 +213,7 @@ def prepare(
         texts = [part for prompt in resolved.prompts for part in stretches_of(prompt, resolved)]
         notes += cut_prompts(model, (*texts, resolved.negative_prompt))
     notes += _syntax(resolved)
-    return resolved, [say(note) for note in notes]
+    return resolved, notes
 
 
 def _syntax(request: ResolvedRequest) -> Iterator[Note]:

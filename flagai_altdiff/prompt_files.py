@@ -11,7 +11,7 @@ from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError
 
-_INVISIBLE = " \t\x0b\x0c\x1a\xa0\u200b\u2060\u3000"
+INVISIBLE = " \t\x0b\x0c\x1a\xa0\u200b\u2060\u3000"
 """A line of these is blank; DOS ended its files with one of them."""
 _MAX_BYTES = 64 << 20
 
@@ -87,7 +87,7 @@ def parse_prompts(data: bytes, name: str, *, comments: bool = False) -> tuple[st
     text = _text_of(data, name)
     # Files that were joined end to end have byte order marks inside.
     lines = (line.lstrip("\ufeff") for line in re.split(r"\r\n|\r|\n", text))
-    seen = (line for line in lines if line.strip(_INVISIBLE))
+    seen = (line for line in lines if line.strip(INVISIBLE))
     prompts = tuple(line for line in seen if not (comments and line.lstrip().startswith("#")))
     if not prompts:
         raise InvalidRequestError("from_file", name, "the file has no prompt; expected one per line")
@@ -100,13 +100,13 @@ def _text_of(data: bytes, name: str) -> str:
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + len(re.findall(rb"\r\n|\r|\n", data[: error.start]))
-        raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; {_reencoding(data, name)}") from error
+        raise InvalidRequestError("from_file", name, f"line {line} is not UTF-8; {reencoding(data, name)}") from error
     if "\0" in text:
-        raise InvalidRequestError("from_file", name, f"it has NUL characters; {_reencoding(data, name)}")
+        raise InvalidRequestError("from_file", name, f"it has NUL characters; {reencoding(data, name)}")
     return text
 
 
-def _reencoding(data: bytes, name: str) -> str:
+def reencoding(data: bytes, name: str) -> str:
     """The command that makes a UTF-8 copy of a prompt file, with a guess at what it is now."""
     if b"\0" in data:
         guess = "UTF-16LE" if data.find(b"\0") % 2 else "UTF-16BE"

@@ -8,7 +8,9 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from flagai_altdiff.errors import ImageError
 from flagai_altdiff.images import load_image
@@ -16,6 +18,8 @@ from flagai_altdiff.metadata import read_record
 from flagai_altdiff.pictures import json_of
 from flagai_altdiff.pipeline import VERDICTS, Fit, Sample
 from flagai_altdiff.request import ResolvedRequest
+
+_RUN = re.compile("[0-9a-f]{16}-[0-9a-f]{8}")
 
 
 @dataclass(kw_only=True)
@@ -42,22 +46,51 @@ def new_run(request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
     return Run(id=f"{_digest(request, model_name, choice)}-{secrets.token_hex(4)}")
 
 
-def find_run(outdir: Path, request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
+@dataclass(frozen=True)
+class Saved:
+    """What the images and grids of a folder say of their runs; each is read once, for however many requests.
+
+    Args:
+        folder: Of the images.
+    """
+
+    folder: Path
+
+    @cached_property
+    def images(self) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+        """What a request is known by -> its images, the newest first, each with what tells which it is."""
+        found: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+        for path in sorted(_files(self.folder / "samples", "*.png"), key=_number, reverse=True):
+            record = read_record(path)
+            if isinstance(name := record.get("run"), str) and _RUN.fullmatch(name):
+                told = {key: record.get(key) for key in ("run", "index", "safety", "fit")}
+                found.setdefault(name.partition("-")[0], []).append((path, told))
+        return found
+
+    @cached_property
+    def grids(self) -> dict[str, list[Path]]:
+        """Run -> its grids."""
+        found: dict[str, list[Path]] = {}
+        for path in _files(self.folder, "grid-*.png"):
+            if isinstance(name := read_record(path).get("run"), str):
+                found.setdefault(name, []).append(path)
+        return found
+
+
+def find_run(saved: Saved, request: ResolvedRequest, model_name: str, choice: str = "") -> Run:
     """The latest run of the same request in a folder; a new one if there is none.
 
     Args:
-        outdir: Folder of the images.
+        saved: What lies in the folder.
         request: As it will be carried out.
         model_name: Name of the model.
         choice: As for :func:`new_run`.
     """
     run = new_run(request, model_name, choice)
-    same_request = re.compile(run.id.partition("-")[0] + "-[0-9a-f]{8}")
     prompts = [prompt for batch in request.batches() for prompt in batch.prompts]
-    for path in sorted(_files(outdir / "samples", "*.png"), key=_number, reverse=True):
-        record = read_record(path)
-        name, index, safety = record.get("run"), record.get("index"), record.get("safety")
-        if not isinstance(name, str) or not same_request.fullmatch(name) or safety not in VERDICTS:
+    for path, record in saved.images.get(run.id.partition("-")[0], ()):
+        name, index, safety = record["run"], record["index"], record["safety"]
+        if safety not in VERDICTS:
             continue
         if type(index) is not int or not 0 <= index < len(prompts):
             continue
@@ -69,22 +102,22 @@ def find_run(outdir: Path, request: ResolvedRequest, model_name: str, choice: st
                 index=index,
                 seed=request.seed_of(index),
                 safety=safety,
-                fit=_fit(record.get("fit")),
+                fit=_fit(record["fit"]),
                 path=path,
                 _file=path.absolute(),
             )
     return run
 
 
-def find_grid(outdir: Path, run: Run, size: tuple[int, int]) -> Path | None:
+def find_grid(saved: Saved, run: Run, size: tuple[int, int]) -> Path | None:
     """The grid of all images of a run, if it was made.
 
     Args:
-        outdir: Folder of the images.
+        saved: What lies in the folder.
         run: Whose grid.
         size: Width and height that it has.
     """
-    grids = ((path, read_record(path, size)) for path in _files(outdir, "grid-*.png"))
+    grids = ((path, read_record(path, size)) for path in saved.grids.get(run.id, ()))
     return next((path for path, record in grids if record.get("run") == run.id and record.get("grid")), None)
 
 

@@ -202,7 +202,7 @@ ONLY: dict[str, set[str]] = {
 }
 """Room -> the only packages that it may import, beside Python's own."""
 
-ALONE = {"pytorch_lightning": {"training"}}
+ALONE = {"pytorch_lightning": {"training", "batch"}}
 """Package -> the only rooms that may import it."""
 
 

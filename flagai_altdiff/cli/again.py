@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.added import QUANTIZE
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_memory, add_model_dir, add_quantize, fail, say
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, fail, say
+from flagai_altdiff.cli.model_flags import add_memory, add_quantize
 from flagai_altdiff.errors import ImageError, printable
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.registry import find_model
@@ -131,7 +132,7 @@ def _quantization(own: Mapping[str, Any]) -> str:
 
 def _load(name: str, kind: str, device: str, record: Record, args: argparse.Namespace) -> LatentDiffusion:
     """The model with what is added to it; a LoRA as strong as the record says, where nothing was typed."""
-    from flagai_altdiff.cli.generate import lora_of
+    from flagai_altdiff.cli.model_flags import lora_of
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora
     from flagai_altdiff.parts import add_embedding, use_vae

@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
-from flagai_altdiff.machine import MEMORY_MODES
 from flagai_altdiff.options import Option
 from flagai_altdiff.registry import DEFAULT_MODEL_DIR
+from flagai_altdiff.request import OPTIONS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,6 +60,49 @@ def write_sheet(path: Path, sheet: Image) -> None:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}.", error.errno) from error
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; it ends the work as Ctrl-C does."""
+
+
+@contextmanager
+def termination() -> Iterator[None]:
+    """Let SIGTERM unwind the block, so that nothing stays half-written."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+_OWN_FLAGS = {
+    "from_file": "--from-file",
+    "device": "--device",
+    "best": "--best",
+    "lora_strength": "--lora",
+    "word": "--embedding",
+    "at_once": "--batch-size",
+    "batch_size": "--batch-size",
+    **{name: f"--{name.replace('_', '-')}" for name in ("devices", "nodes", "format", "shard_size", "threads")},
+}
+"""What is no option of a request, by the flag that sets it."""
+
+
+def by_flags(error: InvalidRequestError) -> InvalidRequestError:
+    """An error of ``generate`` that names the flag that was typed."""
+    option = OPTIONS.get(error.field)
+    flag = option.flags[0] if option and option.flags else _OWN_FLAGS.get(error.field, error.field)
+    head, needed, names = error.expected.partition("it has no effect without ")
+    flags = " or ".join(OPTIONS[name].flags[0] for name in names.split(" or ")) if needed else ""
+    return InvalidRequestError(flag, error.value, head + needed + flags)
+
+
 DEFAULT_MODEL = "AltDiffusion-mini"
 """What draws unless another is named."""
 
@@ -68,26 +115,6 @@ def add_model_dir(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL_DIR,
         metavar="DIR",
         help="folder of the models (default: %(default)s)",
-    )
-
-
-def add_quantize(parser: argparse._ActionsContainer) -> None:
-    """The flag for weights in few bits."""
-    parser.add_argument(
-        "--quantize",
-        choices=("int8", "int4"),
-        help="keep the weights in 8 or 4 bits: a quarter or a seventh of the memory, another picture, no less time",
-    )
-
-
-def add_memory(parser: argparse._ActionsContainer) -> None:
-    """The flag for how much memory drawing may take."""
-    parser.add_argument(
-        "--memory",
-        choices=MEMORY_MODES,
-        default="auto",
-        help="low has a part of the model at a time where it draws, and half precision on a GPU; lowest a layer at a "
-        "time, which is slow on a GPU (default: auto, the first of normal, low and lowest that fits into what is free)",
     )
 
 

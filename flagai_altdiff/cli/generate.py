@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_memory, add_model_dir, add_option, add_quantize, fail
+from flagai_altdiff.batch.work import named
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, by_flags, fail
+from flagai_altdiff.cli.many import add_many, draw_many, is_many
+from flagai_altdiff.cli.model_flags import (
+    add_device,
+    add_parts,
+    check_added,
+    check_loras_of,
+    load_with_parts,
+    usual_device,
+)
 from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
@@ -20,16 +29,6 @@ if TYPE_CHECKING:
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
 """Options whose default is the model's."""
-_OWN_FLAGS = {
-    "from_file": "--from-file",
-    "device": "--device",
-    "best": "--best",
-    "lora_strength": "--lora",
-    "word": "--embedding",
-}
-"""What is no option of a request, by the flag that sets it."""
-
-
 _JUDGE, _EMBEDDED_JUDGE = "AltCLIP-XLMR-L-m9", "AltCLIP-mini"
 _DRAWN_AT_ONCE = 4
 
@@ -62,9 +61,7 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         'line is a request: {"prompt": "a cat", "steps": 30}',
     )
     add("--comments", action="store_true", help="leave out lines of --from-file that begin with #")
-    add("--lora", action="append", default=[], metavar="FILE[:X]", help="add a LoRA, X times as strong; repeatable")
-    add("--embedding", action="append", default=[], type=Path, metavar="FILE", help="add a learnt word; repeatable")
-    add("--vae", type=Path, metavar="FILE", help="use the autoencoder of this file or folder")
+    add_parts(parser)
     add("--best", type=int, metavar="N", help="keep the best N images of each prompt, as --judge sees them")
     add("--of", type=int, metavar="N", help="draw N images of each prompt to choose from (default: 4 times --best)")
     add(
@@ -72,13 +69,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"the matching model that chooses (default: {_JUDGE}; for AltDiffusion-mini {_EMBEDDED_JUDGE})",
     )
-    add_quantize(parser)
-    add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
-    add("--fp16", action="store_true", help="half precision on a GPU: faster, half the memory")
-    add_memory(parser)
-    checker = parser.add_mutually_exclusive_group()
-    checker.add_argument("--no-safety-checker", action="store_true", help="do not check the images")
-    checker.add_argument("--require-safety-checker", action="store_true", help="fail where the model has no checker")
+    add_device(parser)
+    add_many(parser)
     parser.set_defaults(run=_generate, kept="; finished images are kept, --resume draws the rest")
 
 
@@ -88,19 +80,9 @@ def _generate(args: argparse.Namespace) -> int:
             f"{'two sources of' if args.prompt else 'no'} prompts: type them, or name a file with --from-file", 2
         )
     try:
-        return _draw(args)
+        return draw_many(args, _options(args), _output(args)) if is_many(args) else _draw(args)
     except InvalidRequestError as error:
-        option = OPTIONS.get(error.field)
-        flag = option.flags[0] if option and option.flags else _OWN_FLAGS.get(error.field, error.field)
-        raise InvalidRequestError(flag, error.value, _with_flags(error.expected)) from None
-
-
-def _with_flags(expected: str) -> str:
-    """An error's words with flags for the names of options that it says are needed."""
-    head, needed, names = expected.partition("it has no effect without ")
-    if not needed:
-        return expected
-    return head + needed + " or ".join(OPTIONS[name].flags[0] for name in names.split(" or "))
+        raise by_flags(error) from None
 
 
 def _draw(args: argparse.Namespace) -> int:
@@ -110,47 +92,22 @@ def _draw(args: argparse.Namespace) -> int:
         output.check_resumable(request)
     if output.skip_save and output.skip_grid:
         return fail("--skip-save and --skip-grid together keep nothing; leave one of them out", 2)
-    spec, place = locate(args.model, args.model_dir, task=DRAWING)
+    spec, model_path = locate(args.model, args.model_dir, task=DRAWING)
     args.judge = args.judge or (_EMBEDDED_JUDGE if spec and spec.embedded else _JUDGE)
-    loras = [lora_of(text) for text in args.lora]
-    for flag, file in (*(("--embedding", path) for path in args.embedding), ("--vae", args.vae)):
-        if file is not None and not file.exists():
-            raise InvalidRequestError(flag, str(file), "there is no such file")
+    check_added(args)
     if args.best:
         locate(args.judge, args.model_dir, task=MATCHING)
     print(f"loading {args.model}", file=sys.stderr)
-    import torch
+    from flagai_altdiff.output import OpenFolder, draw_to_folder
 
-    from flagai_altdiff.loading import load_model
-    from flagai_altdiff.lora import add_lora, check_loras
-    from flagai_altdiff.output import draw_to_folder
-    from flagai_altdiff.parts import add_embedding, use_vae
-    from flagai_altdiff.quantizing import quantize_model
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_loras(loras, place)
+    device = usual_device(args)
+    check_loras_of(args, model_path)
     best_of = _best_of(args, requests, device) if args.best else None
-    model = load_model(
-        args.model,
-        args.model_dir,
-        device=device,
-        dtype=torch.float16 if args.fp16 else None,
-        mapped=True,  # this process writes no weights
-        memory=args.memory,
-        safety_checker=False if args.no_safety_checker else True if args.require_safety_checker else "auto",
-    )
-    for path, strength in loras:
-        add_lora(model, path, strength)
-    for path in args.embedding:
-        print(f"new word: {add_embedding(model, path)}", file=sys.stderr)
-    if args.vae:
-        use_vae(model, args.vae)
-    if args.quantize:
-        quantize_model(model, args.quantize)
+    model, place = load_with_parts(args, device), OpenFolder(output)
     for request in requests:
         if spec and spec.embedded and not (args.lora or args.embedding):
             _say_what_is_unknown(request.prompts)
-        result = draw_to_folder(model, request, output, best_of=best_of)
+        result = draw_to_folder(model, request, place, best_of=best_of)
         for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
             print(path)
         count, seed = len(result.samples), result.request.seed
@@ -166,30 +123,6 @@ def _say_what_is_unknown(prompts: Iterable[str]) -> None:
         print(f"{said} things.json beside its weights lists what it knows.", file=sys.stderr)
 
 
-def lora_of(text: str, usual: Callable[[Path], float] = lambda path: 1.0) -> tuple[Path, float]:
-    """File and strength of a typed LoRA; the strength stands behind the last colon, which a path may have as well.
-
-    Args:
-        text: As it was typed.
-        usual: The strength of a file for which none was typed.
-    """
-    name, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists():
-        path, strength = Path(text), usual(Path(text))
-    else:
-        try:
-            path, strength = Path(name), float(number)
-        except ValueError:
-            path, strength = Path(text), 1.0
-            if Path(name).exists():
-                expected = f"a number behind the last colon in place of {shown(number)}, for example {name}:0.8"
-                raise InvalidRequestError("--lora", text, expected) from None
-    if not path.is_file():
-        expected = "the name of a file in that folder" if path.is_dir() else f"a file; there is no {path}"
-        raise InvalidRequestError("--lora", text, expected)
-    return path, strength
-
-
 def _best_of(args: argparse.Namespace, requests: Iterable[GenerationRequest], device: str) -> BestOf:
     from flagai_altdiff.matching import load_matching_model
     from flagai_altdiff.ranking import BestOf, check_choice
@@ -203,11 +136,7 @@ def _best_of(args: argparse.Namespace, requests: Iterable[GenerationRequest], de
 
 def _typed(args: argparse.Namespace) -> tuple[Iterable[GenerationRequest], Output]:
     """What was asked for, with FlagAI's defaults where nothing was typed; several requests from JSON Lines."""
-    given = vars(args)
-    options = FLAGAI_DEFAULTS | {name: given[name] for name in options_of(GenerationRequest) if name in given}
-    if args.plms and options.setdefault("sampler", "plms") != "plms":
-        raise InvalidRequestError("--plms", True, f"contradicts --sampler {options['sampler']}; leave one of them out")
-    output = Output(**{name: given[name] for name in options_of(Output) if name in given})
+    given, options, output = vars(args), FLAGAI_DEFAULTS | _options(args), _output(args)
     if args.from_file and has_requests(args.from_file):
         if args.best is not None or args.of is not None:
             options |= _drawn_to_choose_from(args, "images_per_prompt" in given)
@@ -222,6 +151,20 @@ def _typed(args: argparse.Namespace) -> tuple[Iterable[GenerationRequest], Outpu
     return [GenerationRequest(**options)], output
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of a request that were typed."""
+    given = vars(args)
+    options = {name: given[name] for name in options_of(GenerationRequest) if name in given}
+    if args.plms and options.setdefault("sampler", "plms") != "plms":
+        raise InvalidRequestError("--plms", True, f"contradicts --sampler {options['sampler']}; leave one of them out")
+    return options
+
+
+def _output(args: argparse.Namespace) -> Output:
+    given = vars(args)
+    return Output(**{name: given[name] for name in options_of(Output) if name in given})
+
+
 class _Lines:
     """The requests of a file of JSON Lines, made when they are asked for: their pictures are not kept.
 
@@ -232,11 +175,9 @@ class _Lines:
         self._file, self._typed, self._lines = file, typed, read_requests(file, comments=comments)
 
     def __iter__(self) -> Iterator[GenerationRequest]:
-        ours = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}
         for number, line in enumerate(self._lines, 1):
-            said = {ours.get(name, name): value for name, value in line.items()}
             try:
-                yield GenerationRequest(**{**self._typed, **said})
+                yield GenerationRequest(**{**self._typed, **named(line)})
             except InvalidRequestError as error:
                 expected = f"request {number}: {error.field}={shown(error.value)}: {error.expected}"
                 raise InvalidRequestError("from_file", self._file, expected) from None

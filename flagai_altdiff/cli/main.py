@@ -8,14 +8,12 @@ import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flagai_altdiff import __version__
 from flagai_altdiff.cli.again import add_redraw, add_show, add_tokens
-from flagai_altdiff.cli.common import command_that_goes_on, fail
+from flagai_altdiff.cli.common import Terminated, command_that_goes_on, fail, termination
 from flagai_altdiff.cli.data import add_data
 from flagai_altdiff.cli.evaluate import add_evaluate
 from flagai_altdiff.cli.generate import add_generate
@@ -127,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     level = logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
     try:
-        with _termination():
+        with termination():
             status: int = args.run(args)
         return status
     except (InvalidRequestError, RegistryError) as error:
@@ -137,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FlagAIAltDiffError as error:
         return fail(error, 1)
     except KeyboardInterrupt as interrupt:
-        terminated = isinstance(interrupt, _Terminated)
+        terminated = isinstance(interrupt, Terminated)
         print(f"\n{'terminated' if terminated else 'interrupted'}{args.kept}", file=sys.stderr)
         return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
     except BrokenPipeError:  # the reader of our output went away
@@ -152,27 +150,6 @@ def _to_go_on(error: TrainingInterrupted) -> int:
     if is_first():
         print(f"{error} Go on with: {command_that_goes_on()}", file=sys.stderr)
     return 128 + signal.SIGINT
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM came; it ends the work as Ctrl-C does."""
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """Let SIGTERM unwind the block, so that nothing stays half-written."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Parser(argparse.ArgumentParser):

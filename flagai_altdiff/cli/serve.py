@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_memory, add_model_dir, add_quantize
+from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir
+from flagai_altdiff.cli.model_flags import add_memory, add_quantize
 from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError
 from flagai_altdiff.registry import DRAWING, locate
 

@@ -19,7 +19,7 @@ from flagai_altdiff.errors import InvalidRequestError, shown
 from flagai_altdiff.evaluation.intervals import Estimate, estimate
 from flagai_altdiff.evaluation.measuring import FILES_AT_ONCE, Files, Share
 from flagai_altdiff.evaluation.metrics import best_ranks, class_weights, mean_class_recall
-from flagai_altdiff.evaluation.references import find_classes
+from flagai_altdiff.evaluation.references import ImageFile, find_classes
 from flagai_altdiff.evaluation.report import Report, named
 from flagai_altdiff.evaluation.scorers import AltCLIPFeatures
 from flagai_altdiff.evaluation.settings import BOOTSTRAP
@@ -128,7 +128,7 @@ class ZeroShot:
     facts: Mapping[str, Any]
 
     @cached_property
-    def _found(self) -> tuple[list[str], list[Path], list[int]]:
+    def _found(self) -> tuple[list[str], list[ImageFile], list[int]]:
         return find_classes(self.images)
 
     @cached_property
@@ -313,7 +313,7 @@ class _Measuring:
         folder: Of the evaluation.
     """
 
-    def __init__(self, model: AltCLIP, paths: Sequence[Path], folder: Path) -> None:
+    def __init__(self, model: AltCLIP, paths: Sequence[ImageFile], folder: Path) -> None:
         self._scorer = AltCLIPFeatures(model, normalised=True)
         self.files = Files.of(paths, folder / "measured", "images", self._scorer.key)
 

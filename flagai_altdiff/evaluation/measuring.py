@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from flagai_altdiff.errors import InvalidRequestError
-from flagai_altdiff.evaluation.references import open_images
+from flagai_altdiff.evaluation.references import ImageFile, open_images
 from flagai_altdiff.evaluation.scorers import Scorer
 from flagai_altdiff.evaluation.store import Measured, Shelf, digest
 
@@ -57,11 +57,11 @@ class Files:
         shelf: Where their measurements are kept. The column ``place`` has the number of each row's file.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[ImageFile]
     shelf: Shelf
 
     @classmethod
-    def of(cls, paths: Sequence[Path], folder: Path, name: str, *depends: object) -> Files:
+    def of(cls, paths: Sequence[ImageFile], folder: Path, name: str, *depends: object) -> Files:
         """Files whose measurements lie in ``folder``; they hang on names, sizes and times, and on ``depends``."""
         facts = [(str(path.absolute()), *_facts(path)) for path in paths]
         batches = -(-len(paths) // FILES_AT_ONCE)
@@ -78,7 +78,7 @@ class Files:
         self.shelf.put(batch, Measured(columns, broken))
 
 
-def _facts(path: Path) -> tuple[int, int]:
+def _facts(path: ImageFile) -> tuple[int, int]:
     try:
         found = path.stat()
     except OSError:

@@ -20,7 +20,7 @@ from flagai_altdiff.evaluation.drawing import Drawing
 from flagai_altdiff.evaluation.intervals import Estimate, estimate
 from flagai_altdiff.evaluation.measuring import Files, Share
 from flagai_altdiff.evaluation.metrics import FrechetDistance, Moments, inception_score
-from flagai_altdiff.evaluation.references import Crop
+from flagai_altdiff.evaluation.references import Crop, ImageFile
 from flagai_altdiff.evaluation.report import Report, named
 from flagai_altdiff.evaluation.scorers import ClipSimilarity, Scorer
 from flagai_altdiff.evaluation.settings import BOOTSTRAP, PROTOCOL
@@ -55,7 +55,7 @@ class Evaluation:
     model: LatentDiffusion
     prompts: Mapping[str, Sequence[Prompt]]
     folder: Path
-    pictures: Sequence[Path] = ()
+    pictures: Sequence[ImageFile] = ()
     features: Scorer | None = None
     scorers: Sequence[Scorer] = ()
     bootstrap: int = BOOTSTRAP
@@ -104,7 +104,7 @@ class Evaluation:
         """The images that those of the model are compared with."""
         if self.features is None:
             return None
-        paths = dict.fromkeys(self.pictures)
+        paths: dict[ImageFile, None] = dict.fromkeys(self.pictures)
         paths |= {prompt.image: None for prompts in self.prompts.values() for prompt in prompts if prompt.image}
         size = (self.settings.width, self.settings.height)
         return Files.of([*paths], self.folder / "measured", "reference", self.features.key, size) if paths else None

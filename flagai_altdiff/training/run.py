@@ -6,9 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators.cpu import CPUAccelerator
@@ -28,7 +26,7 @@ from flagai_altdiff.training.callbacks import (
 from flagai_altdiff.training.checkpointing import computed_twice
 from flagai_altdiff.training.config import MachineConfig
 from flagai_altdiff.training.module import StageTraining
-from flagai_altdiff.training.processes import is_first, started
+from flagai_altdiff.training.processes import cluster_plugins, is_first
 from flagai_altdiff.training.sharding import Sharded
 
 logger = logging.getLogger(__name__)
@@ -134,9 +132,6 @@ def _trainer(
 ) -> Trainer:
     settings = training.settings
     try:
-        plugins: list[Any] = [files]
-        if SLURMEnvironment.detect():  # its own way of going on knows nothing of ours
-            plugins.append(SLURMEnvironment(auto_requeue=False))
         trainer = Trainer(
             accelerator=machine.accelerator,
             devices=machine.devices,
@@ -154,27 +149,13 @@ def _trainer(
             use_distributed_sampler=False,
             default_root_dir=folder,
             callbacks=callbacks,
-            plugins=plugins,
+            plugins=[files, *cluster_plugins()],
         )
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"machine: {str(error).splitlines()[0]}") from error
     if machine.precision == "16" and isinstance(trainer.accelerator, CPUAccelerator):
         raise ConfigError("machine.precision=16 is for GPUs. Set bf16 or 32 on a CPU.")
     return trainer
-
-
-def check_started(machine: MachineConfig) -> None:
-    """Refuse what would be several runs in one folder, or wait for processes that nobody starts.
-
-    Raises:
-        ConfigError: torchrun or SLURM started another number of processes.
-    """
-    there, expected = started(), machine.devices * machine.nodes
-    if there not in (None, expected):
-        raise ConfigError(
-            f"machine: {there} processes were started, and devices={machine.devices} times nodes={machine.nodes} is "
-            f"{expected}. Let devices be the processes on a node, and nodes the number of nodes."
-        )
 
 
 def _strategy(machine: MachineConfig, *, spares_some: bool) -> str | Strategy:

@@ -53,9 +53,9 @@ from flagai_altdiff.training.objectives import (
     TeacherLearning,
     text_learns,
 )
-from flagai_altdiff.training.processes import is_first, meet, wait_until
+from flagai_altdiff.training.processes import check_started, is_first, meet, wait_until
 from flagai_altdiff.training.randomness import generator
-from flagai_altdiff.training.run import check_started, event_log, fit
+from flagai_altdiff.training.run import event_log, fit
 from flagai_altdiff.training.stages import STAGES
 from flagai_altdiff.training.teacher import Teacher, load_teacher, new_student
 
@@ -85,7 +85,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         DiskError: A state cannot be saved.
         MissingDependencyError: TensorBoard is wanted, but not installed.
     """
-    check_started(config.machine)
+    check_started(config.machine.devices, config.machine.nodes, "machine: ")
     output = config.output
     if output.exists() and not output.is_dir():
         raise InvalidRequestError("output", str(output), "it is a file; name a folder")

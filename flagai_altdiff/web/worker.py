@@ -20,7 +20,7 @@ from flagai_altdiff.images import save_png
 from flagai_altdiff.machine import give_back_memory
 from flagai_altdiff.merging import count, merged
 from flagai_altdiff.mini.things.knowing import hint
-from flagai_altdiff.output import Filing
+from flagai_altdiff.output import Filing, OpenFolder
 from flagai_altdiff.pipeline import Sample, draw, prepare
 from flagai_altdiff.registry import find_model
 from flagai_altdiff.request import Note, Output, ResolvedRequest
@@ -148,10 +148,10 @@ class _Worker:
             saved = self._folder is not None and task.is_saved
             output = Output(folder=self._folder or Path(), skip_grid=True, skip_save=not saved)
             try:
-                filing = Filing(output, request, loaded.model)
+                filing = Filing(OpenFolder(output), request, loaded.model)
             except OutputError as error:
                 notes.append(_not_saved(error))
-                filing = Filing(replace(output, skip_save=True), request, loaded.model)
+                filing = Filing(OpenFolder(replace(output, skip_save=True)), request, loaded.model)
             return _Drawing(task, request, notes, filing)
         except Exception as error:
             self._fail(task, error)

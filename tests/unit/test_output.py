@@ -8,8 +8,10 @@ import os
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flagai_altdiff import GenerationRequest, Output, Predictor, draw_to_folder, images
+from flagai_altdiff import GenerationRequest, Output, Predictor, draw_to_folder, images, runs
 from flagai_altdiff.errors import InvalidRequestError, OutputError
-from flagai_altdiff.metadata import read_record
+from flagai_altdiff.images import highest_number
+from flagai_altdiff.metadata import png_texts, read_record
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.pipeline import GenerationResult
+from flagai_altdiff.output import OpenFolder
+from flagai_altdiff.pipeline import GenerationResult, Sample, prepare
 from flagai_altdiff.sampling import Step
 from tests import tiny
 from tests.cost import in_proportion
@@ -362,3 +366,42 @@ def test_a_forged_grid_is_no_grid(m9: LatentDiffusion, tmp_path: Path) -> None:
     again = draw(m9, tmp_path, images_per_prompt=2, resume=True)
     assert again.grid_path == tmp_path / "grid-0001.png" and Image.open(again.grid_path).size == (134, 68)
     assert draw(m9, tmp_path, images_per_prompt=2, resume=True).grid_path == again.grid_path
+
+
+def counted(looks: list[object], look: Callable[..., Any], *args: object) -> Any:
+    looks.append(args)
+    return look(*args)
+
+
+def test_a_folder_is_looked_through_once_for_many_requests(
+    m9: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a file of n requests would read n times n images when it goes on."""
+    small: dict[str, Any] = {"steps": 1, "height": 64, "width": 64}
+    requests = [GenerationRequest(prompts=(f"a cat {n}",), seed=n, **small) for n in range(5)]
+    place = OpenFolder(Output(folder=tmp_path))
+    for request in requests[:4]:
+        draw_to_folder(m9, request, place)
+    looks: list[object] = []
+    monkeypatch.setattr(runs, "read_record", partial(counted, looks, read_record))
+    monkeypatch.setattr(images, "highest_number", partial(counted, looks, highest_number))
+    place = OpenFolder(Output(folder=tmp_path, resume=True))
+    results = [draw_to_folder(m9, request, place) for request in requests]
+    assert [result.paths[0].name for result in results] == [f"{n:05d}.png" for n in range(5)]
+    assert [result.grid_path.name for result in results if result.grid_path] == [f"grid-{n:04d}.png" for n in range(5)]
+    assert len(looks) <= 4 + 4 + 4 + 2  # images; grids, and once more for their size; the two numberings
+
+
+def test_a_record_does_not_spell_the_other_prompts(m9: LatentDiffusion) -> None:
+    """Else a file of n prompts would be written n times."""
+    request, _ = prepare(
+        m9, GenerationRequest(prompts=tuple(f"{'a cat ' * 9}{n}" for n in range(5000)), seed=1, steps=1)
+    )
+    sample = Sample(prompt="a cat 5", index=5, seed=6, safety="unchecked")
+    png_texts(sample, request, "m9", "run")
+    tracemalloc.start()
+    texts = png_texts(sample, request, "m9", "run")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50_000  # all prompts are 300,000 characters
+    assert json.loads(texts["flagai_altdiff"])["prompt_count"] == 5000

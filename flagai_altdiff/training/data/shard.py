@@ -20,6 +20,7 @@ import numpy as np
 from flagai_altdiff.decoding import PILLOWS_MAX_PIXELS, SUFFIXES, UNREADABLE
 from flagai_altdiff.errors import BrokenExampleError, DataError, printable
 from flagai_altdiff.files import open_regular
+from flagai_altdiff.tar import BrokenTarError, Member, members
 from flagai_altdiff.training.data.example import Tally
 from flagai_altdiff.training.data.fields import (
     LANGUAGE,
@@ -33,7 +34,6 @@ from flagai_altdiff.training.data.fields import (
     read_lines,
 )
 from flagai_altdiff.training.data.notes import Note, Stamp, read_note, write_note
-from flagai_altdiff.training.data.tar import BrokenTarError, Member, members
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ def pictures(folder: Path, count: int) -> list[Path]:
     folder.mkdir()
     for i in range(count):
         Image.effect_noise((70 + i, 60), 40 + i).convert("RGB").save(folder / f"{i}.png")
-    return find_images(folder)
+    return [path for path in find_images(folder) if isinstance(path, Path)]
 
 
 def files(folder: Path) -> Mapping[str, bytes]:

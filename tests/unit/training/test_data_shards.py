@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 from flagai_altdiff.errors import BrokenExampleError, DataError
 from flagai_altdiff.hub import client
+from flagai_altdiff.tar import BrokenTarError, Member, members
 from flagai_altdiff.training.data.example import Caption, Examples
 from flagai_altdiff.training.data.filters import Filters
 from flagai_altdiff.training.data.opening import open_examples
 from flagai_altdiff.training.data.shard_names import braces, expand
 from flagai_altdiff.training.data.source import Reading
-from flagai_altdiff.training.data.tar import BrokenTarError, Member, members
 from tests.cost import in_proportion
 from tests.data_files import image_bytes, plain_shard, sample, shard_bytes, tar_bytes
 from tests.servers import Fault, HubServer, serve

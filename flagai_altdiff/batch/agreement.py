@@ -1,0 +1,94 @@
+"""What all processes of a run agree on: ``run.json`` in its folder, and who is at work there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from flagai_altdiff.errors import InvalidRequestError, OutputError, shown
+from flagai_altdiff.files import new_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FILE = "run.json"
+_UNFINISHED = re.compile(r"\.[^.]+\.(png|tar)\.[0-9a-f]{16}\.tmp")
+
+
+def agree(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Make a folder that of a run; or go on, if it is that of this very run.
+
+    Args:
+        folder: The folder.
+        facts: What the pictures hang on, as JSON has it.
+
+    Raises:
+        InvalidRequestError: It is that of another run, or has pictures of other calls.
+        OutputError: It cannot be written.
+    """
+    facts = json.loads(json.dumps(facts, default=str))
+    path = folder / FILE
+    if not path.exists():
+        _check_free(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError), new_file(path) as unfinished:  # another process of the run was first
+                unfinished.write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            text = f"{folder}: {error.strerror or error}. Choose another folder; nothing was drawn."
+            raise OutputError(text, error.errno) from error
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path} cannot be read: {error}. Name another folder with --outdir.") from error
+    if there != facts:
+        raise InvalidRequestError("folder", str(folder), f"it has another run ({_difference(there, facts)})")
+
+
+def _difference(there: object, facts: Mapping[str, Any]) -> str:
+    if not isinstance(there, dict):
+        return f"{FILE} is no record of one"
+    name = next(name for name in {**facts, **there} if there.get(name) != facts.get(name))
+    return f"its {name} is {shown(there.get(name), 200)}, not {shown(facts.get(name), 200)}"
+
+
+def _check_free(folder: Path) -> None:
+    """InvalidRequestError where pictures of other calls lie."""
+    if folder.exists() and not folder.is_dir():
+        raise InvalidRequestError("folder", str(folder), "it is no folder")
+    there = [*folder.glob("samples/*"), *folder.glob("*.tar")]
+    if any(not path.name.startswith(".") for path in there) and not (folder / FILE).exists():
+        raise InvalidRequestError("folder", str(folder), "it has pictures of other calls; name a folder of its own")
+
+
+@contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Be one of the processes that work in a folder. Who finds or leaves it empty removes what killed ones left."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder / FILE, os.O_RDONLY)
+    try:
+        _tidy_up(handle, folder)
+        with suppress(OSError):  # a disk of a server may know no locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+        _tidy_up(handle, folder)
+    finally:
+        os.close(handle)
+
+
+def _tidy_up(handle: int, folder: Path) -> None:
+    """Remove unfinished files, if nobody else is at work."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for place, _, names in os.walk(folder):
+            for name in filter(_UNFINISHED.fullmatch, names):
+                os.unlink(os.path.join(place, name))
