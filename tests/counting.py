@@ -18,6 +18,7 @@ _POINTWISE = torch.ops.mkldnn._convolution_pointwise
 _ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _LINEAR = torch.ops.mkldnn._linear_pointwise
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise")
+LINEAR = ("mm", "addmm", "_linear_pointwise")
 CONVOLUTIONS = ("convolution", "_convolution_pointwise")
 _ATTENTION = "_scaled_dot_product"
 
@@ -29,7 +30,7 @@ class Counting(TorchDispatchMode):
         calls: By name.
         moved_bytes: Of all that operations that compute read and write, were nothing of it kept near the processor.
         made: Pieces of memory that were asked for.
-        text_products: Matrix products with as many rows as a text has tokens, keys and values for example.
+        text_products: Linear maps of as many rows as a text has tokens, to keys and values for example.
     """
 
     def __init__(self, tokens: int = 77) -> None:
@@ -48,9 +49,7 @@ class Counting(TorchDispatchMode):
         if new or name.endswith("_"):
             self.moved_bytes += sum(map(size_bytes, (*given, *made)))
         self.made += len(new)
-        if name in PRODUCTS and any(
-            self._of_text(tensor) for tensor in (given[:1] if func is _LINEAR.default else given)
-        ):
+        if name in LINEAR and any(map(self._of_text, given[:1] if func.overloadpacket is _LINEAR else given)):
             self.text_products += 1
         return found
 
@@ -135,6 +134,8 @@ def _holder(tensor: Tensor) -> weakref.ref[Any]:
 
 
 def _pointwise_flop(x: Any, weight: Any, *others: Any, out_shape: Any, **more: Any) -> int:
+    if list(weight) == list(out_shape):  # what is added to the output comes before the weights
+        weight = others[0]
     return int(conv_flop_count(list(x), list(weight), list(out_shape), transposed=False))
 
 

@@ -63,7 +63,7 @@ def pixels(model: LatentDiffusion, prompt: Any = tiny.CAT, **options: Any) -> li
 def test_the_inner_blocks_are_computed_in_one_of_so_many_steps(
     interval: int, computed: int, engine: str, m9: LatentDiffusion
 ) -> None:
-    with seen_by(engine, m9, "middle_block") as inner, seen_by(engine, m9, "out") as outer:
+    with seen_by(engine, m9, "middle_block") as inner, seen_by(engine, m9, "out.2") as outer:
         pixels(m9, cache_interval=interval, engine=engine)
         assert len(inner) == computed and len(outer) == 10
         assert {shape[0] for shape in outer} == {2}, "both sides of guidance"
@@ -84,7 +84,7 @@ def test_every_window_and_every_pass_has_maps_of_its_own(engine: str, m9: Latent
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm2", "dpmpp_sde", "plms"])
 def test_a_sampler_that_asks_twice_has_no_more_maps(sampler: str, m9: LatentDiffusion) -> None:
-    with seen_by("eager", m9, "middle_block") as inner, seen_by("eager", m9, "out") as asked:
+    with seen_by("eager", m9, "middle_block") as inner, seen_by("eager", m9, "out.2") as asked:
         pixels(m9, sampler=sampler, cache_interval=2, engine="eager")
     assert len(asked) >= 11
     assert len(inner) <= len(asked) / 2 + 1
@@ -131,7 +131,7 @@ def test_rows_find_their_own_maps() -> None:
 
 @pytest.mark.parametrize(("interval", "guided"), [("0-0.5", 5), ("0.3-1", 7), ("0.2-0.4", 2), ("", 10)])
 def test_guidance_costs_half_where_there_is_none(interval: str, guided: int, engine: str, m9: LatentDiffusion) -> None:
-    with seen_by(engine, m9, "out") as seen:
+    with seen_by(engine, m9, "out.2") as seen:
         pixels(m9, guidance_interval=interval, engine=engine, images_per_prompt=2)
     rows = [shape[0] for shape in seen]
     assert sorted(rows) == [2] * (10 - guided) + [4] * guided
@@ -140,8 +140,8 @@ def test_guidance_costs_half_where_there_is_none(interval: str, guided: int, eng
 
 @pytest.mark.parametrize(("share", "left"), [(0.0, 64), (0.25, 48), (0.5, 32), (0.75, 16)])
 def test_so_many_tokens_look_at_each_other(share: float, left: int, engine: str, m9: LatentDiffusion) -> None:
-    outer = "input_blocks.1.1.transformer_blocks.0.attn1"
-    inner = "middle_block.1.transformer_blocks.0.attn1"
+    outer = "input_blocks.1.1.transformer_blocks.0.attn1.to_out.0"
+    inner = "middle_block.1.transformer_blocks.0.attn1.to_out.0"
     with seen_by(engine, m9, outer) as seen, seen_by(engine, m9, inner) as deep:
         pixels(m9, token_merging=share, engine=engine, steps=2)
     assert {shape[1] for shape in seen} == {left}

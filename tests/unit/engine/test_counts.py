@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flagai_altdiff.engine import EagerEngine, Engine, PackedEngine
-from flagai_altdiff.engine.packed import PackedConv
+from flagai_altdiff.engine.packed_layers import PackedConv
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.attention import BasicTransformerBlock
 from tests import tiny
@@ -49,7 +49,8 @@ def test_keys_and_values_of_the_text_are_made_once(fresh: LatentDiffusion) -> No
     packed = two_steps(PackedEngine(fresh), fresh.config.unet.context_dim)
     assert [count.text_products for count in plain] == [2 * blocks] * 2
     assert [count.text_products for count in packed] == [2 * blocks, 0]
-    assert packed[1].attentions == plain[1].attentions == 2 * blocks
+    assert plain[1].attentions == 2 * blocks
+    assert packed[1].attentions == packed[1].calls["_softmax"] == blocks  # to itself; to the text by plain products
 
 
 def test_a_packed_step_multiplies_less(fresh: LatentDiffusion) -> None:
@@ -71,7 +72,7 @@ def test_what_precedes_the_text_is_done_once_for_both_halves(fresh: LatentDiffus
     rows: list[int] = []
     engine = PackedEngine(fresh)
     unet = engine.model.model.diffusion_model
-    names = ("input_blocks.0.0", "time_embed.0", "input_blocks.1.0", "input_blocks.1.1.transformer_blocks.0.attn1")
+    names = ("input_blocks.0.0", "time_embed.0", "input_blocks.1.0", "input_blocks.1.1.transformer_blocks.0.norm1")
     for name in names:
         _watch(unet.get_submodule(name), rows)
     counted(step(engine, fresh.config.unet.context_dim))

@@ -1,0 +1,154 @@
+"""Convolutions and linear layers from weights that are laid out once, in the layout that oneDNN multiplies with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagai_altdiff.checkpoint.mapped import let_go
+from flagai_altdiff.engine.winograd import Filtering, convolve, filtering
+from flagai_altdiff.models.quantized import kept
+
+Layer = nn.Linear | nn.Conv2d
+
+_FEWEST_CHANNELS, _FEWEST_NUMBERS = 128, 128 * 16 * 16
+"""With fewer channels, or pixels times channels, minimal filtering does not pay."""
+_WIDE_CHANNELS = 640
+"""With more, kernels of the larger tile take too much memory: four times the plain ones."""
+_FEW_PRODUCTS = 1 << 22
+"""Up to so many, a linear layer takes longer to be set up by oneDNN than by the library behind torch's own."""
+_ALL = slice(None)
+
+
+class _Weights:
+    """Weights of layers, laid out when they are first asked for, and again when they have changed.
+
+    Args:
+        layers: Read only; the weights stay the model's. Those of several are one, below each other.
+        rows: Which rows of the weights.
+    """
+
+    def __init__(self, *layers: Layer, rows: slice = _ALL) -> None:
+        self._layers, self._rows = layers, rows
+        self._laid_out: dict[Callable[[Tensor], Tensor], Tensor] = {}
+        self._state: object = None
+        self._lock = threading.Lock()
+
+    def get(self, lay_out: Callable[[Tensor], Tensor]) -> Tensor:
+        """As ``lay_out`` has made them of (K, ...)."""
+        stored = [kept(layer) for layer in self._layers]
+        state = [(tensor.data_ptr(), tensor._version, tensor.shape) for tensor in stored]
+        with self._lock:
+            if self._state != state:
+                self._laid_out, self._state = {}, state
+            if lay_out not in self._laid_out:
+                weights = [layer.weight.detach() for layer in self._layers]
+                whole = torch.cat(weights) if len(weights) > 1 else weights[0]
+                self._laid_out[lay_out] = lay_out(whole[self._rows])
+                for tensor in stored:
+                    let_go(tensor)
+            return self._laid_out[lay_out]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(K,), or ``None`` where the layers have none."""
+        biases = [layer.bias for layer in self._layers if layer.bias is not None]
+        return None if not biases else torch.cat(biases) if len(biases) > 1 else biases[0][self._rows]
+
+
+class PackedConv:
+    """A convolution.
+
+    The way of computing depends on the size of its input alone, so that a result never depends on what ran before.
+
+    Args:
+        conv: The model's.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self._conv, self._weights = conv, _Weights(conv)
+        self._form = _form_of(conv)
+        self._fewest_pixels = _FEWEST_NUMBERS // min(conv.in_channels, conv.out_channels)
+        self._how: tuple[object, ...] = (conv.padding, conv.stride, conv.dilation, conv.groups)
+
+    def __call__(self, x: Tensor, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, K, H', W'), its channels together.
+
+        Args:
+            x: The map.
+            shift: (K,), added to each channel beside the layer's own bias.
+            plus: Of the same shape as the output; added to it.
+        """
+        bias = self._conv.bias
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
+        form = self._form
+        if form is not None and x.shape[2] * x.shape[3] >= self._fewest_pixels:
+            found = convolve(x, self._weights.get(form.transformed), bias, form)
+            return found if plus is None else found.add_(plus)
+        x, weight = x.contiguous(memory_format=torch.channels_last), self._weights.get(self._lay_out)
+        pointwise = torch.ops.mkldnn._convolution_pointwise
+        if plus is None:
+            return pointwise(x, weight, bias, *self._how, "none", [], "")
+        plus = plus.contiguous(memory_format=torch.channels_last)
+        return pointwise.binary(x, plus, weight, bias, *self._how, "add", None, None, [], None)
+
+    def _lay_out(self, weight: Tensor) -> Tensor:
+        conv = self._conv
+        return torch._C._nn.mkldnn_reorder_conv2d_weight(
+            weight.to_mkldnn(), list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
+        )
+
+
+class PackedLinear:
+    """A linear layer, or several that have the same input, as one.
+
+    Args:
+        layers: The model's; convolutions of 1x1 are linear layers of tokens.
+        rows: Which of the outputs are wanted.
+        activation: What is done to them: ``"none"`` or ``"gelu"``, the exact one.
+    """
+
+    def __init__(self, *layers: Layer, rows: slice = _ALL, activation: str = "none") -> None:
+        self._weights, self._activation = _Weights(*layers, rows=rows), activation
+        self._wide = len(range(*rows.indices(sum(map(_outputs, layers)))))
+
+    def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(..., C) -> (..., K), plus what is given, (..., K)."""
+        bias, x = self._weights.bias, x.contiguous()
+        if x.numel() * self._wide <= _FEW_PRODUCTS:
+            found = F.linear(x, self._weights.get(_as_it_is), bias)
+            return F.gelu(found) if self._activation == "gelu" else found if plus is None else found.add_(plus)
+        weight = self._weights.get(_laid_out)
+        if plus is None:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, self._activation, [], "none")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, bias, "add")
+
+    def of_map(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K, H, W), its channels together."""
+        return self(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _outputs(layer: Layer) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight.flatten(1)
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous(), None)
+
+
+def _form_of(conv: nn.Conv2d) -> Filtering | None:
+    """The way of minimal filtering that suits a convolution, if any does."""
+    plain = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
+    widths = (conv.in_channels, conv.out_channels)
+    if not plain or min(widths) < _FEWEST_CHANNELS:
+        return None
+    return filtering(4 if max(widths) <= _WIDE_CHANNELS else 2)
