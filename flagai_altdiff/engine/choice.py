@@ -10,17 +10,20 @@ from flagai_altdiff.engine.base import Engine
 from flagai_altdiff.engine.compiled import CompiledEngine
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.openvino import OpenVinoEngine
-from flagai_altdiff.engine.packed import PackedEngine
+from flagai_altdiff.engine.packed import PackedEngine, is_packed
 from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.engine.sparing import SparingEngine
 from flagai_altdiff.engine.twins import is_watched
 from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.memory import free_memory
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.quantized import is_quantized
 from flagai_altdiff.request import ResolvedRequest
 
 _REPAID_STEPS = 5
 """With fewer, laying out the weights takes longer than it saves."""
+_LAID_OUT = 1.7
+"""Bytes that laid-out weights take at most, over those of the plain ones of a released model."""
 _OTHERS: dict[str, Callable[[LatentDiffusion], Engine]] = {
     "packed": PackedEngine,
     "openvino": OpenVinoEngine,
@@ -45,8 +48,8 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
     name = request.engine
     if name == "auto":
         pays = request.steps >= _REPAID_STEPS and not is_quantized(model)  # whose memory it would take again
-        is_repaid = pays and not _unfit("packed", model, request, circular)
-        name = "packed" if is_repaid else "eager"
+        is_wanted = pays and not _unfit("packed", model, request, circular) and _has_room(model)
+        name = "packed" if is_wanted else "eager"
     if name == "eager":
         if model.memory != "normal":
             return SparingEngine(model, circular)
@@ -54,6 +57,14 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
     if reason := _unfit(name, model, request, circular):
         raise InvalidRequestError("engine", name, f"{reason}; leave it out")
     return _OTHERS[name](model)
+
+
+def _has_room(model: LatentDiffusion) -> bool:
+    """Whether weights can be laid out beside those that are there, or are already."""
+    if is_packed(model):
+        return True
+    weights = (*model.model.parameters(), *model.first_stage_model.parameters())
+    return not free_memory(model.device) < _LAID_OUT * sum(weight.nbytes for weight in weights)
 
 
 def _unfit(name: str, model: LatentDiffusion, request: ResolvedRequest, circular: str) -> str:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flagai_altdiff.checkpoint.mapped import let_go
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.packed_attention import Context, as_many, transform_map, transform_tokens
 from flagai_altdiff.engine.packed_layers import PackedConv, PackedLinear
@@ -144,6 +145,11 @@ def _twin(model: LatentDiffusion) -> LatentDiffusion:
     return _twins[model][1]
 
 
+def is_packed(model: LatentDiffusion) -> bool:
+    """Whether a model's weights were laid out already."""
+    return model in _twins
+
+
 class PackedEngine(EagerEngine):
     """Runs a model on the processor, from weights that are laid out for it.
 
@@ -156,6 +162,13 @@ class PackedEngine(EagerEngine):
     def __init__(self, model: LatentDiffusion) -> None:
         super().__init__(_twin(model))
         self._contexts = []
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, D); weights that are pages of a file go afterwards, as the packed ones need their room."""
+        states = super().encode_text(token_ids)
+        for weight in self.model.cond_stage_model.parameters():
+            let_go(weight)
+        return states
 
     def denoise(self, x: Tensor, t: Tensor, cond: Tensor, shortcuts: Shortcuts = NONE) -> Tensor:
         """(B, C, h, w), (B,), (n B, L, D) -> (n B, C, h, w)."""

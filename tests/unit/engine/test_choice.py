@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from flagai_altdiff.engine import make_engine
+from flagai_altdiff.engine import choice, make_engine
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.errors import InvalidRequestError
@@ -34,6 +35,15 @@ def test_the_quick_one_is_taken_where_it_pays(own: LatentDiffusion) -> None:
     assert chosen(own) is PackedEngine
     assert chosen(own, steps=2) is chosen(own, engine="eager") is chosen(own, circular="x") is EagerEngine
     assert chosen(own, steps=2, engine="packed") is PackedEngine
+
+
+def test_it_needs_room_unless_it_is_there(own: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "free_memory", lambda device: 1e4)
+    assert chosen(own) is EagerEngine
+    monkeypatch.setattr(choice, "free_memory", lambda device: math.nan)
+    assert chosen(own) is PackedEngine
+    monkeypatch.setattr(choice, "free_memory", lambda device: 1e4)
+    assert chosen(own) is PackedEngine
 
 
 def test_what_it_cannot_run_is_left_to_the_model_itself(own: LatentDiffusion) -> None:
