@@ -32,9 +32,9 @@ from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.attention import SpatialTransformer
 from flagai_altdiff.models.quantized import PRECISIONS, fold
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
+from tests.benchmarks.page import write_chapter
 
-PAGE = Path(__file__).parents[2] / "docs" / "performance.md"
-BEGIN, END = "<!-- less work: begin -->", "<!-- less work: end -->"
+CHAPTER = "less work"
 SEED = 7
 LANGUAGES = ("en", "zh", "ar", "ru")
 ASKED = ("ground", "size and place")
@@ -243,19 +243,6 @@ def _size(model: LatentDiffusion) -> int:
     return sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
 
 
-def written(page: str, content: str) -> str:
-    """The page with its tables replaced; all else stays.
-
-    Raises:
-        ValueError: It has no place for them.
-    """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} needs the lines {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n\n{content}\n\n{END}{tail}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="of timing")
@@ -274,7 +261,7 @@ def main() -> None:
     args.keep.write_text(json.dumps(kept))
     if args.part in (None, "table"):
         content = "\n\n".join([table(kept["times"], kept["pictures"]), counted(kept["transformer"]), memory()])
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), content), encoding="utf-8")
+        write_chapter(CHAPTER, content)
         print(content)
 
 

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from flagai_altdiff.files import new_file
+from tests.benchmarks.page import chapter_of, write_chapter
 from tests.full.test_full_size import CONFIGS, write_long_tokenizer, write_random_weights, write_released_config
 
 NAME = "AltDiffusion-m18"
-DOCS = Path(__file__).parent.parent.parent / "docs" / "performance.md"
-BEGIN, END = "<!-- memory: begin -->", "<!-- memory: end -->"
+CHAPTER, HEAD = "memory", "| | resident | private | of it for drawing | planned |\n|---|---|---|---|---|"
 ROWS = ("normal packed", "normal eager", "low", "lowest", "decoder whole", "decoder in strips")
 
 WATCHED = r"""
@@ -117,12 +115,9 @@ def _measured(folder: Path, row: str, width: str, height: str) -> dict[str, floa
 
 def _fill_in(name: str, found: dict[str, float]) -> None:
     """Put a row in the place of an earlier one of its name."""
-    text = DOCS.read_text(encoding="utf-8")
-    before, table, after = re.fullmatch(f"(.*{BEGIN}\n)(.*)({END}.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    lines = [line for line in table.splitlines() if not line.startswith(f"| {name} |")]
-    lines.append(f"| {name} | {' | '.join(_numbers(found))} |")
-    with new_file(DOCS, replace=True) as unfinished:
-        unfinished.write_text(before + "\n".join(lines) + "\n" + after, encoding="utf-8")
+    lines = chapter_of(CHAPTER).splitlines()[2:]
+    lines = [line for line in lines if not line.startswith(f"| {name} |")]
+    write_chapter(CHAPTER, "\n".join([HEAD, *lines, f"| {name} | {' | '.join(_numbers(found))} |"]))
 
 
 def _numbers(found: dict[str, float]) -> Iterator[str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from tests.benchmarks.frame import Row
+from tests.benchmarks.page import DOCS, PAGE, write_chapter
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE, PICTURE = DOCS / "performance.md", DOCS / "images" / "performance.png"
-BEGIN, END = "<!-- side by side: begin -->", "<!-- side by side: end -->"
+PICTURE = DOCS / "images" / "performance.png"
+CHAPTER = "side by side"
 WIDTH, LINE, LEFT, RIGHT = 760, 22, 250, 60
 COLOURS = {"eager": "#9db4c8", "packed": "#1f5fa8", "openvino": "#d08a2e", "compile": "#5b8c5a", "diffusers": "#b05a6a"}
 _PALE, _INK = "#dddddd", "#222222"
@@ -25,10 +25,7 @@ def write(rows: Sequence[Row], page: Path = PAGE, picture: Path = PICTURE) -> No
         page: Has the two markers.
         picture: To write.
     """
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    tables = "\n\n".join(markdown(row) for row in rows)
-    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}", encoding="utf-8")
+    write_chapter(CHAPTER, "\n\n".join(map(markdown, rows)), page)
     draw([row for row in rows if "load" not in row.name and "memory" not in row.name]).save(picture, optimize=True)
 
 

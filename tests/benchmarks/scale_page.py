@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from flagai_altdiff.charts import Curve, draw_curves
+from tests.benchmarks.page import DOCS, write_chapter
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE, PLOT = DOCS / "performance.md", DOCS / "images" / "scale.png"
-BEGIN, END = "<!-- scale: written by make bench-scale -->", "<!-- end of scale -->"
+PLOT = DOCS / "images" / "scale.png"
 Rows = Sequence[dict[str, Any]]
 
 
@@ -18,11 +16,7 @@ def write(found: dict[str, list[dict[str, Any]]]) -> None:
     """Put tables and plots in place of earlier ones."""
     PLOT.parent.mkdir(parents=True, exist_ok=True)
     draw_curves([*curves(found)]).save(PLOT)
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    chapter = "\n\n".join([BEGIN, f"![Cost as work grows](images/{PLOT.name})", *sections(found), END])
-    PAGE.write_text(before + chapter + after, encoding="utf-8")
+    write_chapter("scale", "\n\n".join([f"![Cost as work grows](images/{PLOT.name})", *sections(found)]))
 
 
 def curves(found: dict[str, list[dict[str, Any]]]) -> list[Curve]:

@@ -6,20 +6,22 @@ import pytest
 
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.request import GenerationRequest
-from tests.benchmarks.less_work import BEGIN, END, PAGE, WAYS, multiplications, table, written
+from tests.benchmarks.less_work import CHAPTER, WAYS, multiplications, table
+from tests.benchmarks.page import chapter_of, written
 
 
 def test_tables_are_replaced_and_all_else_stays() -> None:
-    page = f"# A\n\nbefore\n\n{BEGIN}\nold\n{END}\n\n## After\n"
-    once = written(page, "| new |")
-    assert once == f"# A\n\nbefore\n\n{BEGIN}\n\n| new |\n\n{END}\n\n## After\n" == written(once, "| new |")
-    for broken in ("# A\n", page.replace(END, "")):
+    begin, end = "<!-- b: begin -->", "<!-- b: end -->"
+    page = f"# A\n\nbefore\n\n{begin}\nold\n{end}\n\n## After\n"
+    once = written(page, "b", "| new |")
+    assert once == f"# A\n\nbefore\n\n{begin}\n\n| new |\n\n{end}\n\n## After\n" == written(once, "b", "| new |")
+    for broken in ("# A\n", page.replace(end, "")):
         with pytest.raises(ValueError, match="needs the lines"):
-            written(broken, "| new |")
+            written(broken, "b", "| new |")
 
 
 def test_every_way_stands_in_the_page() -> None:
-    content = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    content = chapter_of(CHAPTER)
     assert [way.label for way in WAYS if f"| {way.label} |" not in content] == []
     for way in WAYS:
         GenerationRequest(prompts=("a cat",), **way.options)
