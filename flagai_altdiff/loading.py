@@ -213,7 +213,7 @@ def _load(path: Path, spec: ModelSpec | None, how: _How) -> LatentDiffusion:
         model = build_model(config)
     model.spec = spec or _unregistered(path, config)
     size = Size(height=model.spec.height, width=model.spec.width)
-    mode = choose_mode(config, size, how.place, how.dtype) if how.memory == "auto" else how.memory
+    mode = choose_mode(config, size, how.place, how.dtype, model) if how.memory == "auto" else how.memory
     if mode not in ("normal", how.memory):
         logger.warning("little memory is free on %s: drawing with memory=%r, which is slower", how.place, mode)
     mapped = how.mapped or mode != "normal"

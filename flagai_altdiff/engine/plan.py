@@ -95,6 +95,7 @@ def plan_memory(
     mode: str = "normal",
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    model: LatentDiffusion | None = None,
 ) -> MemoryPlan:
     """What drawing takes.
 
@@ -104,9 +105,11 @@ def plan_memory(
         mode: ``"normal"`` (with weights of the program's own that are not laid out anew), ``"low"`` or ``"lowest"``.
         device: Type of the device.
         dtype: Half precision that a GPU computes in; ``None`` is float32.
+        model: Just built from the config, where one is at hand; it may be without weights.
     """
-    held = _weights(config, mode, device, dtype)
-    counted = _Counted(config=config, size=size, spares=mode != "normal", on_cpu=device == "cpu")
+    model = model or _skeleton(config)
+    held = _weights(model, mode, device, dtype)
+    counted = _Counted(model=model, size=size, spares=mode != "normal", on_cpu=device == "cpu")
     itemsize = dtype.itemsize if dtype else _FULL
     working = (counted.text(), counted.unet(itemsize), counted.decoder(itemsize))
     text, unet, vae = (Need(weights=w, working=int(x)) for w, x in zip(held, working, strict=True))
@@ -124,11 +127,17 @@ def bytes_to_come(model: LatentDiffusion, request: ResolvedRequest) -> int:
     return plan.peak - (plan.text.weights if model.memory == "normal" else 0)
 
 
-def choose_mode(config: LatentDiffusionConfig, size: Size, device: torch.device, dtype: torch.dtype | None) -> str:
+def choose_mode(
+    config: LatentDiffusionConfig,
+    size: Size,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    model: LatentDiffusion | None = None,
+) -> str:
     """The mode of most memory that fits into what is free; ``"normal"`` where nobody knows that."""
     free = free_memory(device)
     for mode in MEMORY_MODES[1:]:
-        plan = plan_memory(config, size, mode, device.type, working_dtype(mode, device, dtype))
+        plan = plan_memory(config, size, mode, device.type, working_dtype(mode, device, dtype), model)
         if not plan.peak > free:
             return mode
     return MEMORY_MODES[-1]
@@ -148,9 +157,9 @@ def _skeleton(config: LatentDiffusionConfig) -> LatentDiffusion:
         return build_model(config)
 
 
-def _weights(config: LatentDiffusionConfig, mode: str, device: str, dtype: torch.dtype | None) -> tuple[int, int, int]:
+def _weights(model: LatentDiffusion, mode: str, device: str, dtype: torch.dtype | None) -> tuple[int, int, int]:
     """Bytes of weights that are there while text encoder, UNet and decoder work."""
-    model, half = _skeleton(config), dtype.itemsize if dtype else _FULL
+    half = dtype.itemsize if dtype else _FULL
     counts = {name: _count(modules) for name, (modules, _) in parts_of(model).items()}
     if mode == "normal":
         whole = _FULL * sum(counts.values())
@@ -171,22 +180,22 @@ def _count(modules: list[nn.Module]) -> int:
 class _Counted:
     """Feature maps, layer by layer. Numbers are of the working precision, by cell of a map."""
 
-    config: LatentDiffusionConfig
+    model: LatentDiffusion
     size: Size
     spares: bool
     on_cpu: bool
 
     def text(self) -> int:
-        sizes = self.config.cond_stage
+        sizes = self.model.config.cond_stage
         return _FULL * _TOKENS * (8 * sizes.hidden_size + 3 * sizes.intermediate_size)
 
     def unet(self, itemsize: int) -> float:
         """Of all layers the worst: what the way up still needs, and the layer itself."""
-        unet: UNetModel = _skeleton(self.config).model.diffusion_model
+        unet: UNetModel = self.model.model.diffusion_model
         rows = self.size.batch * (2 if self.size.guided else 1)
         cells = rows * (self.size.height // self._cell) * (self.size.width // self._cell)
         skips: list[float] = []
-        worst, channels = 0.0, self.config.unet.in_channels
+        worst, channels = 0.0, self.model.config.unet.in_channels
         up = [(block, True) for block in unet.output_blocks]
         for block, is_up in [*((block, False) for block in (*unet.input_blocks, unet.middle_block)), *up]:
             before = channels * cells
@@ -203,7 +212,7 @@ class _Counted:
 
     def decoder(self, itemsize: int) -> float:
         """Of all layers the worst, with the images that come out."""
-        vae: AutoencoderKL = _skeleton(self.config).first_stage_model
+        vae: AutoencoderKL = self.model.first_stage_model
         size, batch = self.size, self.size.batch
         pictures = _FULL * 3 * size.height * size.width * batch
         cells = (1 if self.spares else batch) * (size.height // self._cell) * (size.width // self._cell)
@@ -222,7 +231,7 @@ class _Counted:
 
     @property
     def _cell(self) -> int:
-        return self.config.first_stage.downsampling
+        return self.model.config.first_stage.downsampling
 
     def _laid_out(self, numbers: int) -> int:
         """Weights of a convolution, as oneDNN lays them out for the one call."""
