@@ -115,6 +115,28 @@ def test_nothing_of_a_file_stays_mapped_unless_it_may(m9_folder: Path, monkeypat
         assert not any(is_mapped(tensor) for tensor in found.model.buffers())
 
 
+def test_few_bits_go_with_little_memory(m9_folder: Path) -> None:
+    """The codes come and go as weights do: here copies in another precision show it, as on a GPU."""
+    plain, sparing = (
+        load_model(m9_folder, quantize="int8", memory=memory, safety_checker=False) for memory in ("auto", "low")
+    )
+    assert (plain.memory, sparing.memory) == ("normal", "low"), "whoever asks for few bits spares memory already"
+    options: dict[str, Any] = {"height": 64, "width": 64, "steps": 2, "seed": 1, "engine": "eager"}
+    images = [np.asarray(generate(model, tiny.CAT, **options).images[0], int) for model in (plain, sparing)]
+    assert np.abs(images[0] - images[1]).max() <= 1
+    layer = next(module for module in sparing.model.modules() if isinstance(module, Quantized))
+    assert sparing.keeper is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        hook = layer.register_forward_hook(lambda *_: kinds.append((layer.codes.dtype, layer.steps.dtype)))
+        kinds: list[tuple[torch.dtype, torch.dtype]] = []
+        unet = sparing.model.diffusion_model
+        unet(torch.zeros(1, 4, 8, 8), torch.tensor([5]), torch.zeros(1, 77, sparing.config.unet.context_dim))
+    hook.remove()
+    assert kinds == [(torch.uint8, torch.bfloat16)]
+    sparing.keeper.send_home()
+    assert layer.steps.dtype is torch.float32
+
+
 def test_bad_kinds_are_refused_before_any_work() -> None:
     for kind in ("int2", "", 8, True):
         with pytest.raises(InvalidRequestError, match="int8 or int4"):

@@ -1,0 +1,62 @@
+"""Layers with laid-out weights give the numbers of the plain ones, whichever way they compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flagai_altdiff.engine.packed_layers import PackedConv, PackedLinear
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [4, 18], ids=["by the library", "by minimal filtering, with edges"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions(side: int, bias: bool) -> None:
+    conv, x = nn.Conv2d(128, 160, 3, padding=1, bias=bias), torch.randn(2, 128, side, side)
+    packed, shift, plus = PackedConv(conv), torch.randn(160), torch.randn(2, 160, side, side)
+    kept = plus.clone()
+    close(packed(x), conv(x))
+    close(packed(x, shift), conv(x) + shift[:, None, None])
+    close(packed(x, None, plus), conv(x) + plus)
+    close(packed(x, shift, plus), conv(x) + shift[:, None, None] + plus)
+    assert torch.equal(plus, kept), "what is added is somebody's map"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [3, 1000], ids=["by torch", "by oneDNN"])
+def test_linear_maps(rows: int) -> None:
+    one, other = nn.Linear(64, 96), nn.Linear(64, 32)
+    x, plus = torch.randn(2, rows, 64), torch.randn(2, rows, 96)
+    kept = plus.clone()
+    close(PackedLinear(one)(x), one(x))
+    close(PackedLinear(one)(x, plus), one(x) + plus)
+    close(PackedLinear(one, other)(x), torch.cat([one(x), other(x)], dim=-1))
+    close(PackedLinear(one, rows=slice(32, None))(x), one(x)[..., 32:])
+    close(PackedLinear(one, rows=slice(32), activation="gelu")(x), F.gelu(one(x)[..., :32]))
+    assert torch.equal(plus, kept)
+
+
+@torch.no_grad()
+def test_a_changed_layer_is_seen_among_several() -> None:
+    layers, x = [nn.Linear(16, 8, bias=False) for _ in range(3)], torch.randn(4, 16)
+    together = PackedLinear(*layers)
+    close(together(x), torch.cat([layer(x) for layer in layers], dim=-1))
+    layers[1].weight.mul_(2)
+    close(together(x), torch.cat([layer(x) for layer in layers], dim=-1))
+
+
+@torch.no_grad()
+def test_maps_are_mixed_where_they_are() -> None:
+    conv, x = nn.Conv2d(32, 48, 1), torch.randn(2, 32, 9, 7)
+    close(PackedLinear(conv).of_map(x), conv(x))
