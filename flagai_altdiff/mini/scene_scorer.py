@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -23,6 +25,8 @@ from flagai_altdiff.mini.world import Scene, all_scenes
 
 Described = tuple[Scene | ThingScene, tuple[str, ...]]
 """What a prompt describes, and which of the judge's answers it asks for: what it does not say may be anything."""
+_NAME = "\0"
+"""Stands for a thing's name."""
 
 
 class SceneScorer:
@@ -62,7 +66,7 @@ def _described(text: str, language: str) -> Described | None:
     if text in _shapes(language):
         return _shapes(language)[text], ("what", "colour", "background")
     named = (thing for thing in known_things() if thing.names[language].casefold() in text)
-    return next((found for thing in named for words, found in _phrases(thing, language) if words == text), None)
+    return next((found for thing in named for found in _as_phrase_for(thing, text, language)), None)
 
 
 @cache
@@ -72,15 +76,27 @@ def _shapes(language: str) -> dict[str, Scene]:
     return {_plain(caption(scene, language, pattern=i)): scene for scene in all_scenes() for i in patterns}
 
 
-def _phrases(thing: Thing, language: str) -> Iterator[tuple[str, Described]]:
-    """All phrases for a thing, and what they describe."""
+def _as_phrase_for(thing: Thing, text: str, language: str) -> Iterator[Described]:
+    """What a text describes if it is a phrase for this thing: wherever its name stands, the rest is looked up."""
+    name = thing.names[language].casefold()
+    for place in re.finditer(re.escape(name), text):
+        rest = text[: place.start()] + _NAME + text[place.end() :]
+        if found := _phrases(language).get(rest):
+            yield replace(found[0], code=thing.code), found[1]
+
+
+@cache
+def _phrases(language: str) -> dict[str, tuple[ThingScene, tuple[str, ...]]]:
+    """Every phrase of a language without the thing's name -> what it describes."""
     patterns = (None, *range(len(LANGUAGES[language].patterns)))
+    found: dict[str, tuple[ThingScene, tuple[str, ...]]] = {}
     for ground, size, position, style in product((None, *COLOURS), SIZES, POSITIONS, STYLES):
-        scene = ThingScene(code=thing.code, background=ground or COLOURS[0], size=size, position=position, style=style)
+        scene = ThingScene(code="", background=ground or COLOURS[0], size=size, position=position, style=style)
         asked = ("what", *(("background",) if ground else ()), *(("style",) if style != STYLES[0] else ()))
         for pattern in patterns:
-            text = phrase(scene, thing.names[language], language, pattern=pattern, with_ground=ground is not None)
-            yield _plain(text), (scene, asked)
+            words = phrase(scene, _NAME, language, pattern=pattern, with_ground=ground is not None)
+            found.setdefault(_plain(words), (scene, asked))
+    return found
 
 
 def _plain(text: str) -> str:

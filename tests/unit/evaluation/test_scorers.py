@@ -20,6 +20,10 @@ from flagai_altdiff.matching import load_matching_model, match
 from flagai_altdiff.mini.accuracy import questions
 from flagai_altdiff.mini.drawing import draw
 from flagai_altdiff.mini.scene_scorer import SceneScorer
+from flagai_altdiff.mini.things.catalogue import known_things
+from flagai_altdiff.mini.things.composing import ThingScene
+from flagai_altdiff.mini.things.phrases import phrase
+from flagai_altdiff.mini.vocabulary import LANGUAGES
 from flagai_altdiff.mini.world import Scene
 from tests import tiny
 
@@ -119,3 +123,11 @@ def test_scenes_are_judged_in_every_language() -> None:
         assert right.tolist() == [1, 1]
         assert scorer.score(images[::-1], prompts[language][:2])["accuracy"].tolist() == [0, 0]
     assert scorer.score(images[:1], prompts["en"][2:])["accuracy"].isnan().all()
+
+
+def test_a_name_that_is_part_of_other_words_is_found() -> None:
+    egg = next(thing for thing in known_things() if thing.names["de"] == "Ei")
+    scene = ThingScene(code=egg.code, background="white", size="small")
+    patterns = (None, *range(len(LANGUAGES["de"].patterns)))
+    texts = {phrase(scene, "Ei", "de", pattern=pattern) for pattern in patterns}  # "… weißem …", "klein"
+    assert SceneScorer({"de": [Prompt(id="", text=text) for text in texts]}).known == len(texts) > 2
