@@ -4,6 +4,7 @@
 # make screenshots   the pictures of the page in docs/images, drawn anew
 # make bench   how fast the engines are, beside diffusers and OpenVINO: minutes, small models
 # make bench-full   the same with AltDiffusion-m18 at full size, and into docs/performance.md: an hour, 12 GiB
+# make bench-fid   FID of the embedded model in 18 languages: hours, can be interrupted
 # make bench-gpu   on a GPU, beside diffusers, as it is and compiled
 # make bench-less   measure what less work saves and costs, and write it into docs/performance.md (minutes)
 # make test-ray   the deployment for Ray Serve, under load
@@ -13,7 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-ray bench bench-full bench-gpu bench-less bench-memory bench-scale browser screenshots test-full check fix build clean
+.PHONY: demo test test-ray bench bench-fid bench-full bench-gpu bench-less bench-memory bench-scale browser screenshots test-full check fix build clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/quickstart.py
@@ -60,6 +61,9 @@ bench: $(VENV)/.benched-with
 
 bench-full: $(VENV)/.benched-with
 	$(BIN)/python -W ignore -m tests.benchmarks.side_by_side --full --write
+
+bench-fid: $(VENV)/.tested-with
+	$(BIN)/python -m tests.benchmarks.fid
 
 bench-gpu: $(VENV)/.benched-with
 	$(BIN)/python -W ignore -m tests.benchmarks.gpu

@@ -1,6 +1,6 @@
 """How sides are compared: in turn in one process, by the medians of each round's ratios.
 
-A busy machine slows all sides of a round alike, so that ratios hold where seconds drift. The first round warms up and
+A busy machine slows all sides of a round alike, so that ratios hold where seconds drift. What comes before the rounds
 does not count: weights are laid out in it, graphs compiled.
 """
 
@@ -78,7 +78,14 @@ class Row:
 
 
 def compare(
-    name: str, what: str, sides: Mapping[str, Work], *, rounds: int, reference: str = "eager", flop: float = 0.0
+    name: str,
+    what: str,
+    sides: Mapping[str, Work],
+    *,
+    rounds: int,
+    reference: str = "eager",
+    flop: float = 0.0,
+    warm_up: Mapping[str, Work] | None = None,
 ) -> Row:
     """Time sides in turn: A B C, A B C.
 
@@ -89,22 +96,25 @@ def compare(
         rounds: That count.
         reference: Whose numbers are right.
         flop: Of the reference's work.
+        warm_up: What each does before the rounds, where its work itself would take too long.
     """
     row = Row(name=name, what=what, reference=reference, sides={side: Side() for side in sides}, flop=flop)
     rates = [matrix_rate()]
     loads = [os.getloadavg()[0]]
-    wanted: Tensor | None = None
-    for side in sorted(sides, key=lambda side: side != reference):
-        row.sides[side].first_s, found = timed(sides[side])
-        wanted = found if wanted is None else wanted
-        row.sides[side].error = relative_error(found, wanted)
-        print(f"{name}: {side} is ready after {row.sides[side].first_s:.1f} s", flush=True)
+    found: dict[str, Tensor] = {}
+    for side in sides:
+        first_s, found[side] = timed((warm_up or sides)[side])
+        row.sides[side].first_s = float("nan") if warm_up else first_s
+        print(f"{name}: {side} is ready after {first_s:.1f} s", flush=True)
     for number in range(rounds):
         for side, work in sides.items():
-            row.sides[side].seconds.append(timed(work)[0])
+            seconds, found[side] = timed(work)
+            row.sides[side].seconds.append(seconds)
         loads.append(os.getloadavg()[0])
         shown = ", ".join(f"{side} {own.seconds[-1]:.3g}" for side, own in row.sides.items())
         print(f"{name}: round {number + 1} of {rounds}: {shown} s, load {loads[-1]:.1f}", flush=True)
+    for side, own in row.sides.items():
+        own.error = relative_error(found[side], found[reference])
     rates.append(matrix_rate())
     row.machine = {**machine(), "gflops": max(rates), "load": [min(loads), max(loads)]}
     return row

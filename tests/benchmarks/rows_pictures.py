@@ -12,10 +12,11 @@ from torch import Tensor
 from flagai_altdiff import generate
 from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.models import LatentDiffusion
-from tests.benchmarks.frame import Row, compare
+from tests.benchmarks.frame import Row, Work, compare
 from tests.benchmarks.sides import DIFFUSERS, ENGINES, Diffusers
 
 PROMPT = "a red heart"
+_WARM_UP_STEPS = 2
 
 
 def pictures(
@@ -34,11 +35,17 @@ def pictures(
         count: Pictures at once.
         steps: Of the sampler.
     """
-    options: dict[str, Any] = {"height": side_px, "width": side_px, "steps": steps, "seed": 1, "sampler": "ddim"}
+    options: dict[str, Any] = {"height": side_px, "width": side_px, "seed": 1, "sampler": "ddim"}
     options |= {"images_per_prompt": count, "guidance_scale": 5.0}
-    works = {side: partial(_ours, model, {**options, "engine": side}) for side in ENGINES}
-    works[DIFFUSERS] = partial(_theirs, Diffusers(model), model, options)
-    return compare(name, f"{count} pictures, {steps} steps, {side_px} px", works, rounds=rounds)
+    diffusers = Diffusers(model)
+
+    def works(steps: int) -> dict[str, Work]:
+        asked = {**options, "steps": steps}
+        ours: dict[str, Work] = {side: partial(_ours, model, {**asked, "engine": side}) for side in ENGINES}
+        return ours | {DIFFUSERS: partial(_theirs, diffusers, model, asked)}
+
+    what = f"{count} pictures, {steps} steps, {side_px} px"
+    return compare(name, what, works(steps), rounds=rounds, warm_up=works(_WARM_UP_STEPS))
 
 
 def _ours(model: LatentDiffusion, options: dict[str, Any]) -> Tensor:
