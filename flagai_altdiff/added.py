@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-QUANTIZE = "quantize"
+QUANTIZE, PRECISION = "quantize", "precision"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,9 @@ class AddedPart:
     """A part from another file.
 
     Args:
-        kind: ``"embedding"``, ``"vae"`` or ``QUANTIZE``, which is no part but a way to keep weights.
-        name: Of its file, without the ending; of a word, as it is typed; of the way.
+        kind: ``"embedding"`` or ``"vae"``; or what is no part: ``QUANTIZE``, a way to keep weights, and ``PRECISION``,
+            that of the computing, if it is not float32.
+        name: Of its file, without the ending; of a word, as it is typed; of the way; of the precision, as torch has it.
         sha256: First ten digits of the file's hash, if there is a file.
     """
 

@@ -22,6 +22,8 @@ from flagai_altdiff.memory import free_memory
 from flagai_altdiff.registry import MODELS, ModelSpec, embedded_dir
 
 _PACKAGES = ("torch", "transformers", "pytorch-lightning", "safetensors", "tokenizers", "einops", "pillow")
+_COMPILERS = ("g++", "clang++", "c++", "cl")
+_BUSY = "other programs keep it busy, and threads that wait for each other can take many times as long"
 _GIB = 2**30
 _LARGEST = "AltDiffusion-m18"
 
@@ -53,6 +55,7 @@ def examine(model_dir: Path) -> Iterator[Finding]:
         yield _package(package)
     yield _shim()
     yield from _devices()
+    yield _engines()
     free = free_memory(torch.device("cpu"))
     yield Finding("memory", f"{free / _GIB:.1f} GiB free; {_needed(torch.device('cpu'))}")
     place = model_dir.absolute()
@@ -119,9 +122,24 @@ def _needed(device: torch.device) -> str:
     return f"an image of {_LARGEST} takes about {taken} GiB{pages}; memory=auto chooses {chosen}"
 
 
+def _engines() -> Finding:
+    """What can compute here: ``--engine``."""
+    lacking = {
+        "openvino": importlib.util.find_spec("openvino") is None,
+        "compile": not any(map(shutil.which, _COMPILERS)),
+    }
+    needed = {"openvino": "pip install openvino", "compile": "a C++ compiler"}
+    there = ", ".join(("eager", "packed", *(name for name, lacks in lacking.items() if not lacks)))
+    missing = ", ".join(f"{name} ({needed[name]})" for name, lacks in lacking.items() if lacks)
+    return Finding("engines", there + (f"; not there: {missing}" if missing else ""))
+
+
 def _devices() -> Iterator[Finding]:
-    threads = torch.get_num_threads()
-    yield Finding("cpu", f"{os.cpu_count()} cores, {threads} threads")
+    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    busy = threads > 1 and load > cores / 2
+    advice = f"{_BUSY}: try OMP_NUM_THREADS={max(threads // 2, 1)}" if busy else ""
+    yield Finding("cpu", f"{cores} cores, {threads} threads, load {load:.1f}", advice)
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)

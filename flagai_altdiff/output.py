@@ -11,17 +11,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flagai_altdiff.added import Added
 from flagai_altdiff.errors import InvalidRequestError, OutputError, printable
 from flagai_altdiff.images import NumberedFolder, grid_size, make_grid
 from flagai_altdiff.metadata import grid_texts, png_texts
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pictures import Picture, as_mask
-from flagai_altdiff.pipeline import GenerationResult, Prompts, Sample, as_request, draw, prepare, say, unwrapped
+from flagai_altdiff.pipeline import (
+    GenerationResult,
+    Prompts,
+    Sample,
+    added_to,
+    as_request,
+    draw,
+    prepare,
+    say,
+    unwrapped,
+)
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.ranking import BestOf, check_choice
 from flagai_altdiff.request import OPTIONS, GenerationRequest, Note, Output, ResolvedRequest
-from flagai_altdiff.runs import Saved, find_grid, find_run, new_run
+from flagai_altdiff.runs import MANY, Saved, find_grid, find_run, new_run
 from flagai_altdiff.sampling import Step
 from flagai_altdiff.walks import step_counts
 
@@ -168,9 +177,15 @@ class OpenFolder:
         saved: What lay in it.
         samples: Its images, numbered.
         grids: Its grids, numbered.
+
+    Raises:
+        InvalidRequestError: A run of very many pictures has the folder for itself.
     """
 
     def __init__(self, output: Output) -> None:
+        if (output.folder / MANY).exists():
+            expected = f"a run of many pictures has it for itself ({MANY}); name another one, or go on with its command"
+            raise InvalidRequestError("folder", str(output.folder), expected)
         self.output, self.saved = output, Saved(output.folder)
         home = output.folder.absolute()  # a program may change its folder while it draws
         self.samples, self.grids = NumberedFolder(home / "samples", "%05d.png"), NumberedFolder(home, "grid-%04d.png")
@@ -209,7 +224,7 @@ class Filing:
     ) -> None:
         name, output = model.spec.name, place.output
         self._output, self._request, self._name = output, request, name
-        self._added: tuple[Added, ...] = (*model.loras, *model.parts)
+        self._added = added_to(model, request)
         choice = ", ".join(filter(None, [*map(str, self._added), best_of.key if best_of else "", choice]))
         self.run = find_run(place.saved, request, name, choice) if output.resume else new_run(request, name, choice)
         if output.resume and not self.run.finished:

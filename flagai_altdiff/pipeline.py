@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from flagai_altdiff.added import PRECISION, Added, AddedPart
 from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
-from flagai_altdiff.engine import Engine, make_engine
+from flagai_altdiff.engine import Engine, check_engine, make_engine, precision_of
 from flagai_altdiff.engine.openvino import has_half_precision
 from flagai_altdiff.engine.plan import bytes_to_come
 from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
@@ -207,6 +208,7 @@ def examine(model: LatentDiffusion, request: GenerationRequest) -> tuple[Resolve
     _check_strengths(resolved, model.num_timesteps)
     check_stretches(resolved, model.config.first_stage.downsampling)
     make_frame(resolved)
+    check_engine(model, resolved, circular_axes(resolved))
     check_memory(resolved, bytes_to_come(model, resolved), model.device)
     notes = list(_changes(model, request, resolved))
     if resolved.prompt_syntax == "plain":
@@ -257,6 +259,14 @@ def stream(model: LatentDiffusion, request: GenerationRequest | Prompts, **optio
         A Step after each sampler step, and after those of a batch its Samples.
     """
     yield from draw(model, prepare(model, request, **options)[0])
+
+
+def added_to(model: LatentDiffusion, request: ResolvedRequest) -> tuple[Added, ...]:
+    """What records say beside a request and a model's name: what was added to the model, and how it is computed."""
+    dtype = precision_of(model, request)
+    name = str(dtype).removeprefix("torch.")
+    half = () if dtype == torch.float32 else (AddedPart(kind=PRECISION, name=name, sha256=""),)
+    return (*model.loras, *model.parts, *half)
 
 
 def as_request(request: GenerationRequest | Prompts, options: Mapping[str, Any]) -> GenerationRequest:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.added import QUANTIZE
+from flagai_altdiff.added import PRECISION, QUANTIZE
 from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, fail, say
 from flagai_altdiff.cli.model_flags import add_memory, add_quantize
 from flagai_altdiff.errors import ImageError, printable
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.registry import find_model
+from flagai_altdiff.request import ENGINES
 
 if TYPE_CHECKING:
     from flagai_altdiff.models import LatentDiffusion
@@ -73,6 +74,7 @@ def add_redraw(parser: argparse.ArgumentParser) -> None:
     add("--init-image", type=Path, metavar="FILE", help="the picture that was begun with, if it lies elsewhere now")
     add("--mask", type=Path, metavar="FILE", help="its mask, likewise")
     add_quantize(parser)
+    add("--engine", choices=ENGINES, help="what computes (default: as they were drawn)")
     add("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: cuda if there is one, else cpu)")
     add_memory(parser)
     parser.set_defaults(run=_redraw)
@@ -87,22 +89,23 @@ def _redraw(args: argparse.Namespace) -> int:
     from flagai_altdiff.output import draw_to_folder, redraw
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: dict[tuple[str, str], Any] = {}
+    loaded: dict[tuple[str, str, str], Any] = {}
     pictures = {"init_image": args.init_image, "mask_image": args.mask}
     pictures = {name: file for name, file in pictures.items() if file is not None}
     for path, record in records:
         name = _model_for(path, record, args.model)
-        kind = args.quantize or _quantization(record.own)
-        if (name, kind) not in loaded:
+        ways = args.quantize or _quantization(record.own), _part(record.own, PRECISION)
+        if (name, *ways) not in loaded:
             print(f"loading {name}", file=sys.stderr)
-            loaded[name, kind] = _load(name, kind, device, record, args)
-        model = loaded[name, kind]
+            loaded[name, *ways] = _load(name, *ways, device, record, args)
+        model = loaded[name, *ways]
         if record.own and (differs := _other_parts(record.own, model)):
             return fail(f"{path}: {differs}", 2)
+        typed = {"engine": args.engine} if args.engine else {}
         if record.own and args.seed is None:
-            result = redraw(model, record.own, args.outdir, pictures=pictures)
+            result = redraw(model, {**record.own, **typed}, args.outdir, pictures=pictures)
         else:
-            options = {**record.options, **pictures, **({} if args.seed is None else {"seed": args.seed})}
+            options = {**record.options, **typed, **pictures, **({} if args.seed is None else {"seed": args.seed})}
             options |= {"images_per_prompt": 1, "batch_size": 1, "iterations": 1}
             result = draw_to_folder(model, options.pop("prompts"), args.outdir, **options)
         for saved in result.paths:
@@ -126,12 +129,21 @@ def _quantization(own: Mapping[str, Any]) -> str:
     """How the weights were kept, as a record says; empty if they were as in their file."""
     from flagai_altdiff.models.quantized import PRECISIONS
 
-    kinds = [part["name"] for part in own.get("parts", ()) if part["kind"] == QUANTIZE]
-    return next((kind for kind in kinds if kind in tuple(PRECISIONS)), "")
+    kind = _part(own, QUANTIZE)
+    return kind if kind in tuple(PRECISIONS) else ""
 
 
-def _load(name: str, kind: str, device: str, record: Record, args: argparse.Namespace) -> LatentDiffusion:
+def _part(own: Mapping[str, Any], kind: str) -> str:
+    """The name of the part of a kind that a record tells of; empty if it tells of none."""
+    return next((str(part["name"]) for part in own.get("parts", ()) if part["kind"] == kind), "")
+
+
+def _load(
+    name: str, kind: str, precision: str, device: str, record: Record, args: argparse.Namespace
+) -> LatentDiffusion:
     """The model with what is added to it; a LoRA as strong as the record says, where nothing was typed."""
+    import torch
+
     from flagai_altdiff.cli.model_flags import lora_of
     from flagai_altdiff.loading import load_model
     from flagai_altdiff.lora import add_lora
@@ -140,7 +152,8 @@ def _load(name: str, kind: str, device: str, record: Record, args: argparse.Name
 
     strengths = {lora["name"]: float(lora["strength"]) for lora in record.own.get("loras", ())}
     loras = [lora_of(text, lambda file: strengths.get(file.stem, 1.0)) for text in args.lora]
-    model = load_model(name, args.model_dir, device=device, mapped=True, memory=args.memory)
+    dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(precision)
+    model = load_model(name, args.model_dir, device=device, dtype=dtype, mapped=True, memory=args.memory)
     for file, strength in loras:
         add_lora(model, file, strength)
     for file in args.embedding:
@@ -156,6 +169,8 @@ def _other_parts(own: Mapping[str, Any], model: LatentDiffusion) -> str:
     """What was added to the model when the image was drawn and is not now, or the reverse; empty if it is the same."""
     said = [f"--lora {lora['name']}:{lora['strength']:g} ({lora['sha256']})" for lora in own.get("loras", ())]
     for part in own.get("parts", ()):
+        if part["kind"] == PRECISION:  # redraw loads the model for it
+            continue
         said.append(f"--{part['kind']} {part['name']}" + (f" ({part['sha256']})" if part["sha256"] else ""))
     now = [f"--lora {lora}" for lora in model.loras] + [f"--{part}" for part in model.parts]
     if sorted(said) == sorted(now):

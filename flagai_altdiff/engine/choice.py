@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 from flagai_altdiff.engine.base import Engine
-from flagai_altdiff.engine.compiled import CompiledEngine
+from flagai_altdiff.engine.compiled import CompiledEngine, require_compiler
 from flagai_altdiff.engine.eager import EagerEngine
-from flagai_altdiff.engine.openvino import OpenVinoEngine
+from flagai_altdiff.engine.openvino import OpenVinoEngine, check_installed, computes_in_half
 from flagai_altdiff.engine.packed import PackedEngine, is_packed
 from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.engine.sparing import SparingEngine
@@ -45,6 +45,7 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
         InvalidRequestError: The named one cannot run this.
         MissingDependencyError: The named one is not installed.
     """
+    check_engine(model, request, circular)
     name = request.engine
     if name == "auto":
         pays = request.steps >= _REPAID_STEPS and not is_quantized(model)  # whose memory it would take again
@@ -54,9 +55,27 @@ def make_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str 
         if model.memory != "normal":
             return SparingEngine(model, circular)
         return EagerEngine(seamless(model, circular) if circular else model)
-    if reason := _unfit(name, model, request, circular):
-        raise InvalidRequestError("engine", name, f"{reason}; leave it out")
     return _OTHERS[name](model)
+
+
+def check_engine(model: LatentDiffusion, request: ResolvedRequest, circular: str = "") -> None:
+    """Whether the engine that a request asks for can run it. Arguments and errors as of :func:`make_engine`."""
+    name = request.engine
+    if name not in _OTHERS:
+        return
+    if reason := _unfit(name, model, request, circular):
+        raise InvalidRequestError("engine", name, f"{reason}; expected another engine, auto for example")
+    if name == "openvino":
+        check_installed()
+    if name == "compile":
+        require_compiler(model.device)
+
+
+def precision_of(model: LatentDiffusion, request: ResolvedRequest) -> torch.dtype:
+    """What a request is computed in."""
+    if request.engine == "openvino":
+        return torch.bfloat16 if computes_in_half(model) else torch.float32
+    return model.autocast_dtype if model.autocast_dtype and model.device.type == "cuda" else model.dtype
 
 
 def _has_room(model: LatentDiffusion) -> bool:

@@ -6,6 +6,7 @@ Compiling takes minutes at full size, for each shape; torch keeps what it made i
 
 from __future__ import annotations
 
+import logging
 import threading
 import types
 import weakref
@@ -19,6 +20,8 @@ from flagai_altdiff.engine.graphs import Graph, Graphs
 from flagai_altdiff.errors import MissingDependencyError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
+
+logger = logging.getLogger(__name__)
 
 _INDUCTOR = "inductor"
 """torch's own compiler."""
@@ -91,6 +94,8 @@ def _compiled(module: nn.Module, backend: Any, mode: str | None) -> Graph:
     def run(*inputs: Tensor) -> Tensor:
         return module(*inputs)
 
+    name = type(module).__name__
+    logger.warning("compiling %s for this size: that takes minutes, and is kept for the next drawings", name)
     # torch counts what it makes of a function's code, of whatever model and shape, and stops after a few.
     own: Graph = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
     return torch.compile(own, backend=backend, fullgraph=True, dynamic=False, mode=mode)

@@ -10,6 +10,7 @@ import copy
 import logging
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Sequence
 from functools import cache
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.graphs import Graphs, weights_state
@@ -27,6 +29,7 @@ from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 logger = logging.getLogger(__name__)
 
 _HALVES = (torch.float16, torch.bfloat16)
+_NEEDED = "this engine needs OpenVINO: pip install '.[openvino]' in the package's folder, or pip install openvino"
 _SINGLE, _HALF = "f32", "bf16"
 """OpenVINO's names of precisions."""
 
@@ -46,8 +49,7 @@ class OpenVinoEngine(EagerEngine):
 
     def __init__(self, model: LatentDiffusion) -> None:
         super().__init__(model)
-        is_wanted = model.autocast_dtype in _HALVES or model.dtype in _HALVES
-        self.precision = _HALF if has_half_precision() and is_wanted else _SINGLE
+        self.precision = _HALF if computes_in_half(model) else _SINGLE
         self._graphs = _graphs.setdefault(model, Graphs(weights_state))
 
     def denoise(self, x: Tensor, t: Tensor, cond: Tensor, shortcuts: Shortcuts = NONE) -> Tensor:
@@ -64,9 +66,19 @@ class OpenVinoEngine(EagerEngine):
         return graph(*inputs)
 
 
+def computes_in_half(model: LatentDiffusion) -> bool:
+    """Whether it computes in bfloat16 for this model; MissingDependencyError without OpenVINO."""
+    return (model.autocast_dtype in _HALVES or model.dtype in _HALVES) and has_half_precision()
+
+
 def has_half_precision() -> bool:
     """Whether the processor computes in bfloat16; MissingDependencyError without OpenVINO, which knows."""
     return _HALF.upper() in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def check_installed() -> None:
+    """MissingDependencyError without OpenVINO."""
+    _core()
 
 
 class _Graph:
@@ -104,7 +116,9 @@ def _traced(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
         module = copy.deepcopy(module).float()
     # What openvino.convert_model does as well, but not without telling its makers' server about it.
-    trace = TorchScriptPythonDecoder(module, example_input=tuple(inputs), trace_kwargs={"check_trace": False})
+    with warnings.catch_warnings():  # of the tracer, of sizes that are fixed here: a graph is for one shape
+        warnings.filterwarnings("ignore", category=TracerWarning)
+        trace = TorchScriptPythonDecoder(module, example_input=tuple(inputs), trace_kwargs={"check_trace": False})
     frontend = FrontEndManager().load_by_framework("pytorch")
     graph = frontend.convert(frontend.load(trace))
     graph.reshape({number: list(tensor.shape) for number, tensor in enumerate(inputs)})
@@ -117,7 +131,7 @@ def _core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise MissingDependencyError("this engine needs OpenVINO: pip install 'flagai_altdiff[openvino]'") from error
+        raise MissingDependencyError(_NEEDED) from error
     return openvino.Core()
 
 

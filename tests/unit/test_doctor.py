@@ -22,7 +22,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def advice(model_dir: Path) -> list[Finding]:
-    return [finding for finding in examine(model_dir) if finding.advice]
+    return [
+        finding for finding in examine(model_dir) if finding.advice and finding.topic != "cpu"
+    ]  # tests keep it busy
 
 
 def test_looking_loads_neither_transformers_nor_lightning(tmp_path: Path) -> None:
@@ -54,3 +56,17 @@ def test_a_wrong_variable_is_advised_on(
 def test_without_the_name_flagai_the_way_to_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert [f.advice for f in advice(tmp_path) if f.topic == "import flagai"] == ["pip install flagai-altdiff"]
+
+
+def test_a_busy_processor_and_the_engines_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.5, 9.0, 9.0))
+    found = {finding.topic: finding for finding in examine(tmp_path)}
+    assert found["cpu"].state == "4 cores, 4 threads, load 0.5" and not found["cpu"].advice
+    assert found["engines"].state.startswith("eager, packed, openvino")
+    monkeypatch.setattr("os.getloadavg", lambda: (3.0, 0.0, 0.0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = {finding.topic: finding for finding in examine(tmp_path)}
+    assert found["cpu"].advice.endswith("try OMP_NUM_THREADS=2")
+    assert "openvino (pip install openvino)" in found["engines"].state

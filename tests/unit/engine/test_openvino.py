@@ -10,11 +10,15 @@ import openvino_telemetry
 import pytest
 import torch
 
+from flagai_altdiff.added import PRECISION, AddedPart
+from flagai_altdiff.cli import main
 from flagai_altdiff.engine import EagerEngine, openvino
 from flagai_altdiff.engine.graphs import Graphs
 from flagai_altdiff.engine.openvino import OpenVinoEngine, has_half_precision
 from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError
+from flagai_altdiff.images import load_image
 from flagai_altdiff.loading import load_path
+from flagai_altdiff.metadata import read_record
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import generate, prepare
 from tests import tiny
@@ -80,6 +84,7 @@ def test_half_precision_is_used_where_it_is_asked_for_and_there(m9_folder: Path)
     assert ("precision" in {note.kind for note in notes}) != has_half_precision()
 
 
+@pytest.mark.filterwarnings("error::torch.jit._trace.TracerWarning")
 def test_it_draws_when_asked_by_name(m9_folder: Path) -> None:
     model = load_path(m9_folder, safety_checker=False)
     ours, plain = (
@@ -90,6 +95,18 @@ def test_it_draws_when_asked_by_name(m9_folder: Path) -> None:
     assert apart.max() <= 1
 
 
+def test_half_precision_is_recorded_and_redrawn(m9_folder: Path, tmp_path: Path) -> None:
+    typed = ["-m", str(m9_folder), "-H", "64", "-W", "64", "-s", "2", "-n", "1", "--engine", "openvino", "--fp16"]
+    assert main(["generate", tiny.CAT, *typed, "-o", str(tmp_path)]) == 0
+    path = tmp_path / "samples" / "00000.png"
+    parts = [AddedPart(**part) for part in read_record(path).get("parts", ())]
+    assert parts == ([AddedPart(kind=PRECISION, name="bfloat16", sha256="")] if has_half_precision() else [])
+    assert main(["redraw", str(path), "-m", str(m9_folder), "-o", str(tmp_path)]) == 0
+    assert load_image(tmp_path / "samples" / "00001.png").tobytes() == load_image(path).tobytes()
+    assert main(["redraw", str(path), "-m", str(m9_folder), "-o", str(tmp_path), "--engine", "eager"]) == 0
+    assert read_record(tmp_path / "samples" / "00002.png").get("engine", "auto") == "eager"
+
+
 def test_what_it_cannot_run_is_refused(m9: LatentDiffusion) -> None:
     with pytest.raises(InvalidRequestError, match="edges"):
         generate(m9, tiny.CAT, engine="openvino", height=64, width=64, steps=1, window=64, seamless="x")
@@ -98,5 +115,5 @@ def test_what_it_cannot_run_is_refused(m9: LatentDiffusion) -> None:
 def test_without_openvino_the_error_says_what_to_type(m9: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     openvino._core.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'flagai_altdiff\[openvino\]'"):
-        OpenVinoEngine(m9)
+    with pytest.raises(MissingDependencyError, match=r"pip install '.\[openvino\]'"):
+        prepare(m9, "a cat", engine="openvino")
