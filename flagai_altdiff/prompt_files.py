@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import difflib
 import json
 import re
 import shlex
 from pathlib import Path, PurePath
 from typing import Any
 
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import InvalidRequestError, shown
 
 INVISIBLE = " \t\x0b\x0c\x1a\xa0\u200b\u2060\u3000"
 """A line of these is blank; DOS ended its files with one of them."""
@@ -52,13 +53,21 @@ def read_requests(path: str | Path, *, comments: bool = False) -> list[dict[str,
             options = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InvalidRequestError("from_file", str(path), f"line {number} is no JSON: {error}") from None
-        if not isinstance(options, dict) or not {"prompt", "prompts"} & options.keys():
-            expected = 'expected {"prompt": "a cat"} and other options of a request beside it'
-            raise InvalidRequestError("from_file", str(path), f"line {number}: {expected}")
+        if reason := why_no_request(options):
+            raise InvalidRequestError("from_file", str(path), f"line {number}: {reason}")
         found.append(options)
     if not found:
         raise InvalidRequestError("from_file", str(path), "the file has no request; expected one on each line")
     return found
+
+
+def why_no_request(found: object) -> str:
+    """What is wrong with the JSON of a line, if it is no request."""
+    if isinstance(found, dict) and {"prompt", "prompts"} & found.keys():
+        return ""
+    near = difflib.get_close_matches("prompt", found, n=1) if isinstance(found, dict) else ()
+    guess = f"; it has {shown(near[0])}: did you mean 'prompt'?" if near else ""
+    return 'expected {"prompt": "a cat"} and other options of a request beside it' + guess
 
 
 def _content(path: str | Path) -> bytes:

@@ -19,6 +19,8 @@ from flagai_altdiff.pictures import json_of
 from flagai_altdiff.pipeline import VERDICTS, Fit, Sample
 from flagai_altdiff.request import ResolvedRequest
 
+MANY = "run.json"
+"""Lies in a folder that a run of very many pictures has for itself."""
 _RUN = re.compile("[0-9a-f]{16}-[0-9a-f]{8}")
 
 

@@ -12,22 +12,31 @@ from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError, OutputError, shown
 from flagai_altdiff.files import new_file
+from flagai_altdiff.runs import MANY
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FILE = "run.json"
+FILE = MANY
 _UNFINISHED = re.compile(r"\.[^.]+\.(png|tar)\.[0-9a-f]{16}\.tmp")
 
 
-def agree(folder: Path, facts: Mapping[str, Any]) -> None:
+NAME = "run"
+"""The fact that names a run: it follows from all others."""
+
+
+def agree(folder: Path, facts: Mapping[str, Any], free: str = "") -> Any:
     """Make a folder that of a run; or go on, if it is that of this very run.
 
     Args:
         folder: The folder.
-        facts: What the pictures hang on, as JSON has it.
+        facts: What the pictures hang on, as JSON has it; a ``NAME`` among them.
+        free: A fact in which the run that is there decides.
+
+    Returns:
+        What holds of ``free``.
 
     Raises:
         InvalidRequestError: It is that of another run, or has pictures of other calls.
@@ -48,15 +57,24 @@ def agree(folder: Path, facts: Mapping[str, Any]) -> None:
         there = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read: {error}. Name another folder with --outdir.") from error
-    if there != facts:
-        raise InvalidRequestError("folder", str(folder), f"it has another run ({_difference(there, facts)})")
-
-
-def _difference(there: object, facts: Mapping[str, Any]) -> str:
     if not isinstance(there, dict):
-        return f"{FILE} is no record of one"
-    name = next(name for name in {**facts, **there} if there.get(name) != facts.get(name))
-    return f"its {name} is {shown(there.get(name), 200)}, not {shown(facts.get(name), 200)}"
+        raise InvalidRequestError("folder", str(folder), f"{FILE} is no record of a run; name another folder")
+    own, theirs = _flat(facts), _flat(there)
+    differing = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
+    others = [name for name in differing if name not in (free, NAME)]
+    if others or (differing and free not in differing):
+        name = next(iter(others), NAME)
+        what = f"its {name} is {shown(theirs.get(name), 200)}, not {shown(own.get(name), 200)}"
+        raise InvalidRequestError("folder", str(folder), f"it has another run ({what}); name another folder")
+    return there.get(free)
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts, those within others among them."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _check_free(folder: Path) -> None:

@@ -19,7 +19,7 @@ from flagai_altdiff.evaluation.measuring import Share
 from flagai_altdiff.merging import MergedRequest
 from flagai_altdiff.metadata import png_texts
 from flagai_altdiff.models import LatentDiffusion
-from flagai_altdiff.pipeline import Sample, draw, examine, say
+from flagai_altdiff.pipeline import Sample, added_to, draw, examine, say
 from flagai_altdiff.progress import bar_class, show_bars
 from flagai_altdiff.request import MAX_SEED, Note, ResolvedRequest
 
@@ -49,13 +49,14 @@ class Run:
     places: Places
     id: str
 
-    def check(self) -> None:
-        """InvalidRequestError, with the line, where the model cannot draw what is asked for."""
-        for line, lot in self.work.checks():
-            try:
-                examine(self.model, lot.request())
-            except InvalidRequestError as error:
-                raise self.work.wrong(line, error) from None
+
+def check(model: LatentDiffusion, work: Work) -> None:
+    """InvalidRequestError, with the line, where a model cannot draw what is asked for."""
+    for line, lot in work.checks():
+        try:
+            examine(model, lot.request())
+        except InvalidRequestError as error:
+            raise work.wrong(line, error) from None
 
 
 @dataclass
@@ -107,14 +108,12 @@ def draw_share(
         What it did.
 
     Raises:
-        InvalidRequestError: The model cannot draw what is asked for; nothing was drawn.
         ConfigError: There are not so many devices, or another number of processes was started.
         OutputError: The disk refuses.
         NotFiniteError: Sampling gave no image.
     """
     quiet()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    run.check()
     trainer = make_trainer(run.model.device, devices, nodes)
     tally = Tally(Share(trainer.global_rank, trainer.world_size))
     drawing = _Drawing(run, tally, is_wanted, report)
@@ -238,5 +237,5 @@ def _drawn(sample: Sample, request: ResolvedRequest, lot: Lot, run: Run) -> Draw
     """A picture with its record, which is that of a request of its lot's size, so that it can be drawn again alone."""
     model, row = run.model, sample.index
     own = replace(request, prompts=("",) * len(lot.prompts), seed=(sample.seed - row) % (MAX_SEED + 1))
-    texts = png_texts(sample, own, model.spec.name, run.id, (*model.loras, *model.parts))
+    texts = png_texts(sample, own, model.spec.name, run.id, added_to(model, request))
     return Drawn(number=lot.first + row, prompt=sample.prompt, image=sample.image, texts=texts)

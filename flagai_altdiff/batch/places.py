@@ -123,7 +123,7 @@ class Folders:
             return False  # cut off by a fault of the disk: it had its name only when it was whole
         if record.get("run") == self._run:
             return True
-        raise OutputError(f"{path} is a picture of another run. Name another folder with --outdir, or remove this one.")
+        raise OutputError(f"{path} is a picture of another run. Name another folder with --outdir, or remove the file.")
 
 
 class Shards:

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flagai_altdiff.batch.lines import PromptLines
-from flagai_altdiff.errors import InvalidRequestError, shown
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
+from flagai_altdiff.options import options_of
+from flagai_altdiff.prompt_files import why_no_request
 from flagai_altdiff.request import MAX_SEED, OPTIONS, GenerationRequest
 
 _EACH_LINES_OWN = ("prompts", "seed")
@@ -161,9 +163,12 @@ class Work:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise self._lines.wrong(line, f"it is no JSON: {error}") from None
-        if not isinstance(found, dict) or not {"prompt", "prompts"} & found.keys():
-            raise self._lines.wrong(line, 'expected {"prompt": "a cat"} and other options of a request beside it')
-        return named(found)
+        if reason := why_no_request(found):
+            raise self._lines.wrong(line, reason)
+        try:
+            return named(found)
+        except InvalidRequestError as error:
+            raise self.wrong(line, error) from None
 
     def _pictures_of(self, line: int, said: Mapping[str, Any], first: int) -> list[tuple[str, int]]:
         """Prompt and seed of each picture of a line, whose first picture has this number."""
@@ -177,9 +182,8 @@ class Work:
         try:
             request = GenerationRequest(**{**self._typed, **said})
             _check_fixed(request)
-        except InvalidRequestError as error:
-            reason = f"{error.field}={shown(error.value)}: {error.expected}"
-            raise self._lines.wrong(line, reason) from None
+        except (InvalidRequestError, RegistryError) as error:
+            raise self.wrong(line, error) from None
         return request
 
     def _check_typed(self) -> None:
@@ -194,15 +198,28 @@ class Work:
             prompt = self._requested(line, said).prompts[0]
             yield line, Lot(number=-1, first=0, prompts=(prompt,) * at_once, seeds=(0,) * at_once, options=options)
 
-    def wrong(self, line: int, error: InvalidRequestError) -> InvalidRequestError:
-        """The error for a line that a model cannot draw."""
-        return self._lines.wrong(line, f"{error.field}={shown(error.value)}: {error.expected}")
+    def wrong(self, line: int, error: FlagAIAltDiffError) -> InvalidRequestError:
+        """The error for a line that cannot be drawn."""
+        return self._lines.wrong(line, str(error))
 
 
 def named(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a line of JSON by our names; FlagAI's names count too."""
-    ours = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}
-    return {ours.get(name, name): value for name, value in options.items()}
+    """Options of a line of JSON by our names; FlagAI's names count too.
+
+    Raises:
+        InvalidRequestError: An option is there twice, by two names.
+    """
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        own = _OURS.get(name, name)
+        if own in found:
+            raise InvalidRequestError(name, value, f"it is another name of {own}, which the line has as well")
+        found[own] = value
+    return found
+
+
+_OURS = {option.flagai: name for name, option in options_of(GenerationRequest).items() if name != "batch_size"}
+"""FlagAI's names of what a line may say -> ours."""
 
 
 def _are_texts(prompts: object) -> bool:

@@ -18,7 +18,7 @@ from flagai_altdiff.cli.model_flags import (
     load_with_parts,
     usual_device,
 )
-from flagai_altdiff.errors import InvalidRequestError, shown
+from flagai_altdiff.errors import InvalidRequestError, RegistryError
 from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
 from flagai_altdiff.registry import DRAWING, MATCHING, locate
@@ -178,9 +178,8 @@ class _Lines:
         for number, line in enumerate(self._lines, 1):
             try:
                 yield GenerationRequest(**{**self._typed, **named(line)})
-            except InvalidRequestError as error:
-                expected = f"request {number}: {error.field}={shown(error.value)}: {error.expected}"
-                raise InvalidRequestError("from_file", self._file, expected) from None
+            except (InvalidRequestError, RegistryError) as error:
+                raise InvalidRequestError("from_file", self._file, f"request {number}: {error}") from None
 
 
 def _drawn_to_choose_from(args: argparse.Namespace, has_n_samples: bool) -> dict[str, int]:

@@ -80,9 +80,12 @@ def draw_many(args: argparse.Namespace, typed: Mapping[str, Any], output: Output
     """
     from flagai_altdiff.training.processes import check_started, started
 
+    args.kept = "; finished pictures are kept, the same command draws the rest"
     _check(args)
     _complete(args)
     check_started(args.devices, args.nodes)
+    if started() is None:
+        _check_node(args.nodes)
     options = _of_every_line(args, typed)
     work = _work(args, options)
     _, place = locate(args.model, args.model_dir, task=DRAWING)
@@ -99,7 +102,8 @@ def draw_many(args: argparse.Namespace, typed: Mapping[str, Any], output: Output
         _draw(args, options, output, work)
     print(output.folder)
     if args.nodes == 1:
-        print(f"{work.pictures:,} pictures in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        what = f"{work.pictures:,} picture{'s' * (work.pictures != 1)}"
+        print(f"{what} in {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return 0
 
 
@@ -113,6 +117,17 @@ def _check(args: argparse.Namespace) -> None:
             raise InvalidRequestError(name, value, "expected a whole number, at least 1")
     if args.shard_size and args.format != _WEBDATASET:
         raise InvalidRequestError("shard_size", args.shard_size, f"it is for --format {_WEBDATASET}")
+
+
+def _check_node(nodes: int) -> None:
+    """Whether it is told which machine this is, where nobody else knows."""
+    told = os.environ.get("NODE_RANK")
+    if told is None and nodes > 1:
+        expected = f"which of them is this? Begin the command with NODE_RANK=0, or up to {nodes - 1} on the others"
+        raise InvalidRequestError("nodes", nodes, expected)
+    if told is not None and not (told.isdecimal() and int(told) < nodes):
+        expected = f"the number of this machine, from 0 to {nodes - 1}" if nodes > 1 else "0, as --nodes is 1"
+        raise InvalidRequestError("NODE_RANK", told, f"expected {expected}")
 
 
 def _complete(args: argparse.Namespace) -> None:
@@ -183,7 +198,7 @@ def _draw(
     """Draw this process's share."""
     import torch
 
-    from flagai_altdiff.batch.agreement import agree, at_work
+    from flagai_altdiff.batch.agreement import at_work
     from flagai_altdiff.batch.drawing import NotWanted, Run, draw_share
 
     device = usual_device(args)
@@ -191,9 +206,7 @@ def _draw(
         device = f"cuda:{_local_number() % torch.cuda.device_count()}"
     if device == "cpu":
         torch.set_num_threads(args.threads)  # the last bits of an image hang on their number
-    model = load_with_parts(args, device)
-    facts = _facts(args, options, work, model)
-    agree(output.folder, facts)
+    model, facts = _settled(args, options, output, work, device)
     places = _places(args, output.folder, work, facts["run"])
     run = Run(model=model, work=work, places=places, id=facts["run"])
     with at_work(output.folder):
@@ -202,6 +215,29 @@ def _draw(
         except NotWanted:
             sys.exit(1)
     print(tally, file=sys.stderr)
+
+
+def _settled(
+    args: argparse.Namespace, options: Mapping[str, Any], output: Output, work: Work, device: str
+) -> tuple[LatentDiffusion, dict[str, Any]]:
+    """The model, which can draw all that is asked for, and the facts that all processes of the run agree on.
+
+    Where ``--memory`` is left open, it is as the run began, whatever is free for this process.
+    """
+    from flagai_altdiff.batch.agreement import agree
+    from flagai_altdiff.batch.drawing import check
+
+    free = "memory" if args.memory == "auto" else ""
+    while True:
+        model = load_with_parts(args, device)
+        check(model, work)
+        facts = _facts(args, options, work, model)
+        there = agree(output.folder, facts, free)
+        if not free or there == model.memory:
+            return model, facts
+        args.memory, free = there, ""
+        logging.getLogger(__name__).warning("the run began with memory=%r, and goes on with it", there)
+        del model
 
 
 def _local_number() -> int:

@@ -132,7 +132,7 @@ class Drawing:
             f"{names[0]} is {shown(there.get(names[0]))}, not {shown(wanted.get(names[0]))}" if names else "no record"
         )
         raise OutputError(
-            f"{path} is an image of other settings ({other}). Name another folder with --outdir, or remove this one."
+            f"{path} is an image of other settings ({other}). Name another folder with --outdir, or remove the file."
         )
 
     def _record(self, index: int) -> dict[str, object]:

@@ -24,7 +24,8 @@ from flagai_altdiff.metadata import read_record
 from flagai_altdiff.training.data.opening import open_examples
 from tests.processes import Nursery
 
-SMALL = ["-H", "64", "-W", "64", "--steps", "2", "-n", "1", "--batch-size", "2", "--no-safety-checker"]
+ORDINARY = ["-H", "64", "-W", "64", "--steps", "2", "-n", "1", "--no-safety-checker"]
+SMALL = [*ORDINARY, "--batch-size", "2"]
 COUNT = 40
 SHARDS = ("--format", "webdataset", "--shard-size", "6")
 STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID", "SLURM_NTASKS")
@@ -291,7 +292,58 @@ def test_a_line_that_the_model_cannot_draw_is_named_before_anything_is_drawn(
     path.write_text('{"prompt": "a"}\n\n{"prompt": "b", "width": 72}\n')
     assert main(words(m9_folder, path, tmp_path / "out", "--devices", "1")) == 2
     assert "--from-file='p.jsonl': line 3: width=72: this model draws multiples of 16 px" in capsys.readouterr().err
-    assert not list(tmp_path.glob("out/**/*.png"))
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "engine": "compile", "cache_interval": 2}\n')
+    assert main(words(m9_folder, path, tmp_path / "out", "--devices", "1")) == 2
+    assert "line 2: engine='compile': it runs the UNet as a whole" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "b", "sampler": "dpmp"}', "line 2: unknown sampler 'dpmp'. Did you mean"),
+        (
+            '{"promt": "b"}',
+            """line 2: expected {"prompt": "a cat"} and other options of a request beside it; it has 'promt'""",
+        ),
+        ('{"prompt": "b", "outpath": "x"}', "line 2: outpath='x': there is no such option"),
+        ('{"prompt": "b", "steps": 4, "ddim_steps": 5}', "line 2: ddim_steps=5: it is another name of steps"),
+    ],
+)
+def test_a_wrong_line_is_named(
+    line: str, message: str, m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n' + line + "\n")
+    assert main(words(m9_folder, path, tmp_path / "out", "--devices", "1")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["generate", "-m", str(m9_folder), "--from-file", str(path), "-o", str(tmp_path), *ORDINARY]) == 2
+    assert message.removeprefix("line 2: ") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (None, "--nodes=2: which of them is this? Begin the command with NODE_RANK=0, or up to 1 on the others"),
+        ("abc", "NODE_RANK='abc': expected the number of this machine, from 0 to 1"),
+        ("5", "NODE_RANK='5': expected the number of this machine, from 0 to 1"),
+    ],
+)
+def test_each_machine_must_know_its_number(
+    number: str | None,
+    message: str,
+    m9_folder: Path,
+    prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("NODE_RANK", raising=False)
+    if number is not None:
+        monkeypatch.setenv("NODE_RANK", number)
+    assert main(words(m9_folder, prompts, tmp_path / "out", "--devices", "2", "--nodes", "2")) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_has_one_run(
@@ -299,7 +351,7 @@ def test_a_folder_has_one_run(
 ) -> None:
     before = hashes(one["png"])
     assert main(words(m9_folder, prompts, one["png"], "--devices", "1", "--steps", "4")) == 2
-    assert "it has another run (its run is" in capsys.readouterr().err
+    assert "it has another run (its steps is 2, not 4); name another folder" in capsys.readouterr().err
     assert main(words(m9_folder, prompts, one["png"], "--devices", "1")) == 0
     assert "0 drawn, 40 were there" in capsys.readouterr().err
     assert hashes(one["png"]) == before
@@ -307,6 +359,27 @@ def test_a_folder_has_one_run(
     (tmp_path / "samples" / "00000.png").write_bytes(b"mine")
     assert main(words(m9_folder, prompts, tmp_path, "--devices", "1")) == 2
     assert "it has pictures of other calls" in capsys.readouterr().err
+
+
+def test_other_calls_keep_out_of_its_folder(
+    one: dict[str, Path], m9_folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hashes(one["png"])
+    assert main(["generate", "a cat", "-m", str(m9_folder), "-o", str(one["png"]), *ORDINARY]) == 2
+    assert "a run of many pictures has it for itself (run.json); name another one" in capsys.readouterr().err
+    assert hashes(one["png"]) == before
+
+
+def test_a_run_goes_on_with_the_memory_that_it_began_with(
+    m9_folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(m9_folder, prompts, tmp_path / "out", "--devices", "1", "--memory", "low")) == 0
+    capsys.readouterr()
+    (tmp_path / "out" / "samples" / "00005.png").unlink()
+    assert main(words(m9_folder, prompts, tmp_path / "out", "--devices", "1")) == 0  # auto: normal, here
+    assert "1 drawn" in capsys.readouterr().err
+    assert main(words(m9_folder, prompts, tmp_path / "out", "--devices", "1", "--memory", "lowest")) == 2
+    assert "it has another run (its memory is 'low', not 'lowest')" in capsys.readouterr().err
 
 
 def test_what_a_disk_damaged_is_drawn_again(
