@@ -7,7 +7,8 @@ What it does differently from the model itself:
 - keys and values of the text once for a walk, not once for a step;
 - both halves of guidance are one batch, and what comes before the first look at the text is computed once for both;
 - what the time adds to all residual blocks in one product, once for a batch, as a part of their biases;
-- sums and activations within the products that they follow, and layers with the same input as one.
+- sums and activations within the products that they follow, and layers with the same input as one;
+- convolutions after an enlargement at the small size.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from flagai_altdiff.checkpoint.mapped import let_go
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.packed_attention import Context, as_many, transform_map, transform_tokens
-from flagai_altdiff.engine.packed_layers import PackedConv, PackedLinear
+from flagai_altdiff.engine.packed_layers import PackedConv, PackedLinear, PackedUpsample, normed
 from flagai_altdiff.engine.twins import drawing_modules, made_of, twin_of
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.attention import BasicTransformerBlock, SpatialTransformer
 from flagai_altdiff.models.autoencoder import ResnetBlock
+from flagai_altdiff.models.layers import Upsample
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.models.unet import OUTER, ResBlock, UNetModel, timestep_embedding
 
@@ -119,6 +121,10 @@ def _own_way(module: nn.Module) -> Callable[..., Tensor] | None:
             return PackedLinear(module).of_map
         case nn.Conv2d():
             return PackedConv(module)
+        case Upsample():
+            return PackedUpsample(module.conv)
+        case nn.GroupNorm():
+            return partial(normed, module)
         case UNetModel():
             return _predict(module)
         case ResBlock():

@@ -18,6 +18,8 @@ from flagai_altdiff.models.attention import (
 )
 from flagai_altdiff.models.tokens import Merging
 
+_INNER_BYTES = 16 << 20
+"""Of what a feed-forward layer makes of its tokens at once: what stays near the processor."""
 _SCORES_BYTES = 8 << 20
 """Up to so many bytes of scores, plain products beat torch's attention where keys are as few as those of a text."""
 
@@ -125,8 +127,15 @@ def _feed(layer: FeedForward) -> Callable[[Tensor, Tensor], Tensor]:
     value = PackedLinear(geglu.proj, rows=slice(back.in_features))
     gate = PackedLinear(geglu.proj, rows=slice(back.in_features, None), activation="gelu")
 
-    def forward(x: Tensor, plus: Tensor) -> Tensor:
+    def fed(x: Tensor, plus: Tensor) -> Tensor:
         return back(value(x).mul_(gate(x)), plus)
+
+    def forward(x: Tensor, plus: Tensor) -> Tensor:
+        rows = max(_INNER_BYTES // (back.in_features * x.element_size()), 1)
+        if x.shape[0] * x.shape[1] <= rows:
+            return fed(x, plus)
+        parts = zip(x.flatten(0, 1).split(rows), plus.flatten(0, 1).split(rows), strict=True)
+        return torch.cat([fed(*part) for part in parts]).view_as(plus)
 
     return forward
 

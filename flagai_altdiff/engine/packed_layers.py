@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,11 @@ Layer = nn.Linear | nn.Conv2d
 
 _FEWEST_CHANNELS, _FEWEST_NUMBERS = 128, 128 * 16 * 16
 """With fewer channels, or pixels times channels, minimal filtering does not pay."""
+_LARGE_TILE = 4
 _WIDE_CHANNELS = 640
 """With more, kernels of the larger tile take too much memory: four times the plain ones."""
+_FEW_CELLS, _NARROW_GROUP = 1024, 8
+"""Maps with fewer cells and groups with fewer channels torch norms slowly where channels are together."""
 _FEW_PRODUCTS = 1 << 22
 """Up to so many, a linear layer takes longer to be set up by oneDNN than by the library behind torch's own."""
 _ALL = slice(None)
@@ -87,7 +91,7 @@ class PackedConv:
         if shift is not None:
             bias = shift if bias is None else bias + shift
         form = self._form
-        if form is not None and x.shape[2] * x.shape[3] >= self._fewest_pixels:
+        if form is not None and self.is_filtered(x.shape[2], x.shape[3]):
             found = convolve(x, self._weights.get(form.transformed), bias, form)
             return found if plus is None else found.add_(plus)
         x, weight = x.contiguous(memory_format=torch.channels_last), self._weights.get(self._lay_out)
@@ -97,11 +101,44 @@ class PackedConv:
         plus = plus.contiguous(memory_format=torch.channels_last)
         return pointwise.binary(x, plus, weight, bias, *self._how, "add", None, None, [], None)
 
+    def is_filtered(self, height: int, width: int) -> bool:
+        """Whether maps of this size are convolved by minimal filtering."""
+        return self._form is not None and height * width >= self._fewest_pixels
+
     def _lay_out(self, weight: Tensor) -> Tensor:
-        conv = self._conv
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(
-            weight.to_mkldnn(), list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups
-        )
+        return _laid_out_conv(weight, *self._how)
+
+
+class PackedUpsample:
+    """A map twice as high and wide, each cell four times, and a 3x3 convolution of that: one of 2x2 of the map itself.
+
+    In three rows of the large map there are two of the small one, so that each of a cell's four pixels has a kernel of
+    2x2, whose weights are sums: 4/9 of the multiplications. Minimal filtering with the larger tile has less yet.
+
+    Args:
+        conv: The model's.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self._weights, self._wide = _Weights(conv), conv.out_channels
+        form = _form_of(conv)
+        self._filtered = PackedConv(conv) if form is not None and form.tile == _LARGE_TILE else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K, 2 H, 2 W), its channels together."""
+        count, _, height, width = x.shape
+        if self._filtered is not None and self._filtered.is_filtered(2 * height, 2 * width):
+            return self._filtered(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        bias, weight = self._weights.bias, self._weights.get(_laid_out_for_pixels)
+        x = x.contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else bias.repeat(4)
+        found = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *_WINDOWS, "none", [], "")
+        pixels = found.permute(0, 2, 3, 1).unflatten(3, (2, 2, self._wide))
+        made = x.new_empty(count, height, 2, width, 2, self._wide)
+        for row in (0, 1):
+            for column in (0, 1):
+                made[:, :, row, :, column] = pixels[:, row : row + height, column : column + width, row, column]
+        return made.view(count, 2 * height, 2 * width, self._wide).permute(0, 3, 1, 2)
 
 
 class PackedLinear:
@@ -141,6 +178,23 @@ def _as_it_is(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
+def _laid_out_conv(weight: Tensor, *how: Any) -> Tensor:
+    """Of padding, stride, dilation and groups."""
+    *sizes, groups = how
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *map(list, sizes), groups)
+
+
+_WINDOWS = ((1, 1), (1, 1), (1, 1), 1)
+"""Of 2x2, with a margin: padding, stride, dilation, groups."""
+_ROWS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+"""(2, 2, 3): for each pixel of a cell, for each row of its window, the rows of the kernel that look at it."""
+
+
+def _laid_out_for_pixels(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) -> (4 K, C, 2, 2) as oneDNN has it."""
+    return _laid_out_conv(torch.einsum("aur,bvs,kcrs->abkcuv", _ROWS, _ROWS, weight).flatten(0, 2), *_WINDOWS)
+
+
 def _laid_out(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous(), None)
 
@@ -151,4 +205,12 @@ def _form_of(conv: nn.Conv2d) -> Filtering | None:
     widths = (conv.in_channels, conv.out_channels)
     if not plain or min(widths) < _FEWEST_CHANNELS:
         return None
-    return filtering(4 if max(widths) <= _WIDE_CHANNELS else 2)
+    return filtering(_LARGE_TILE if max(widths) <= _WIDE_CHANNELS else 2)
+
+
+def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """(N, C, H, W) -> the same normed in groups of channels, in whichever layout is quick."""
+    _, channels, height, width = x.shape
+    if height * width < _FEW_CELLS and channels // norm.num_groups < _NARROW_GROUP:
+        x = x.contiguous()
+    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)

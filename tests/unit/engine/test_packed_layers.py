@@ -7,7 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagai_altdiff.engine.packed_layers import PackedConv, PackedLinear
+from flagai_altdiff.engine import packed_attention
+from flagai_altdiff.engine.packed_layers import PackedConv, PackedLinear, PackedUpsample, normed
+from flagai_altdiff.models.attention import FeedForward
+from flagai_altdiff.models.layers import Upsample
+from tests.counting import counted, flop
 
 
 @pytest.fixture(autouse=True)
@@ -60,3 +64,38 @@ def test_a_changed_layer_is_seen_among_several() -> None:
 def test_maps_are_mixed_where_they_are() -> None:
     conv, x = nn.Conv2d(32, 48, 1), torch.randn(2, 32, 9, 7)
     close(PackedLinear(conv).of_map(x), conv(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [48, 160, 704], ids=["narrow", "by minimal filtering", "wide"])
+def test_a_map_is_enlarged_and_convolved(channels: int) -> None:
+    plain, x = Upsample(channels), torch.randn(2, channels, 12, 9)
+    packed = PackedUpsample(plain.conv)
+    close(packed(x), plain(x))
+    assert packed(x).stride(1) == 1, "channels together"
+    counted(lambda: packed(x))
+    least = 4 / 9 * (13 * 10) / (12 * 9)  # windows with a margin
+    assert flop(lambda: packed(x)) <= 1.01 * least * flop(lambda: plain(x))
+    plain.conv.weight.mul_(2)
+    close(packed(x), plain(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [7, 1000], ids=["in slices", "at once"])
+def test_tokens_are_fed_forward(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x, plus = FeedForward(64), torch.randn(2, 33, 64), torch.randn(2, 33, 64)
+    monkeypatch.setattr(packed_attention, "_INNER_BYTES", rows * 4 * 256)
+    wanted, kept = layer(x) + plus, plus.clone()
+    layer.net[2].forward = PackedLinear(layer.net[2])  # type: ignore[arg-type, assignment]
+    close(packed_attention._feed(layer)(x, plus), wanted)
+    assert torch.equal(plus, kept), "what is added is somebody's map"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [8, 40])
+@pytest.mark.parametrize("channels", [64, 512])
+def test_maps_are_normed(channels: int, side: int) -> None:
+    norm, x = nn.GroupNorm(32, channels), torch.randn(2, channels, side, side)
+    norm.weight.uniform_()
+    norm.bias.uniform_()
+    close(normed(norm, x.contiguous(memory_format=torch.channels_last)), norm(x))
