@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does; for all sides
+
 import torch
 
 from flagai_altdiff.loading import load_path
