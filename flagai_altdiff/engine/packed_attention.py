@@ -134,7 +134,7 @@ def _feed(layer: FeedForward) -> Callable[[Tensor, Tensor], Tensor]:
         rows = max(_INNER_BYTES // (back.in_features * x.element_size()), 1)
         if x.shape[0] * x.shape[1] <= rows:
             return fed(x, plus)
-        parts = zip(x.flatten(0, 1).split(rows), plus.flatten(0, 1).split(rows), strict=True)
+        parts = zip(torch.split(x.flatten(0, 1), rows), torch.split(plus.flatten(0, 1), rows), strict=True)
         return torch.cat([fed(*part) for part in parts]).view_as(plus)
 
     return forward

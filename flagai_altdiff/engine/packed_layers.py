@@ -180,8 +180,10 @@ def _as_it_is(weight: Tensor) -> Tensor:
 
 def _laid_out_conv(weight: Tensor, *how: Any) -> Tensor:
     """Of padding, stride, dilation and groups."""
-    *sizes, groups = how
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), *map(list, sizes), groups)
+    padding, stride, dilation, groups = how
+    return torch._C._nn.mkldnn_reorder_conv2d_weight(
+        weight.to_mkldnn(), list(padding), list(stride), list(dilation), groups
+    )
 
 
 _WINDOWS = ((1, 1), (1, 1), (1, 1), 1)
