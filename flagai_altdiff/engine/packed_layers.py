@@ -18,7 +18,6 @@ Layer = nn.Linear | nn.Conv2d
 
 _FEWEST_CHANNELS, _FEWEST_NUMBERS = 128, 128 * 16 * 16
 """With fewer channels, or pixels times channels, minimal filtering does not pay."""
-_LARGE_TILE = 4
 _WIDE_CHANNELS = 640
 """With more, kernels of the larger tile take too much memory: four times the plain ones."""
 _FEW_CELLS, _NARROW_GROUP = 1024, 8
@@ -113,7 +112,8 @@ class PackedUpsample:
     """A map twice as high and wide, each cell four times, and a 3x3 convolution of that: one of 2x2 of the map itself.
 
     In three rows of the large map there are two of the small one, so that each of a cell's four pixels has a kernel of
-    2x2, whose weights are sums: 4/9 of the multiplications. Minimal filtering with the larger tile has less yet.
+    2x2, whose weights are sums: 4/9 of the multiplications. Where minimal filtering pays, it has no more than that, and
+    is laid out sooner.
 
     Args:
         conv: The model's.
@@ -121,13 +121,12 @@ class PackedUpsample:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._weights, self._wide = _Weights(conv), conv.out_channels
-        form = _form_of(conv)
-        self._filtered = PackedConv(conv) if form is not None and form.tile == _LARGE_TILE else None
+        self._filtered = PackedConv(conv)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, 2 H, 2 W), its channels together."""
         count, _, height, width = x.shape
-        if self._filtered is not None and self._filtered.is_filtered(2 * height, 2 * width):
+        if self._filtered.is_filtered(2 * height, 2 * width):
             return self._filtered(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         bias, weight = self._weights.bias, self._weights.get(_laid_out_for_pixels)
         x = x.contiguous(memory_format=torch.channels_last)
@@ -207,7 +206,7 @@ def _form_of(conv: nn.Conv2d) -> Filtering | None:
     widths = (conv.in_channels, conv.out_channels)
     if not plain or min(widths) < _FEWEST_CHANNELS:
         return None
-    return filtering(_LARGE_TILE if max(widths) <= _WIDE_CHANNELS else 2)
+    return filtering(4 if max(widths) <= _WIDE_CHANNELS else 2)
 
 
 def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
