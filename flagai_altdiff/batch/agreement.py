@@ -19,12 +19,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FILE = MANY
-_UNFINISHED = re.compile(r"\.[^.]+\.(png|tar)\.[0-9a-f]{16}\.tmp")
-
-
 NAME = "run"
 """The fact that names a run: it follows from all others."""
+_UNFINISHED = re.compile(r"\.[^.]+\.(png|tar)\.[0-9a-f]{16}\.tmp")
 
 
 def agree(folder: Path, facts: Mapping[str, Any], free: str = "") -> Any:
@@ -43,7 +40,7 @@ def agree(folder: Path, facts: Mapping[str, Any], free: str = "") -> Any:
         OutputError: It cannot be written.
     """
     facts = json.loads(json.dumps(facts, default=str))
-    path = folder / FILE
+    path = folder / MANY
     if not path.exists():
         _check_free(folder)
         try:
@@ -58,7 +55,7 @@ def agree(folder: Path, facts: Mapping[str, Any], free: str = "") -> Any:
     except (OSError, ValueError) as error:
         raise OutputError(f"{path} cannot be read: {error}. Name another folder with --outdir.") from error
     if not isinstance(there, dict):
-        raise InvalidRequestError("folder", str(folder), f"{FILE} is no record of a run; name another folder")
+        raise InvalidRequestError("folder", str(folder), f"{MANY} is no record of a run; name another folder")
     own, theirs = _flat(facts), _flat(there)
     differing = [name for name in {**own, **theirs} if own.get(name) != theirs.get(name)]
     others = [name for name in differing if name not in (free, NAME)]
@@ -82,7 +79,7 @@ def _check_free(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InvalidRequestError("folder", str(folder), "it is no folder")
     there = [*folder.glob("samples/*"), *folder.glob("*.tar")]
-    if any(not path.name.startswith(".") for path in there) and not (folder / FILE).exists():
+    if any(not path.name.startswith(".") for path in there) and not (folder / MANY).exists():
         raise InvalidRequestError("folder", str(folder), "it has pictures of other calls; name a folder of its own")
 
 
@@ -92,7 +89,7 @@ def at_work(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    handle = os.open(folder / FILE, os.O_RDONLY)
+    handle = os.open(folder / MANY, os.O_RDONLY)
     try:
         _tidy_up(handle, folder)
         with suppress(OSError):  # a disk of a server may know no locks
