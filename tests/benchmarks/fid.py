@@ -56,7 +56,7 @@ def main() -> int:
     parser.add_argument("--packages", type=Path, default=Path("runs/packages"), metavar="DIR")
     options = parser.parse_args()
     write_prompts(options.out / "prompts", options.images)
-    if not (options.out / "renders").exists():
+    if len([*(options.out / "renders").glob("*.png")]) < options.images:
         write_renders(options.out / "renders", options.packages, options.images)
     told = ["evaluate", "AltDiffusion-mini", "--prompts", str(options.out / "prompts"), "--steps", "20", "--scale", "2"]
     told += ["--pictures", str(options.out / "renders"), "--features", "AltCLIP-mini", "--languages", options.languages]
