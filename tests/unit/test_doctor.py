@@ -22,9 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def advice(model_dir: Path) -> list[Finding]:
-    return [
-        finding for finding in examine(model_dir) if finding.advice and finding.topic != "cpu"
-    ]  # tests keep it busy
+    """But for the processor, which tests keep busy."""
+    return [finding for finding in examine(model_dir) if finding.advice and finding.topic != "cpu"]
 
 
 def test_looking_loads_neither_transformers_nor_lightning(tmp_path: Path) -> None:
