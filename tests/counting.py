@@ -17,9 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop
 _POINTWISE = torch.ops.mkldnn._convolution_pointwise
 _ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _LINEAR = torch.ops.mkldnn._linear_pointwise
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise")
 LINEAR = ("mm", "addmm", "_linear_pointwise")
-CONVOLUTIONS = ("convolution", "_convolution_pointwise")
 _ATTENTION = "_scaled_dot_product"
 
 
@@ -52,16 +50,6 @@ class Counting(TorchDispatchMode):
         if name in LINEAR and any(map(self._of_text, given[:1] if func.overloadpacket is _LINEAR else given)):
             self.text_products += 1
         return found
-
-    @property
-    def products(self) -> int:
-        """Matrix products, those within attention left out."""
-        return sum(self.calls[name] for name in PRODUCTS)
-
-    @property
-    def convolutions(self) -> int:
-        """By the library; those by minimal filtering are products."""
-        return sum(self.calls[name] for name in CONVOLUTIONS)
 
     @property
     def attentions(self) -> int:

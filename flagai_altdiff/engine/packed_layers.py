@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +104,7 @@ class PackedConv:
         return self._form is not None and height * width >= self._fewest_pixels
 
     def _lay_out(self, weight: Tensor) -> Tensor:
-        return _laid_out_conv(weight, *self._how)
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self._how)
 
 
 class PackedUpsample:
@@ -177,14 +176,6 @@ def _as_it_is(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
-def _laid_out_conv(weight: Tensor, *how: Any) -> Tensor:
-    """Of padding, stride, dilation and groups."""
-    padding, stride, dilation, groups = how
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(
-        weight.to_mkldnn(), list(padding), list(stride), list(dilation), groups
-    )
-
-
 _WINDOWS = ((1, 1), (1, 1), (1, 1), 1)
 """Of 2x2, with a margin: padding, stride, dilation, groups."""
 _ROWS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
@@ -193,7 +184,8 @@ _ROWS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 def _laid_out_for_pixels(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) -> (4 K, C, 2, 2) as oneDNN has it."""
-    return _laid_out_conv(torch.einsum("aur,bvs,kcrs->abkcuv", _ROWS, _ROWS, weight).flatten(0, 2), *_WINDOWS)
+    kernels = torch.einsum("aur,bvs,kcrs->abkcuv", _ROWS, _ROWS, weight).flatten(0, 2)
+    return torch.ops.mkldnn._reorder_convolution_weight(kernels, *_WINDOWS)
 
 
 def _laid_out(weight: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flagai_altdiff.engine import packed_attention
+from flagai_altdiff.engine import packed_attention, winograd
 from flagai_altdiff.engine.packed_layers import PackedConv, PackedLinear, PackedUpsample, normed
 from flagai_altdiff.models.attention import FeedForward
 from flagai_altdiff.models.layers import Upsample
@@ -35,6 +35,19 @@ def test_convolutions(side: int, bias: bool) -> None:
     close(packed(x, None, plus), conv(x) + plus)
     close(packed(x, shift, plus), conv(x) + shift[:, None, None] + plus)
     assert torch.equal(plus, kept), "what is added is somebody's map"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bytes_at_once", [1, 36 * 128 * 4 * 40, 1 << 30], ids=["a row", "an image", "all"])
+@pytest.mark.parametrize("tile", [2, 4])
+def test_minimal_filtering_in_parts(tile: int, bytes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", bytes_at_once)
+    form, weight, bias = winograd.filtering(tile), torch.randn(130, 128, 3, 3) / 36, torch.randn(130)
+    for count, height, width in ((1, 21, 26), (3, 21, 26), (2, 3, 50)):
+        x = torch.randn(count, 128, height, width)
+        found = winograd.convolve(x, form.transformed(weight), bias, form)
+        close(found, F.conv2d(x, weight, bias, padding=1))
+        assert found.stride(1) == 1, "channels together"
 
 
 @torch.no_grad()
