@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -12,8 +14,12 @@ from flagai_altdiff.errors import InsufficientMemoryError, is_out_of_memory
 from flagai_altdiff.machine import free_main_memory
 from flagai_altdiff.request import ResolvedRequest
 
+Need = Callable[[ResolvedRequest], int]
+"""Bytes that a batch of a request takes beside what is held already; see ``engine.plan``."""
 _SURELY = 0.75
 """Of what is planned, so much is taken in any case: plans are that good."""
+_SIDE_STEP = 64
+"""Of advised heights and widths, px."""
 
 
 def free_memory(device: torch.device) -> float:
@@ -23,46 +29,70 @@ def free_memory(device: torch.device) -> float:
     return free_main_memory() if device.type == "cpu" else math.nan
 
 
-def check_memory(request: ResolvedRequest, need: int, device: torch.device) -> None:
+def check_memory(request: ResolvedRequest, need: Need, device: torch.device) -> None:
     """Refuse what cannot fit.
 
     Args:
         request: What is asked for.
-        need: Bytes that a batch of it takes, beside what is held already; see ``engine.plan``.
+        need: What a request takes.
         device: Where it will be drawn.
 
     Raises:
         InsufficientMemoryError: One batch needs more than is free; the message has what fits.
     """
-    free = free_memory(device)
-    if _SURELY * need > free:
-        problem = f"needs about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}"
-        raise InsufficientMemoryError(_sentence(request, problem, need / max(free, 1)))
+    free, needed = free_memory(device), need(request)
+    if _SURELY * needed > free:
+        problem = f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on {device}"
+        raise InsufficientMemoryError(_sentence(request, problem, need, free))
 
 
 @contextmanager
-def memory_advice(request: ResolvedRequest) -> Iterator[None]:
+def memory_advice(request: ResolvedRequest, need: Need) -> Iterator[None]:
     """Turn every device's way of running out of memory into one error with advice.
 
+    Args:
+        request: What is drawn in the block.
+        need: What a request takes.
+
     Raises:
-        InsufficientMemoryError: Memory ran out in the block.
+        InsufficientMemoryError: Memory ran out in the block; the message has what takes half of it.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise InsufficientMemoryError(_sentence(request, "ran out of memory", 2.0)) from error
+        raise InsufficientMemoryError(_sentence(request, "ran out of memory", need, need(request) / 2)) from error
 
 
-def _sentence(request: ResolvedRequest, problem: str, factor: float) -> str:
-    """The problem, and a request that needs about ``factor`` times less."""
-    batch = request.batch_size
-    fewer = max(1, int(batch / factor))
-    shrink = math.sqrt(max(1.0, factor * fewer / batch if fewer < batch else factor))
-    height, width = (max(64, int(side / shrink) // 64 * 64) for side in (request.height, request.width))
-    smaller = f"H={height} and W={width}" if (height, width) != (request.height, request.width) else ""
-    count = f"n_samples={fewer}" if fewer < batch else ""
-    joined = " and ".join(part for part in (count, smaller) if part) or "memory='lowest', or a larger GPU"
-    drawn = f"{batch} images of {request.width}x{request.height} at once"
+def _sentence(request: ResolvedRequest, problem: str, need: Need, room: float) -> str:
+    """The problem, and what needs no more than ``room``."""
+    parts, smaller = [], _fitting(request, need, room)
+    if smaller and smaller.batch_size < request.batch_size:
+        parts.append(f"n_samples={smaller.batch_size}")
+    if smaller and (smaller.height, smaller.width) != (request.height, request.width):
+        parts.append(f"H={smaller.height} and W={smaller.width}")
+    joined = " and ".join(parts) or "memory='lowest', or a larger GPU"
+    drawn = f"{request.batch_size} images of {request.width}x{request.height} at once"
     return f"drawing {drawn} {problem}. Try {joined}; n_iter draws more of them one batch after another."
+
+
+def _fitting(request: ResolvedRequest, need: Need, room: float) -> ResolvedRequest | None:
+    """The most images that fit, else the largest one; ``None`` where none does."""
+    counts, longest = range(1, request.batch_size + 1), max(request.height, request.width)
+    fewer = bisect(counts, room, key=lambda count: need(replace(request, batch_size=count)))
+    if fewer:
+        return replace(request, batch_size=counts[fewer - 1])
+    one, sides = replace(request, batch_size=1), range(_SIDE_STEP, longest, _SIDE_STEP)
+    smaller = bisect(sides, room, key=lambda side: need(_shrunk(one, side / longest)))
+    return _shrunk(one, sides[smaller - 1] / longest) if smaller else None
+
+
+def _shrunk(request: ResolvedRequest, factor: float) -> ResolvedRequest:
+    """The same with smaller images of about the same shape."""
+    height, width = (
+        max(_SIDE_STEP, int(side * factor) // _SIDE_STEP * _SIDE_STEP) for side in (request.height, request.width)
+    )
+    final_width, final_height = request.final_size
+    final_size = final_width * width // request.width, final_height * height // request.height
+    return replace(request, height=height, width=width, final_size=final_size)

@@ -8,10 +8,14 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from flagai_altdiff.config import AutoencoderConfig
 from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.sampling.schedule import Schedule, make_betas, schedule_buffers
+
+MAP_BYTES = 32 << 20
+"""Of the decoder's maps on a processor: more at once takes memory, and no less time."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +77,23 @@ class EagerEngine:
         return images.float()
 
     def _decoded(self, latents: Tensor) -> Tensor:
+        count, _, height, width = latents.shape
+        sizes = self.model.first_stage_model.config
+        at_once = images_at_once(sizes, height * width) if self.device.type == "cpu" else count
         with self._autocast():
-            return self.model.decode_first_stage(latents)
+            return torch.cat([self.model.decode_first_stage(some) for some in torch.split(latents, at_once)])
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = self.model.autocast_dtype
         return torch.autocast("cuda", dtype) if dtype and self.device.type == "cuda" else nullcontext()
+
+
+def images_at_once(sizes: AutoencoderConfig, cells: int) -> int:
+    """How many images a processor decodes together.
+
+    Args:
+        sizes: Of the decoder.
+        cells: Of an image's latent.
+    """
+    widest = torch.float32.itemsize * sizes.ch * max(sizes.ch_mult[:2]) * cells * sizes.downsampling**2
+    return max(MAP_BYTES // widest, 1)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from flagai_altdiff.config import LatentDiffusionConfig
+from flagai_altdiff.engine.eager import images_at_once
 from flagai_altdiff.engine.sparing import INNER_BYTES
 from flagai_altdiff.engine.strips import STRIP_BYTES
 from flagai_altdiff.machine import MEMORY_MODES
@@ -213,10 +214,12 @@ class _Counted:
     def decoder(self, itemsize: int) -> float:
         """Of all layers the worst, with the images that come out."""
         vae: AutoencoderKL = self.model.first_stage_model
-        size, batch = self.size, self.size.batch
-        pictures = _FULL * 3 * size.height * size.width * batch
-        cells = (1 if self.spares else batch) * (size.height // self._cell) * (size.width // self._cell)
-        worst = 0.0
+        size = self.size
+        pictures = _FULL * 3 * size.height * size.width * size.batch
+        cells = (size.height // self._cell) * (size.width // self._cell)
+        together = images_at_once(vae.config, cells) if self.on_cpu else size.batch
+        batch = 1 if self.spares else min(together, size.batch)
+        worst, cells = 0.0, batch * cells
         for kind, given, made, scale in _decoder_layers(vae):
             cells *= scale
             whole = itemsize * cells * (_block(given, made, self.on_cpu) if kind == "block" else 4.25 * made)

@@ -106,7 +106,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Filtering) ->
     most = CHUNK_BYTES // (form.places * channels * x.element_size())
     images, rows = max(1, most // (down * along)), max(1, most // along) * tile
     margins = (0, 0, 1, along * tile + 1 - width, 1, down * tile + 1 - height)
-    for given, made in zip(x.permute(0, 2, 3, 1).split(images), found.split(images), strict=True):
+    for given, made in zip(torch.split(x.permute(0, 2, 3, 1), images), torch.split(found, images), strict=True):
         padded = F.pad(given, margins)
         for top in range(0, down * tile, rows):
             _convolve_tiles(padded[:, top:], weight, bias, form, made[:, top : top + rows])

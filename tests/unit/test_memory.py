@@ -18,6 +18,7 @@ from flagai_altdiff.machine import free_main_memory, total_main_memory
 from flagai_altdiff.memory import free_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import prepare
+from flagai_altdiff.request import ResolvedRequest
 from tests import tiny
 from tests.processes import Nursery
 
@@ -25,6 +26,11 @@ CPU = torch.device("cpu")
 REQUEST = GenerationRequest(prompts=("a cat",), height=512, width=768, images_per_prompt=6).resolve(
     height=64, width=64, steps=1, guidance_scale=1.0, downsampling=8, halvings=1
 )
+
+
+def pixels(request: ResolvedRequest) -> int:
+    """A need that grows with all that is drawn at once."""
+    return request.batch_size * request.height * request.width
 
 
 def advised(text: str) -> dict[str, int]:
@@ -52,7 +58,7 @@ def test_what_cannot_fit_is_refused_before_any_work(m9: LatentDiffusion, tmp_pat
     ],
 )
 def test_every_devices_error_becomes_one_with_advice(error: Exception) -> None:
-    with pytest.raises(InsufficientMemoryError, match="6 images of 768x512") as caught, memory_advice(REQUEST):
+    with pytest.raises(InsufficientMemoryError, match="6 images of 768x512") as caught, memory_advice(REQUEST, pixels):
         raise error
     assert caught.value.__cause__ is error
     assert advised(str(caught.value)) == {"n_samples": 3}
@@ -60,13 +66,29 @@ def test_every_devices_error_becomes_one_with_advice(error: Exception) -> None:
 
 @pytest.mark.fault(52)
 def test_a_single_image_is_made_smaller() -> None:
-    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(replace(REQUEST, batch_size=1)):
+    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(replace(REQUEST, batch_size=1), pixels):
         raise MemoryError
     assert advised(str(caught.value)) == {"H": 320, "W": 512}
 
 
+@pytest.mark.fault(52)
+def test_images_are_made_smaller_where_fewer_of_them_save_nothing() -> None:
+    def of_an_image(request: ResolvedRequest) -> int:
+        return request.height * request.width
+
+    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(REQUEST, of_an_image):
+        raise MemoryError
+    assert advised(str(caught.value)) == {"n_samples": 1, "H": 320, "W": 512}
+
+
+@pytest.mark.fault(52)
+def test_what_never_fits_gets_other_advice() -> None:
+    with pytest.raises(InsufficientMemoryError, match="Try memory='lowest'"), memory_advice(REQUEST, lambda _: 1 << 40):
+        raise MemoryError
+
+
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shape"), memory_advice(REQUEST):
+    with pytest.raises(RuntimeError, match="shape"), memory_advice(REQUEST, pixels):
         raise RuntimeError("shape mismatch")
 
 
@@ -246,7 +268,8 @@ predictor.predict_generate_images("a cat", "out", **small)
     ("room", "count", "message"),
     [
         (2**26, 64, "64 images of 512x512 at once needs about"),
-        (460 << 20, 2, "ran out of memory. Try n_samples=1"),  # more than is surely needed, less than is planned
+        # more than is surely needed, less than is planned; both images are decoded one by one
+        (230 << 20, 2, "ran out of memory. Try n_samples=1 and H=320 and W=320"),
     ],
 )
 def test_a_process_without_memory_says_so_and_goes_on(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flagai_altdiff.config import RELEASED, LatentDiffusionConfig
-from flagai_altdiff.engine import EagerEngine, Engine, plan
+from flagai_altdiff.engine import EagerEngine, Engine, eager, plan
 from flagai_altdiff.engine.plan import Size, bytes_to_come, choose_mode, plan_memory, working_dtype
 from flagai_altdiff.engine.sparing import SparingEngine
 from flagai_altdiff.errors import InvalidRequestError
@@ -51,6 +51,19 @@ def test_the_plan_is_what_is_taken(
     planned = plan_memory(model.config, size, mode)
     assert planned.unet.working == pytest.approx(unet, rel=0.25)
     assert planned.vae.working == pytest.approx(vae, rel=0.25)
+
+
+@torch.no_grad()
+def test_a_processor_decodes_a_large_batch_in_parts(model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, size = EagerEngine(model), Size(height=128, width=128, batch=4)
+    latents = torch.randn(4, *engine.latent_shape(128, 128), generator=torch.Generator().manual_seed(1))
+    whole, together = engine.decode(latents), peak_bytes(lambda: engine.decode(latents))
+    planned = plan_memory(model.config, size).vae.working
+    sizes = model.config.first_stage
+    monkeypatch.setattr(eager, "MAP_BYTES", 2 * 4 * sizes.ch * sizes.ch_mult[1] * 128**2)  # two images
+    torch.testing.assert_close(engine.decode(latents), whole, rtol=1e-4, atol=1e-5)
+    assert peak_bytes(lambda: engine.decode(latents)) == pytest.approx(together / 2, rel=0.2)
+    assert plan_memory(model.config, size).vae.working == pytest.approx(planned / 2, rel=0.2)
 
 
 def test_released_models_fit_small_cards() -> None:
