@@ -67,14 +67,16 @@ def memory_advice(request: ResolvedRequest, need: Need) -> Iterator[None]:
 
 def _sentence(request: ResolvedRequest, problem: str, need: Need, room: float) -> str:
     """The problem, and what needs no more than ``room``."""
-    parts, smaller = [], _fitting(request, need, room)
+    parts, more, smaller = [], "", _fitting(request, need, room)
     if smaller and smaller.batch_size < request.batch_size:
         parts.append(f"n_samples={smaller.batch_size}")
+        more = "; n_iter draws more of them one batch after another"
     if smaller and (smaller.height, smaller.width) != (request.height, request.width):
         parts.append(f"H={smaller.height} and W={smaller.width}")
     joined = " and ".join(parts) or "memory='lowest', or a larger GPU"
-    drawn = f"{request.batch_size} images of {request.width}x{request.height} at once"
-    return f"drawing {drawn} {problem}. Try {joined}; n_iter draws more of them one batch after another."
+    size, count = f"{request.width}x{request.height}", request.batch_size
+    drawn = f"{count} images of {size} at once" if count > 1 else f"an image of {size}"
+    return f"drawing {drawn} {problem}. Try {joined}{more}."
 
 
 def _fitting(request: ResolvedRequest, need: Need, room: float) -> ResolvedRequest | None:
