@@ -21,7 +21,7 @@ from flagai_altdiff.canvas import Canvas, make_canvas, make_frame
 from flagai_altdiff.conditioning import cut_prompts, encode_prompts
 from flagai_altdiff.engine import Engine, check_engine, make_engine, precision_of
 from flagai_altdiff.engine.openvino import has_half_precision
-from flagai_altdiff.engine.plan import bytes_to_come
+from flagai_altdiff.engine.plan import planning_of
 from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
 from flagai_altdiff.images import load_image, to_pil
 from flagai_altdiff.memory import check_memory, memory_advice
@@ -209,7 +209,7 @@ def examine(model: LatentDiffusion, request: GenerationRequest) -> tuple[Resolve
     check_stretches(resolved, model.config.first_stage.downsampling)
     make_frame(resolved)
     check_engine(model, resolved, circular_axes(resolved))
-    check_memory(resolved, partial(bytes_to_come, model), model.device)
+    check_memory(resolved, planning_of(model), model.device)
     notes = list(_changes(model, request, resolved))
     if resolved.prompt_syntax == "plain":
         texts = [part for prompt in resolved.prompts for part in stretches_of(prompt, resolved)]
@@ -296,10 +296,10 @@ def draw(
             is computed for them. The others are what they would be in a smaller batch; a batch without others ends.
     """
     model = unwrapped(model)
-    need = partial(bytes_to_come, model)
+    planning = planning_of(model)
     with weights_at_home_afterwards(model):
         engine = make_engine(model, request, circular_axes(request))
-        with memory_advice(request, need):
+        with memory_advice(request, planning):
             canvas = make_canvas(engine, request)
         noise = CallNoise(request, engine.latent_shape(request.height, request.width), engine.device)
         negative = cache(lambda text: encode_prompts(model, engine, [text], request.prompt_syntax)[0])
@@ -311,7 +311,7 @@ def draw(
                     for _ in walk(None):
                         pass
                 continue
-            with memory_advice(request, need):
+            with memory_advice(request, planning):
                 for step in walk(condition(model, engine, request, batch, negative, dropped)):
                     x = step.x
                     yield step

@@ -7,8 +7,8 @@ between, and on a processor the copies that oneDNN lays out for a convolution. P
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from flagai_altdiff.engine.eager import images_at_once
 from flagai_altdiff.engine.sparing import INNER_BYTES
 from flagai_altdiff.engine.strips import STRIP_BYTES
 from flagai_altdiff.machine import MEMORY_MODES
-from flagai_altdiff.memory import free_memory
+from flagai_altdiff.memory import Planning, free_memory
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.attention import SpatialTransformer
 from flagai_altdiff.models.autoencoder import AutoencoderKL
@@ -117,15 +117,37 @@ def plan_memory(
     return MemoryPlan(text=text, unet=unet, vae=vae)
 
 
-def bytes_to_come(model: LatentDiffusion, request: ResolvedRequest) -> int:
-    """What a batch of a request will take of the device that a model draws on, beside what is there already."""
+def planning_of(model: LatentDiffusion) -> Planning:
+    """What requests will take of the device that a model draws on."""
+    return Planning(batch=partial(bytes_to_come, model), otherwise=partial(_otherwise, model))
+
+
+def _otherwise(model: LatentDiffusion, request: ResolvedRequest) -> dict[str, int]:
+    """Bytes of the same request with little memory, and drawn in windows of the model's own size."""
+    modes = MEMORY_MODES[1:][MEMORY_MODES[1:].index(model.memory) + 1 :]
+    ways = {f"memory={mode!r}": bytes_to_come(model, request, mode) for mode in modes}
+    window = max(model.spec.width, model.spec.height)
+    if request.window is None and window < min(request.width, request.height):
+        ways[f"window={window}"] = bytes_to_come(model, replace(request, window=window))
+    return ways
+
+
+def bytes_to_come(model: LatentDiffusion, request: ResolvedRequest, mode: str = "") -> int:
+    """What a batch of a request will take of the device that a model draws on, beside what is there already.
+
+    Args:
+        model: The model.
+        request: The request.
+        mode: As if the model had been loaded with that ``memory=``; as it is, unless given.
+    """
+    mode = mode or model.memory
     wide, high = request.final_size if request.hires else (request.width, request.height)
     window = request.window or max(wide, high)
     guided = any(request.scale_of(index) != 1.0 for index in range(request.batch_size))
     size = Size(height=min(high, window), width=min(wide, window), batch=request.batch_size, guided=guided)
     kind = model.device.type
-    plan = plan_memory(model.config, size, model.memory, kind, model.autocast_dtype if kind == "cuda" else None)
-    return plan.peak - (plan.text.weights if model.memory == "normal" else 0)
+    plan = plan_memory(model.config, size, mode, kind, model.autocast_dtype if kind == "cuda" else None)
+    return plan.peak - (plan.text.weights if mode == "normal" else 0)
 
 
 def choose_mode(

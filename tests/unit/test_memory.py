@@ -15,7 +15,7 @@ import torch
 from flagai_altdiff import GenerationRequest, Predictor
 from flagai_altdiff.errors import InsufficientMemoryError
 from flagai_altdiff.machine import free_main_memory, total_main_memory
-from flagai_altdiff.memory import free_memory, memory_advice
+from flagai_altdiff.memory import Planning, free_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import prepare
 from flagai_altdiff.request import ResolvedRequest
@@ -29,8 +29,11 @@ REQUEST = GenerationRequest(prompts=("a cat",), height=512, width=768, images_pe
 
 
 def pixels(request: ResolvedRequest) -> int:
-    """A need that grows with all that is drawn at once."""
+    """Of all that is drawn at once."""
     return request.batch_size * request.height * request.width
+
+
+PIXELS = Planning(batch=pixels)
 
 
 def advised(text: str) -> dict[str, int]:
@@ -58,7 +61,7 @@ def test_what_cannot_fit_is_refused_before_any_work(m9: LatentDiffusion, tmp_pat
     ],
 )
 def test_every_devices_error_becomes_one_with_advice(error: Exception) -> None:
-    with pytest.raises(InsufficientMemoryError, match="6 images of 768x512") as caught, memory_advice(REQUEST, pixels):
+    with pytest.raises(InsufficientMemoryError, match="6 images of 768x512") as caught, memory_advice(REQUEST, PIXELS):
         raise error
     assert caught.value.__cause__ is error
     assert advised(str(caught.value)) == {"n_samples": 3}
@@ -66,7 +69,7 @@ def test_every_devices_error_becomes_one_with_advice(error: Exception) -> None:
 
 @pytest.mark.fault(52)
 def test_a_single_image_is_made_smaller() -> None:
-    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(replace(REQUEST, batch_size=1), pixels):
+    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(replace(REQUEST, batch_size=1), PIXELS):
         raise MemoryError
     assert str(caught.value) == "drawing an image of 768x512 ran out of memory. Try H=320 and W=512."
 
@@ -76,19 +79,24 @@ def test_images_are_made_smaller_where_fewer_of_them_save_nothing() -> None:
     def of_an_image(request: ResolvedRequest) -> int:
         return request.height * request.width
 
-    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(REQUEST, of_an_image):
+    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(REQUEST, Planning(batch=of_an_image)):
         raise MemoryError
     assert advised(str(caught.value)) == {"n_samples": 1, "H": 320, "W": 512}
 
 
 @pytest.mark.fault(52)
-def test_what_never_fits_gets_other_advice() -> None:
-    with pytest.raises(InsufficientMemoryError, match="Try memory='lowest'"), memory_advice(REQUEST, lambda _: 1 << 40):
+def test_other_ways_that_fit_are_told_too() -> None:
+    def way(_: ResolvedRequest) -> dict[str, int]:
+        return {"memory='low'": 1 << 40, "memory='lowest'": 1, "window=512": 2}
+
+    planning = Planning(batch=lambda _: 1 << 40, otherwise=way)
+    with pytest.raises(InsufficientMemoryError) as caught, memory_advice(REQUEST, planning):
         raise MemoryError
+    assert str(caught.value).endswith("ran out of memory. Try memory='lowest', or window=512.")
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shape"), memory_advice(REQUEST, pixels):
+    with pytest.raises(RuntimeError, match="shape"), memory_advice(REQUEST, PIXELS):
         raise RuntimeError("shape mismatch")
 
 
