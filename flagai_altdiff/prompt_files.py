@@ -67,7 +67,7 @@ def why_no_request(found: object) -> str:
         return ""
     near = difflib.get_close_matches("prompt", found, n=1) if isinstance(found, dict) else ()
     guess = f"; it has {shown(near[0])}: did you mean 'prompt'?" if near else ""
-    return 'expected {"prompt": "a cat"} and other options of a request beside it' + guess
+    return 'it has no prompt; expected {"prompt": "a cat"} and other options of a request beside it' + guess
 
 
 def _content(path: str | Path) -> bytes:

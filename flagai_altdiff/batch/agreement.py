@@ -21,6 +21,11 @@ except ImportError:  # Windows
 
 NAME = "run"
 """The fact that names a run: it follows from all others."""
+_DIGESTS = {
+    "prompts": "it began with another file of prompts, or this one has been changed since",
+    "weights": "it began with other weights, or with others quantized",
+}
+"""What is known by a digest, and what another one means."""
 _UNFINISHED = re.compile(r"\.[^.]+\.(png|tar)\.[0-9a-f]{16}\.tmp")
 
 
@@ -61,9 +66,13 @@ def agree(folder: Path, facts: Mapping[str, Any], free: str = "") -> Any:
     others = [name for name in differing if name not in (free, NAME)]
     if others or (differing and free not in differing):
         name = next(iter(others), NAME)
-        what = f"its {name} is {shown(theirs.get(name), 200)}, not {shown(own.get(name), 200)}"
+        what = _DIGESTS.get(name) or f"its {name} is {_told(theirs.get(name))}, not {_told(own.get(name))}"
         raise InvalidRequestError("folder", str(folder), f"it has another run ({what}); name another folder")
     return there.get(free)
+
+
+def _told(value: object) -> str:
+    return "left open" if value is None else shown(value, 200)
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:

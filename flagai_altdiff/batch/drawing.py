@@ -14,7 +14,7 @@ from pytorch_lightning import LightningModule
 from flagai_altdiff.batch.places import Drawn, Places
 from flagai_altdiff.batch.ranks import make_trainer, quiet
 from flagai_altdiff.batch.work import Lot, Work
-from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.errors import FlagAIAltDiffError
 from flagai_altdiff.evaluation.measuring import Share
 from flagai_altdiff.merging import MergedRequest
 from flagai_altdiff.metadata import png_texts
@@ -51,11 +51,11 @@ class Run:
 
 
 def check(model: LatentDiffusion, work: Work) -> None:
-    """InvalidRequestError, with the line, where a model cannot draw what is asked for."""
+    """InvalidRequestError, with the line, where a model cannot draw what is asked for, here and now."""
     for line, lot in work.checks():
         try:
             examine(model, lot.request())
-        except InvalidRequestError as error:
+        except FlagAIAltDiffError as error:
             raise work.wrong(line, error) from None
 
 

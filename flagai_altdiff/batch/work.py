@@ -121,6 +121,11 @@ class Work:
         own_options = {k: v for k, v in {**self._typed, **options}.items() if k not in _EACH_LINES_OWN}
         return Lot(number=number, first=first, prompts=prompts, seeds=seeds, options=own_options)
 
+    def prompts(self) -> Iterator[str]:
+        """Of all pictures, in order."""
+        for number in range(len(self)):
+            yield from self[number].prompts
+
     def _cut(self) -> None:
         """Look every line over, and note where lots begin."""
         before, count, most = "", 0, 0

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,17 @@ def fail(error: Exception | str, status: int) -> int:
     colour = sys.stderr is not None and sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(("\033[31merror:\033[0m " if colour else "error: ") + str(error), file=sys.stderr)
     return status
+
+
+def say_what_is_unknown(prompts: Iterable[str]) -> None:
+    """Which prompts name nothing that the embedded model knows, to the error stream; others know any word."""
+    from flagai_altdiff.mini.things.knowing import hint
+
+    unknown = [said for prompt in dict.fromkeys(prompts) if (said := hint(prompt, DEFAULT_MODEL))]
+    for said in unknown[:_MOST_HINTS]:
+        print(f"{said} things.json beside its weights lists what it knows.", file=sys.stderr)
+    if len(unknown) > _MOST_HINTS:
+        print(f"The same is true of {len(unknown) - _MOST_HINTS} more prompts.", file=sys.stderr)
 
 
 def check_sheet(path: Path | None) -> None:
@@ -105,6 +116,7 @@ def by_flags(error: InvalidRequestError) -> InvalidRequestError:
 
 DEFAULT_MODEL = "AltDiffusion-mini"
 """What draws unless another is named."""
+_MOST_HINTS = 5
 
 
 def add_model_dir(parser: argparse.ArgumentParser) -> None:

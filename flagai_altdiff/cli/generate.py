@@ -8,7 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.batch.work import named
-from flagai_altdiff.cli.common import DEFAULT_MODEL, add_model_dir, add_option, by_flags, fail
+from flagai_altdiff.cli.common import (
+    DEFAULT_MODEL,
+    add_model_dir,
+    add_option,
+    by_flags,
+    fail,
+    say_what_is_unknown,
+)
 from flagai_altdiff.cli.many import add_many, draw_many, is_many
 from flagai_altdiff.cli.model_flags import (
     add_device,
@@ -18,13 +25,14 @@ from flagai_altdiff.cli.model_flags import (
     load_with_parts,
     usual_device,
 )
-from flagai_altdiff.errors import InvalidRequestError, RegistryError
+from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
 from flagai_altdiff.options import options_of
 from flagai_altdiff.prompt_files import has_requests, read_prompt_file, read_requests
 from flagai_altdiff.registry import DRAWING, MATCHING, locate
 from flagai_altdiff.request import FLAGAI_DEFAULTS, OPTIONS, GenerationRequest, Output
 
 if TYPE_CHECKING:
+    from flagai_altdiff.models import LatentDiffusion
     from flagai_altdiff.ranking import BestOf
 
 _MODELS_OWN = ("height", "width", "steps", "guidance_scale")
@@ -104,23 +112,17 @@ def _draw(args: argparse.Namespace) -> int:
     check_loras_of(args, model_path)
     best_of = _best_of(args, requests, device) if args.best else None
     model, place = load_with_parts(args, device), OpenFolder(output)
+    if isinstance(requests, _Lines):
+        requests.check(model)
     for request in requests:
         if spec and spec.embedded and not (args.lora or args.embedding):
-            _say_what_is_unknown(request.prompts)
+            say_what_is_unknown(request.prompts)
         result = draw_to_folder(model, request, place, best_of=best_of)
         for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
             print(path)
         count, seed = len(result.samples), result.request.seed
         print(f"{count} image{'s' * (count != 1)} in {result.seconds:.1f} s, seed {seed}", file=sys.stderr)
     return 0
-
-
-def _say_what_is_unknown(prompts: Iterable[str]) -> None:
-    """Which prompts name nothing that the embedded model knows; others know any word."""
-    from flagai_altdiff.mini.things.knowing import hint
-
-    for said in filter(None, (hint(prompt, DEFAULT_MODEL) for prompt in prompts)):
-        print(f"{said} things.json beside its weights lists what it knows.", file=sys.stderr)
 
 
 def _best_of(args: argparse.Namespace, requests: Iterable[GenerationRequest], device: str) -> BestOf:
@@ -179,7 +181,20 @@ class _Lines:
             try:
                 yield GenerationRequest(**{**self._typed, **named(line)})
             except (InvalidRequestError, RegistryError) as error:
-                raise InvalidRequestError("from_file", self._file, f"request {number}: {error}") from None
+                raise self._wrong(number, error) from None
+
+    def check(self, model: LatentDiffusion) -> None:
+        """InvalidRequestError, with the line, where a model cannot draw what is asked for, here and now."""
+        from flagai_altdiff.pipeline import examine
+
+        for number, request in enumerate(self, 1):
+            try:
+                examine(model, request)
+            except FlagAIAltDiffError as error:
+                raise self._wrong(number, error) from None
+
+    def _wrong(self, number: int, error: FlagAIAltDiffError) -> InvalidRequestError:
+        return InvalidRequestError("from_file", self._file, f"request {number}: {error}")
 
 
 def _drawn_to_choose_from(args: argparse.Namespace, has_n_samples: bool) -> dict[str, int]:

@@ -8,12 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flagai_altdiff.batch.lines import PromptLines
 from flagai_altdiff.batch.work import Work
-from flagai_altdiff.cli.common import Terminated, by_flags, fail, termination
+from flagai_altdiff.cli.common import Terminated, by_flags, fail, say_what_is_unknown, termination
 from flagai_altdiff.cli.model_flags import check_added, check_loras_of, load_with_parts, usual_device
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, RegistryError
 from flagai_altdiff.registry import DRAWING, locate
@@ -28,6 +29,8 @@ _PNG, _WEBDATASET = "png", "webdataset"
 _OWN = ("devices", "nodes", "format", "shard_size", "at_once", "threads")
 """What makes a call one of these."""
 _NOT_HERE = {"best": "--best", "of": "--of", "skip_save": "--skip-save", "columns": "--n-rows"}
+_PROMPTS_LOOKED_AT = 200
+"""For what is unknown: each takes a millisecond."""
 _USUAL = {name: value for name, value in FLAGAI_DEFAULTS.items() if name != "seed_mode"}
 
 
@@ -88,13 +91,16 @@ def draw_many(args: argparse.Namespace, typed: Mapping[str, Any], output: Output
         _check_node(args.nodes)
     options = _of_every_line(args, typed)
     work = _work(args, options)
-    _, place = locate(args.model, args.model_dir, task=DRAWING)
+    spec, place = locate(args.model, args.model_dir, task=DRAWING)
     check_added(args)
     check_loras_of(args, place)
     began = time.perf_counter()
     if started() is not None or "LOCAL_RANK" in os.environ:  # one of many, which somebody else started
         _draw(args, options, output, work)
         return 0
+    if spec and spec.embedded and not (args.lora or args.embedding):
+        say_what_is_unknown(islice(work.prompts(), _PROMPTS_LOOKED_AT))
+    args.devices = min(args.devices, work.pictures)
     if args.devices > 1:
         if wrong := _launch(args, options, output):
             return wrong
@@ -102,8 +108,8 @@ def draw_many(args: argparse.Namespace, typed: Mapping[str, Any], output: Output
         _draw(args, options, output, work)
     print(output.folder)
     if args.nodes == 1:
-        what = f"{work.pictures:,} picture{'s' * (work.pictures != 1)}"
-        print(f"{what} in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        what = f"{work.pictures:,} picture{'s are' if work.pictures != 1 else ' is'}"
+        print(f"{what} there, after {time.perf_counter() - began:.1f} s", file=sys.stderr)
     return 0
 
 
@@ -162,6 +168,14 @@ def _launch(args: argparse.Namespace, options: Mapping[str, Any], output: Output
     from flagai_altdiff.batch.launching import launch
 
     print(f"{args.devices} processes share the work", file=sys.stderr)
+    cores = os.cpu_count() or args.devices
+    if usual_device(args) == "cpu" and args.devices * args.threads > cores:
+        logging.getLogger(__name__).warning(
+            "%d processes of %d threads on %d cores: more than the cores take memory, and no less time",
+            args.devices,
+            args.threads,
+            cores,
+        )
     wrong = launch(_member, args.devices, args, options, output, os.getpid())
     for (_, text), numbers in wrong.items():
         of = "" if len(numbers) == args.devices else f"process {', '.join(map(str, sorted(numbers)))}: "

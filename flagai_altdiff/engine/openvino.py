@@ -29,7 +29,7 @@ from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 logger = logging.getLogger(__name__)
 
 _HALVES = (torch.float16, torch.bfloat16)
-_NEEDED = "this engine needs OpenVINO: pip install '.[openvino]' in the package's folder, or pip install openvino"
+_NEEDED = "this engine needs OpenVINO: pip install openvino"
 _SINGLE, _HALF = "f32", "bf16"
 """OpenVINO's names of precisions."""
 

@@ -189,7 +189,7 @@ def test_a_process_that_is_killed_is_started_again(
         process.kill()
     assert process.returncode == 0, error
     assert "process 1 was killed (SIGKILL); it is started again" in error
-    assert out.split() == [str(tmp_path / "out")] and f"{COUNT} pictures in" in error
+    assert out.split() == [str(tmp_path / "out")] and f"{COUNT} pictures are there, after" in error
     assert hashes(tmp_path / "out") == hashes(one["png"])
 
 
@@ -295,7 +295,27 @@ def test_a_line_that_the_model_cannot_draw_is_named_before_anything_is_drawn(
     path.write_text('{"prompt": "a"}\n{"prompt": "b", "engine": "compile", "cache_interval": 2}\n')
     assert main(words(m9_folder, path, tmp_path / "out", "--devices", "1")) == 2
     assert "line 2: engine='compile': it runs the UNet as a whole" in capsys.readouterr().err
+    path.write_text('{"prompt": "a"}\n{"prompt": "b", "width": 8192, "height": 8192, "images_per_prompt": 500}\n')
+    assert main(words(m9_folder, path, tmp_path / "out", "--devices", "1")) == 2
+    assert "line 2: drawing 2 images of 8192x8192 at once needs about" in capsys.readouterr().err
+    assert main(["generate", "-m", str(m9_folder), "--from-file", str(path), "-o", "out", *ORDINARY]) == 2
+    assert "request 2: drawing 500 images of 8192x8192 at once needs about" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_no_more_processes_than_pictures(m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    assert main(words(m9_folder, tmp_path / "p.txt", tmp_path / "out", "--devices", "200")) == 0
+    error = capsys.readouterr().err
+    assert "share the work" not in error and "1 picture is there, after" in error
+
+
+def test_what_the_embedded_model_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(["a cat", *(f"florbnax{letter}" for letter in "abcdefg"), "florbnaxa"]))
+    command = words(Path("AltDiffusion-mini"), tmp_path / "p.txt", tmp_path / "out", "--devices", "1")
+    assert main([*command, "-H", "32", "-W", "32", "--steps", "1"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "florbnax" in line or "more prompts" in line]
+    assert len(said) == 6 and said[-1] == "The same is true of 2 more prompts."
 
 
 @pytest.mark.parametrize(
@@ -304,7 +324,8 @@ def test_a_line_that_the_model_cannot_draw_is_named_before_anything_is_drawn(
         ('{"prompt": "b", "sampler": "dpmp"}', "line 2: unknown sampler 'dpmp'. Did you mean"),
         (
             '{"promt": "b"}',
-            """line 2: expected {"prompt": "a cat"} and other options of a request beside it; it has 'promt'""",
+            """line 2: it has no prompt; expected {"prompt": "a cat"} and other options of a request beside it; """
+            "it has 'promt'",
         ),
         ('{"prompt": "b", "outpath": "x"}', "line 2: outpath='x': there is no such option"),
         ('{"prompt": "b", "steps": 4, "ddim_steps": 5}', "line 2: ddim_steps=5: it is another name of steps"),
@@ -352,6 +373,11 @@ def test_a_folder_has_one_run(
     before = hashes(one["png"])
     assert main(words(m9_folder, prompts, one["png"], "--devices", "1", "--steps", "4")) == 2
     assert "it has another run (its steps is 2, not 4); name another folder" in capsys.readouterr().err
+    assert main(words(m9_folder, prompts, one["png"], "--devices", "1", "--eta", "0.5")) == 2
+    assert "it has another run (its eta is left open, not 0.5); name another folder" in capsys.readouterr().err
+    (tmp_path / "p.jsonl").write_text(prompts.read_text() + '{"prompt": "one more"}\n')
+    assert main(words(m9_folder, tmp_path / "p.jsonl", one["png"], "--devices", "1")) == 2
+    assert "it has another run (it began with another file of prompts, or" in capsys.readouterr().err
     assert main(words(m9_folder, prompts, one["png"], "--devices", "1")) == 0
     assert "0 drawn, 40 were there" in capsys.readouterr().err
     assert hashes(one["png"]) == before
