@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.graphs import Graph, Graphs
-from flagai_altdiff.errors import MissingDependencyError
+from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError, printable
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 
@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 _INDUCTOR = "inductor"
 """torch's own compiler."""
+_ADVICE = (
+    "Where it was interrupted before, its cache may be damaged: name another folder with the environment variable "
+    "TORCHINDUCTOR_CACHE_DIR, or choose another engine"
+)
 
 
 class CompiledEngine(EagerEngine):
@@ -57,11 +61,17 @@ class CompiledEngine(EagerEngine):
         return self._run(part, (latents / self.model.scale_factor).to(next(part.parameters()).dtype))
 
     def _run(self, part: nn.Module, *inputs: Tensor) -> Tensor:
+        from torch._dynamo.exc import BackendCompilerFailed  # a second, which only who compiles should pay
+
         mode = mode_for(self.device)
         with self._autocast():
             how = (self._backend, mode, self.device, self.model.dtype, self.model.autocast_dtype)
             graph = self._graphs.of(part, inputs, how, lambda module: _compiled(module, self._backend, mode))
-            return graph(*inputs).to(torch.float32, copy=True)  # replayed kernels write to the same place again
+            try:
+                return graph(*inputs).to(torch.float32, copy=True)  # replayed kernels write to the same place again
+            except BackendCompilerFailed as error:
+                expected = f"torch's compiler failed ({printable(str(error.inner_exception), 200)}). {_ADVICE}"
+                raise InvalidRequestError("engine", "compile", expected) from error
 
 
 def mode_for(device: torch.device) -> str | None:

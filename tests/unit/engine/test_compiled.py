@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flagai_altdiff.engine import EagerEngine, compiled
 from flagai_altdiff.engine.compiled import CompiledEngine, mode_for, require_compiler
 from flagai_altdiff.engine.graphs import Decoder
-from flagai_altdiff.errors import MissingDependencyError
+from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.autoencoder import ResnetBlock
 from tests import tiny
@@ -53,6 +53,16 @@ def test_a_compiled_model_has_the_same_numbers(model: LatentDiffusion) -> None:
     wanted = plain.denoise(x, t, states(model))
     torch.testing.assert_close(engine.denoise(x, t, states(model)), wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(engine.decode(x), plain.decode(x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_damaged_cache_is_one_error_with_advice(model: LatentDiffusion) -> None:
+    def backend(*_: object) -> object:
+        raise ImportError("/tmp/cache/c3.main.so: file too short")
+
+    engine = CompiledEngine(model, backend=backend)
+    with pytest.raises(InvalidRequestError, match=r"c3\.main\.so: file too short.*TORCHINDUCTOR_CACHE_DIR"):
+        engine.decode(torch.zeros(1, *engine.latent_shape(64, 64)))
 
 
 @torch.no_grad()
