@@ -98,8 +98,8 @@ def test_json_lines_hold_a_request_each(tmp_path: Path) -> None:
     assert read_requests(file) == [{"prompt": "一只猫", "steps": 3}, {"prompts": ["a", "b"]}]
     for text, message in (
         ('{"prompt": "a"}\n{"prompt": ', "line 2 is no JSON"),
-        ('{"steps": 3}', "line 1: expected"),
-        ('["a"]', "line 1: expected"),
+        ('{"steps": 3}', "line 1: it has no prompt; expected"),
+        ('["a"]', "line 1: it has no prompt; expected"),
         ("[" * 100_000, "line 1 is no JSON"),
         ("\n\n", "no request"),
     ):

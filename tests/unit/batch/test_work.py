@@ -74,7 +74,7 @@ def test_a_text_has_a_picture_for_each_line(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ('{"prompt": ', "line 3: it is no JSON"),
-        ({"steps": 3}, "line 3: expected"),
+        ({"steps": 3}, "line 3: it has no prompt; expected"),
         ({"prompt": 3}, "line 3: prompts=3: expected a text"),
         ({"prompt": "a", "steps": 0}, "line 3: steps=0: expected a whole number from 1"),
         ({"prompt": "a", "stepz": 1}, "line 3: stepz=1: there is no such option"),

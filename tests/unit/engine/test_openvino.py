@@ -115,5 +115,5 @@ def test_what_it_cannot_run_is_refused(m9: LatentDiffusion) -> None:
 def test_without_openvino_the_error_says_what_to_type(m9: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     openvino._core.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install '.\[openvino\]'"):
+    with pytest.raises(MissingDependencyError, match="pip install openvino"):
         prepare(m9, "a cat", engine="openvino")
