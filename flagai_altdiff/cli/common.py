@@ -21,6 +21,8 @@ from flagai_altdiff.request import OPTIONS
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from flagai_altdiff.registry import ModelSpec
+
 
 def say(line: str) -> None:
     """Print one line; what files and servers put into it is neither obeyed by the terminal nor drowns it."""
@@ -34,8 +36,18 @@ def fail(error: Exception | str, status: int) -> int:
     return status
 
 
-def say_what_is_unknown(prompts: Iterable[str]) -> None:
-    """Which prompts name nothing that the embedded model knows, to the error stream; others know any word."""
+def say_what_is_unknown(args: argparse.Namespace, spec: ModelSpec | None, prompts: Iterable[str]) -> None:
+    """Which prompts name nothing that the embedded model knows, to the error stream.
+
+    Other models know any word, and this one what a LoRA or an embedding has taught it.
+
+    Args:
+        args: What was typed.
+        spec: Of the model that draws.
+        prompts: Looked at if it is the embedded one alone.
+    """
+    if spec is None or not spec.embedded or args.lora or args.embedding:
+        return
     from flagai_altdiff.mini.things.knowing import hint
 
     unknown = [said for prompt in dict.fromkeys(prompts) if (said := hint(prompt, DEFAULT_MODEL))]

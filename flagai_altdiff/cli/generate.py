@@ -115,8 +115,7 @@ def _draw(args: argparse.Namespace) -> int:
     if isinstance(requests, _Lines):
         requests.check(model)
     for request in requests:
-        if spec and spec.embedded and not (args.lora or args.embedding):
-            say_what_is_unknown(request.prompts)
+        say_what_is_unknown(args, spec, request.prompts)
         result = draw_to_folder(model, request, place, best_of=best_of)
         for path in (*result.paths, *([result.grid_path] if result.grid_path else [])):
             print(path)

@@ -98,8 +98,7 @@ def draw_many(args: argparse.Namespace, typed: Mapping[str, Any], output: Output
     if started() is not None or "LOCAL_RANK" in os.environ:  # one of many, which somebody else started
         _draw(args, options, output, work)
         return 0
-    if spec and spec.embedded and not (args.lora or args.embedding):
-        say_what_is_unknown(islice(work.prompts(), _PROMPTS_LOOKED_AT))
+    say_what_is_unknown(args, spec, islice(work.prompts(), _PROMPTS_LOOKED_AT))
     args.devices = min(args.devices, work.pictures)
     if args.devices > 1:
         if wrong := _launch(args, options, output):
