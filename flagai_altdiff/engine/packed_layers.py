@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flagai_altdiff.checkpoint.mapped import let_go
-from flagai_altdiff.engine.winograd import Filtering, convolve, filtering
+from flagai_altdiff.engine.winograd import Filtering, LargeTiles, SmallTiles
 from flagai_altdiff.models.quantized import kept
 
 Layer = nn.Linear | nn.Conv2d
+Laid = TypeVar("Laid")
 
-_FEWEST_CHANNELS, _FEWEST_NUMBERS = 128, 128 * 16 * 16
-"""With fewer channels, or pixels times channels, minimal filtering does not pay."""
+_FEWEST_CHANNELS = 128
+"""With fewer, minimal filtering does not pay."""
 _WIDE_CHANNELS = 640
 """With more, kernels of the larger tile take too much memory: four times the plain ones."""
 _FEW_CELLS, _NARROW_GROUP = 1024, 8
 """Maps with fewer cells and groups with fewer channels torch norms slowly where channels are together."""
 _FEW_PRODUCTS = 1 << 22
 """Up to so many, a linear layer takes longer to be set up by oneDNN than by the library behind torch's own."""
+_LARGE_TILES, _SMALL_TILES = LargeTiles(), SmallTiles()
 _ALL = slice(None)
 
 
@@ -36,11 +39,11 @@ class _Weights:
 
     def __init__(self, *layers: Layer, rows: slice = _ALL) -> None:
         self._layers, self._rows = layers, rows
-        self._laid_out: dict[Callable[[Tensor], Tensor], Tensor] = {}
+        self._laid_out: dict[Callable[[Tensor], Any], Any] = {}
         self._state: object = None
         self._lock = threading.Lock()
 
-    def get(self, lay_out: Callable[[Tensor], Tensor]) -> Tensor:
+    def get(self, lay_out: Callable[[Tensor], Laid]) -> Laid:
         """As ``lay_out`` has made them of (K, ...)."""
         stored = [kept(layer) for layer in self._layers]
         state = [(tensor.data_ptr(), tensor._version, tensor.shape) for tensor in stored]
@@ -53,7 +56,8 @@ class _Weights:
                 self._laid_out[lay_out] = lay_out(whole[self._rows])
                 for tensor in stored:
                     let_go(tensor)
-            return self._laid_out[lay_out]
+            found: Laid = self._laid_out[lay_out]
+            return found
 
     @property
     def bias(self) -> Tensor | None:
@@ -74,7 +78,7 @@ class PackedConv:
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv, self._weights = conv, _Weights(conv)
         self._form = _form_of(conv)
-        self._fewest_pixels = _FEWEST_NUMBERS // min(conv.in_channels, conv.out_channels)
+        self._channels = min(conv.in_channels, conv.out_channels)
         self._how: tuple[object, ...] = (conv.padding, conv.stride, conv.dilation, conv.groups)
 
     def __call__(self, x: Tensor, shift: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
@@ -90,7 +94,7 @@ class PackedConv:
             bias = shift if bias is None else bias + shift
         form = self._form
         if form is not None and self.is_filtered(x.shape[2], x.shape[3]):
-            found = convolve(x, self._weights.get(form.transformed), bias, form)
+            found = form.convolve(x, self._weights.get(form.transformed), bias)
             return found if plus is None else found.add_(plus)
         x, weight = x.contiguous(memory_format=torch.channels_last), self._weights.get(self._lay_out)
         pointwise = torch.ops.mkldnn._convolution_pointwise
@@ -101,7 +105,7 @@ class PackedConv:
 
     def is_filtered(self, height: int, width: int) -> bool:
         """Whether maps of this size are convolved by minimal filtering."""
-        return self._form is not None and height * width >= self._fewest_pixels
+        return self._form is not None and height * width * self._channels >= self._form.least
 
     def _lay_out(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *self._how)
@@ -198,7 +202,7 @@ def _form_of(conv: nn.Conv2d) -> Filtering | None:
     widths = (conv.in_channels, conv.out_channels)
     if not plain or min(widths) < _FEWEST_CHANNELS:
         return None
-    return filtering(4 if max(widths) <= _WIDE_CHANNELS else 2)
+    return _LARGE_TILES if max(widths) <= _WIDE_CHANNELS else _SMALL_TILES
 
 
 def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """3x3 convolutions of stride 1 by minimal filtering: a half to a quarter of the multiplications, as matrix products.
 
-Tiles of the input are transformed, multiplied with transformed weights place by place, and transformed back. All three
-are products of dense matrices, which is what a processor does best.
+Tiles of the input are transformed, multiplied with transformed weights place by place, and transformed back.
 
 **Source**: Winograd 1980, "Arithmetic complexity of computations"; Lavin and Gray 2016 (arXiv 1509.09308). The points
 of the larger tile are chosen for small errors: about those of a plain convolution in float32.
@@ -9,64 +8,162 @@ of the larger tile are chosen for small errors: about those of a plain convoluti
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _KERNEL = 3
-_POINTS: dict[int, tuple[float, ...]] = {2: (0, 1, -1), 4: (0, 1, -1, 0.5, -2)}
-"""Side of a tile of the output -> where its polynomials are evaluated, beside infinity."""
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 24 << 20
 """Of transformed input at once: what stays near the processor."""
+Kernels = Tensor | list[Tensor]
+"""(K, C) for each of a² places."""
 
 
-@dataclass(frozen=True, eq=False)
-class Filtering:
+class Filtering(ABC):
     """How tiles of m x m outputs come from tiles of a x a inputs, a = m + 2; everything float32.
 
     Attributes:
-        tile: m.
-        inputs: (a², a²), input tiles -> what is multiplied.
-        weights: (a², 9), kernels -> what it is multiplied with.
-        outputs: (m², a²), products -> output tiles.
+        least: Pixels times channels from which it pays.
     """
 
-    tile: int
-    inputs: Tensor
-    weights: Tensor
-    outputs: Tensor
+    least: int
+    _points: tuple[float, ...]
+    """Where the polynomials of a tile are evaluated, beside infinity."""
 
-    @property
-    def side(self) -> int:
-        """Side of an input tile."""
-        return self.tile + _KERNEL - 1
+    def __init__(self) -> None:
+        self._side = len(self._points) + 1
+        self._tile = self._side - _KERNEL + 1
+        self._inputs, self._weights, self._outputs = _matrices(self._tile, self._points)
 
-    def transformed(self, weight: Tensor) -> Tensor:
-        """Kernels (K, C, 3, 3) -> (a², K, C)."""
-        return (self.weights @ weight.reshape(-1, _KERNEL**2).T).view(-1, *weight.shape[:2])
+    def transformed(self, weight: Tensor) -> Kernels:
+        """Kernels (K, C, 3, 3) as :meth:`convolve` multiplies with them."""
+        return (self._weights @ weight.reshape(-1, _KERNEL**2).T).view(-1, *weight.shape[:2])
+
+    def convolve(self, x: Tensor, weight: Kernels, bias: Tensor | None) -> Tensor:
+        """A 3x3 convolution of stride 1 with a margin of one zero.
+
+        Args:
+            x: (N, C, H, W); fastest if its channels lie together.
+            weight: From :meth:`transformed`.
+            bias: (K,).
+
+        Returns:
+            (N, K, H, W), its channels together.
+        """
+        (count, channels, height, width), tile = x.shape, self._tile
+        down, along = -(-height // tile), -(-width // tile)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, along * tile + 1 - width, 1, down * tile + 1 - height))
+        found = x.new_empty(count, down, tile, along, tile, len(weight[0]))
+        rows = max(1, CHUNK_BYTES // (self._side**2 * count * along * channels * x.element_size()))
+        for first in range(0, down, rows):
+            last = min(first + rows, down)
+            here = padded[:, first * tile : last * tile + _KERNEL - 1]
+            self._convolve(here, weight, bias, found[:, first:last])
+        return found.view(count, down * tile, along * tile, -1)[:, :height, :width].permute(0, 3, 1, 2)
+
+    @abstractmethod
+    def _convolve(self, x: Tensor, weight: Kernels, bias: Tensor | None, out: Tensor) -> None:
+        """Of (N, m down + 2, m along + 2, C), into (N, down, m, along, m, K)."""
 
 
-@cache
-def filtering(tile: int) -> Filtering:
-    """The matrices of a tile's side, a key of ``_POINTS``."""
-    points = _POINTS[tile]
+class LargeTiles(Filtering):
+    """Of 4x4 outputs, all places multiplied at once: a quarter of the multiplications, four times the weights."""
+
+    least = 128 * 16 * 16
+    _points = (0, 1, -1, 0.5, -2)
+
+    def _convolve(self, x: Tensor, weight: Kernels, bias: Tensor | None, out: Tensor) -> None:
+        assert isinstance(weight, Tensor)
+        (count, down, tile, along, _, wide), side, channels = out.shape, self._side, x.shape[-1]
+        image, row, column, _ = x.stride()
+        tiles = x.as_strided(
+            (count, down, along, side, side, channels), (image, row * tile, column * tile, row, column, 1)
+        )
+        given = torch.matmul(self._inputs, tiles.reshape(-1, side**2, channels))
+        products = torch.bmm(given.transpose(0, 1), weight.transpose(1, 2))
+        made = (self._outputs @ products.flatten(1)).view(tile, tile, count, down, along, wide)
+        made = made.permute(2, 3, 0, 4, 1, 5)
+        if bias is None:
+            out.copy_(made)
+        else:
+            torch.add(made, bias, out=out)
+
+
+class SmallTiles(Filtering):
+    """Of 2x2 outputs: 4/9 of the multiplications, 16/9 of the weights.
+
+    The points are 0 and units, so that what comes before and after the products is sums of a few maps. With wide layers
+    there are few rows for many weights, which oneDNN multiplies fastest from a layout of its own.
+    """
+
+    least = 1280 * 4 * 4
+    _points = (0, 1, -1)
+
+    def transformed(self, weight: Tensor) -> Kernels:
+        """Kernels (K, C, 3, 3) as oneDNN has them, a few at once for the sake of memory."""
+        flat = weight.reshape(-1, _KERNEL**2).T
+        return [
+            torch.ops.mkldnn._reorder_linear_weight(kernel.view(weight.shape[:2]), None)
+            for few in self._weights.view(self._side, self._side, -1)
+            for kernel in few @ flat
+        ]
+
+    def _convolve(self, x: Tensor, weight: Kernels, bias: Tensor | None, out: Tensor) -> None:
+        (count, down, _, along, _, wide), side, channels = out.shape, self._side, x.shape[-1]
+        rows = x.new_empty(side, count, down, x.shape[2], channels)
+        given = x.new_empty(side, side, count, down, along, channels)
+        _evaluate(x, 1, rows)
+        _evaluate(rows, 3, given.transpose(0, 1))
+        products = [
+            # What is added where both points are 1 is added to every output.
+            torch.ops.mkldnn._linear_pointwise(part, kernel, bias if place == side + 1 else None, "none", [], "")
+            for place, (part, kernel) in enumerate(zip(given.view(side**2, -1, channels), weight, strict=True))
+        ]
+        for column in range(side):
+            _interpolate(products[column::side], products[column], products[column + side])
+        for row in range(self._tile):
+            _interpolate(
+                [part.view(count, down, along, wide) for part in products[row * side : (row + 1) * side]],
+                *out[:, :, row].unbind(3),
+            )
+
+
+def _evaluate(x: Tensor, axis: int, out: Tensor) -> None:
+    """At the points of the small tile, along an axis of 2 n + 2, into (4, ..., n, ...)."""
+    last = x.shape[axis] - 3
+    a, b, c, d = (x[(slice(None),) * axis + (slice(first, first + last, 2),)] for first in range(4))
+    torch.sub(c, a, out=out[0])
+    torch.add(b, c, out=out[1])
+    torch.sub(c, b, out=out[2])
+    torch.sub(d, b, out=out[3])
+
+
+def _interpolate(products: Sequence[Tensor], first: Tensor, second: Tensor) -> None:
+    """Both outputs of the small tile from four products, which are used up."""
+    a, b, c, d = products
+    torch.add(a.add_(b), c, out=first)
+    torch.add(b.sub_(c), d, out=second)
+
+
+def _matrices(tile: int, points: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """For both axes: (a², a²) of input tiles, (a², 9) of kernels, (m², a²) of products."""
     side = len(points) + 1
     outputs, weights, inputs = (torch.zeros(n, side, dtype=torch.float64) for n in (tile, _KERNEL, side))
     for column, point in enumerate(points):
-        others = points[:column] + points[column + 1 :]
+        others = [*points[:column], *points[column + 1 :]]
         powers = torch.tensor([float(point) ** n for n in range(side)], dtype=torch.float64)
         outputs[:, column] = powers[:tile]
         weights[:, column] = powers[:_KERNEL] / torch.tensor([point - other for other in others]).double().prod()
         inputs[: side - 1, column] = _polynomial(others)
     outputs[-1, -1] = weights[-1, -1] = 1
     inputs[:, -1] = _polynomial(points)
-    return Filtering(
-        tile, *(torch.kron(m, m).float() for m in (inputs.T.contiguous(), weights.T.contiguous(), outputs))
+    inputs, weights, outputs = (
+        torch.kron(m, m).float() for m in (inputs.T.contiguous(), weights.T.contiguous(), outputs)
     )
+    return inputs, weights, outputs
 
 
 def _polynomial(roots: Sequence[float]) -> Tensor:
@@ -75,39 +172,3 @@ def _polynomial(roots: Sequence[float]) -> Tensor:
     for root in roots:
         found = F.pad(found, (1, 0)) - root * F.pad(found, (0, 1))
     return found
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, form: Filtering) -> Tensor:
-    """A 3x3 convolution of stride 1 with a margin of one zero.
-
-    Args:
-        x: (N, C, H, W); fastest if its channels lie together.
-        weight: (a², K, C), from :meth:`Filtering.transformed`.
-        bias: (K,).
-        form: The same one.
-
-    Returns:
-        (N, K, H, W), its channels together.
-    """
-    (count, channels, height, width), tile, side = x.shape, form.tile, form.side
-    filters, wide = weight.transpose(1, 2), weight.shape[1]
-    down, along = -(-height // tile), -(-width // tile)
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, along * tile + 1 - width, 1, down * tile + 1 - height))
-    image, row, column, _ = padded.stride()
-    found = x.new_empty(count, down * tile, along * tile, wide)
-    rows = max(1, CHUNK_BYTES // (side * side * count * along * channels * x.element_size()))
-    for first in range(0, down, rows):
-        here = min(rows, down - first)
-        tiles = padded[:, first * tile :].as_strided(
-            (count, here, along, side, side, channels), (image, row * tile, column * tile, row, column, 1)
-        )
-        given = torch.matmul(form.inputs, tiles.reshape(-1, side * side, channels))
-        # oneDNN's grouped convolution is up to a fifth faster here, without AVX-512 seven times slower at some sizes.
-        products = torch.bmm(given.transpose(0, 1), filters)
-        made = (form.outputs @ products.flatten(1)).view(tile, tile, count, here, along, wide).permute(2, 3, 0, 4, 1, 5)
-        place = found[:, first * tile : (first + here) * tile].view(count, here, tile, along, tile, wide)
-        if bias is None:
-            place.copy_(made)
-        else:
-            torch.add(made, bias, out=place)
-    return found[:, :height, :width].permute(0, 3, 1, 2)

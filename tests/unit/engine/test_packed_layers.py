@@ -39,13 +39,13 @@ def test_convolutions(side: int, bias: bool) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("bytes_at_once", [1, 36 * 128 * 4 * 40, 1 << 30], ids=["a row", "an image", "all"])
-@pytest.mark.parametrize("tile", [2, 4])
-def test_minimal_filtering_in_parts(tile: int, bytes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", [winograd.SmallTiles(), winograd.LargeTiles()], ids=["small", "large"])
+def test_minimal_filtering_in_parts(form: winograd.Filtering, bytes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "CHUNK_BYTES", bytes_at_once)
-    form, weight, bias = winograd.filtering(tile), torch.randn(130, 128, 3, 3) / 36, torch.randn(130)
+    weight, bias = torch.randn(130, 128, 3, 3) / 36, torch.randn(130)
     for count, height, width in ((1, 21, 26), (3, 21, 26), (2, 3, 50)):
         x = torch.randn(count, 128, height, width)
-        found = winograd.convolve(x, form.transformed(weight), bias, form)
+        found = form.convolve(x, form.transformed(weight), bias)
         close(found, F.conv2d(x, weight, bias, padding=1))
         assert found.stride(1) == 1, "channels together"
 
