@@ -196,7 +196,7 @@ def _laid_out(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1).contiguous(), None)
 
 
-def _form_of(conv: nn.Conv2d) -> Filtering | None:
+def _form_of(conv: nn.Conv2d) -> Filtering[Any] | None:
     """The way of minimal filtering that suits a convolution, if any does."""
     plain = conv.kernel_size == (3, 3) and conv.stride == conv.padding == conv.dilation == (1, 1) and conv.groups == 1
     widths = (conv.in_channels, conv.out_channels)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import prod
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +20,11 @@ from torch import Tensor
 _KERNEL = 3
 CHUNK_BYTES = 24 << 20
 """Of transformed input at once: what stays near the processor."""
-Kernels = Tensor | list[Tensor]
+Kernels = TypeVar("Kernels", Tensor, list[Tensor])
 """(K, C) for each of a² places."""
 
 
-class Filtering(ABC):
+class Filtering(ABC, Generic[Kernels]):
     """How tiles of m x m outputs come from tiles of a x a inputs, a = m + 2; everything float32.
 
     Attributes:
@@ -36,11 +38,11 @@ class Filtering(ABC):
     def __init__(self) -> None:
         self._side = len(self._points) + 1
         self._tile = self._side - _KERNEL + 1
-        self._inputs, self._weights, self._outputs = _matrices(self._tile, self._points)
+        self._weights = _of_both_axes(_powers(self._points, _KERNEL) / _distances(self._points)).T.contiguous()
 
+    @abstractmethod
     def transformed(self, weight: Tensor) -> Kernels:
         """Kernels (K, C, 3, 3) as :meth:`convolve` multiplies with them."""
-        return (self._weights @ weight.reshape(-1, _KERNEL**2).T).view(-1, *weight.shape[:2])
 
     def convolve(self, x: Tensor, weight: Kernels, bias: Tensor | None) -> Tensor:
         """A 3x3 convolution of stride 1 with a margin of one zero.
@@ -69,14 +71,22 @@ class Filtering(ABC):
         """Of (N, m down + 2, m along + 2, C), into (N, down, m, along, m, K)."""
 
 
-class LargeTiles(Filtering):
+class LargeTiles(Filtering[Tensor]):
     """Of 4x4 outputs, all places multiplied at once: a quarter of the multiplications, four times the weights."""
 
     least = 128 * 16 * 16
     _points = (0, 1, -1, 0.5, -2)
 
-    def _convolve(self, x: Tensor, weight: Kernels, bias: Tensor | None, out: Tensor) -> None:
-        assert isinstance(weight, Tensor)
+    def __init__(self) -> None:
+        super().__init__()
+        self._inputs = _of_both_axes(_polynomials(self._points)).T.contiguous()
+        self._outputs = _of_both_axes(_powers(self._points, self._tile))
+
+    def transformed(self, weight: Tensor) -> Tensor:
+        """Kernels (K, C, 3, 3) -> (a², K, C)."""
+        return (self._weights @ weight.reshape(-1, _KERNEL**2).T).view(-1, *weight.shape[:2])
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         (count, down, tile, along, _, wide), side, channels = out.shape, self._side, x.shape[-1]
         image, row, column, _ = x.stride()
         tiles = x.as_strided(
@@ -92,7 +102,7 @@ class LargeTiles(Filtering):
             torch.add(made, bias, out=out)
 
 
-class SmallTiles(Filtering):
+class SmallTiles(Filtering[list[Tensor]]):
     """Of 2x2 outputs: 4/9 of the multiplications, 16/9 of the weights.
 
     The points are 0 and units, so that what comes before and after the products is sums of a few maps. With wide layers
@@ -102,7 +112,7 @@ class SmallTiles(Filtering):
     least = 1280 * 4 * 4
     _points = (0, 1, -1)
 
-    def transformed(self, weight: Tensor) -> Kernels:
+    def transformed(self, weight: Tensor) -> list[Tensor]:
         """Kernels (K, C, 3, 3) as oneDNN has them, a few at once for the sake of memory."""
         flat = weight.reshape(-1, _KERNEL**2).T
         return [
@@ -111,7 +121,7 @@ class SmallTiles(Filtering):
             for kernel in few @ flat
         ]
 
-    def _convolve(self, x: Tensor, weight: Kernels, bias: Tensor | None, out: Tensor) -> None:
+    def _convolve(self, x: Tensor, weight: list[Tensor], bias: Tensor | None, out: Tensor) -> None:
         (count, down, _, along, _, wide), side, channels = out.shape, self._side, x.shape[-1]
         rows = x.new_empty(side, count, down, x.shape[2], channels)
         given = x.new_empty(side, side, count, down, along, channels)
@@ -148,22 +158,21 @@ def _interpolate(products: Sequence[Tensor], first: Tensor, second: Tensor) -> N
     torch.add(b.sub_(c), d, out=second)
 
 
-def _matrices(tile: int, points: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """For both axes: (a², a²) of input tiles, (a², 9) of kernels, (m², a²) of products."""
-    side = len(points) + 1
-    outputs, weights, inputs = (torch.zeros(n, side, dtype=torch.float64) for n in (tile, _KERNEL, side))
-    for column, point in enumerate(points):
-        others = [*points[:column], *points[column + 1 :]]
-        powers = torch.tensor([float(point) ** n for n in range(side)], dtype=torch.float64)
-        outputs[:, column] = powers[:tile]
-        weights[:, column] = powers[:_KERNEL] / torch.tensor([point - other for other in others]).double().prod()
-        inputs[: side - 1, column] = _polynomial(others)
-    outputs[-1, -1] = weights[-1, -1] = 1
-    inputs[:, -1] = _polynomial(points)
-    inputs, weights, outputs = (
-        torch.kron(m, m).float() for m in (inputs.T.contiguous(), weights.T.contiguous(), outputs)
-    )
-    return inputs, weights, outputs
+def _powers(points: Sequence[float], count: int) -> Tensor:
+    """(count, a) float64: of each point from the zeroth, and of infinity, where only the highest counts."""
+    finite = torch.tensor(points, dtype=torch.float64) ** torch.arange(count)[:, None]
+    return torch.cat([finite, torch.eye(count, dtype=torch.float64)[:, -1:]], dim=1)
+
+
+def _distances(points: Sequence[float]) -> Tensor:
+    """(a,): the product of each point's distances from the others, 1 for infinity."""
+    return torch.tensor([*(prod(p - q for q in points if q != p) for p in points), 1.0], dtype=torch.float64)
+
+
+def _polynomials(points: Sequence[float]) -> Tensor:
+    """(a, a): coefficients, the constant one first, of what is zero at all points but each, and but infinity."""
+    found = [_polynomial([q for q in points if q != p]) for p in points]
+    return torch.stack([*(F.pad(coefficients, (0, 1)) for coefficients in found), _polynomial(points)], dim=1)
 
 
 def _polynomial(roots: Sequence[float]) -> Tensor:
@@ -172,3 +181,8 @@ def _polynomial(roots: Sequence[float]) -> Tensor:
     for root in roots:
         found = F.pad(found, (1, 0)) - root * F.pad(found, (0, 1))
     return found
+
+
+def _of_both_axes(matrix: Tensor) -> Tensor:
+    """Of one axis -> of both, row by row, in float32."""
+    return torch.kron(matrix, matrix).float()

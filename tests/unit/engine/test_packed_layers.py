@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,9 @@ def test_convolutions(side: int, bias: bool) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("bytes_at_once", [1, 36 * 128 * 4 * 40, 1 << 30], ids=["a row", "an image", "all"])
 @pytest.mark.parametrize("form", [winograd.SmallTiles(), winograd.LargeTiles()], ids=["small", "large"])
-def test_minimal_filtering_in_parts(form: winograd.Filtering, bytes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minimal_filtering_in_parts(
+    form: winograd.Filtering[Any], bytes_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(winograd, "CHUNK_BYTES", bytes_at_once)
     weight, bias = torch.randn(130, 128, 3, 3) / 36, torch.randn(130)
     for count, height, width in ((1, 21, 26), (3, 21, 26), (2, 3, 50)):
