@@ -310,6 +310,15 @@ def test_no_more_processes_than_pictures(m9_folder: Path, tmp_path: Path, capsys
     assert "share the work" not in error and "1 picture is there, after" in error
 
 
+def test_more_threads_than_cores_are_advised_against(
+    m9_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    command, cores = words(m9_folder, tmp_path / "p.txt", tmp_path / "out", "--devices", "2"), os.cpu_count() or 1
+    assert main([*command, "--threads", str(cores)]) == 0
+    assert f"2 processes of {cores} threads on {cores} cores: more than the cores" in capsys.readouterr().err
+
+
 def test_what_the_embedded_model_does_not_know_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "p.txt").write_text("\n".join(["a cat", *(f"florbnax{letter}" for letter in "abcdefg"), "florbnaxa"]))
     command = words(Path("AltDiffusion-mini"), tmp_path / "p.txt", tmp_path / "out", "--devices", "1")
