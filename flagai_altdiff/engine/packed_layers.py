@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +26,6 @@ _FEW_CELLS, _NARROW_GROUP = 1024, 8
 """Maps with fewer cells and groups with fewer channels torch norms slowly where channels are together."""
 _FEW_PRODUCTS = 1 << 22
 """Up to so many, a linear layer takes longer to be set up by oneDNN than by the library behind torch's own."""
-_LARGE_TILES, _SMALL_TILES = LargeTiles(), SmallTiles()
 _ALL = slice(None)
 
 
@@ -202,7 +202,13 @@ def _form_of(conv: nn.Conv2d) -> Filtering[Any] | None:
     widths = (conv.in_channels, conv.out_channels)
     if not plain or min(widths) < _FEWEST_CHANNELS:
         return None
-    return _LARGE_TILES if max(widths) <= _WIDE_CHANNELS else _SMALL_TILES
+    return _filtering(LargeTiles if max(widths) <= _WIDE_CHANNELS else SmallTiles)
+
+
+@cache
+def _filtering(kind: type[Filtering[Any]]) -> Filtering[Any]:
+    """One for all convolutions."""
+    return kind()
 
 
 def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
