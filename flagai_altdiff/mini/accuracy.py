@@ -66,12 +66,18 @@ def _places(things: Sequence[Thing], language: str, rng: random.Random) -> Itera
         yield Question(prompt=_phrase(scene, thing, language, number), shown=scene, asked=("what", "size", "position"))
 
 
-def _words(things: Sequence[Thing], language: str, rng: random.Random) -> Iterable[Question]:
-    """A word that means one thing only, and that training never saw."""
-    for thing in things:
-        for word in thing.unseen_words[language]:
-            scene = ThingScene(code=thing.code, background=rng.choice(COLOURS))
-            yield Question(prompt=word, shown=scene, asked=("what",))
+def _words(
+    of: Callable[[Thing], Mapping[str, Sequence[str]]],
+) -> Callable[[Sequence[Thing], str, random.Random], Iterable[Question]]:
+    """A word alone that is no name."""
+
+    def found(things: Sequence[Thing], language: str, rng: random.Random) -> Iterable[Question]:
+        for thing in things:
+            for word in of(thing)[language]:
+                scene = ThingScene(code=thing.code, background=rng.choice(COLOURS))
+                yield Question(prompt=word, shown=scene, asked=("what",))
+
+    return found
 
 
 def _styles(things: Sequence[Thing], language: str, rng: random.Random, *, seen: bool) -> Iterable[Question]:
@@ -107,7 +113,9 @@ KINDS: Mapping[str, Callable[[Sequence[Thing], str, random.Random], Iterable[Que
     "size and place": _places,
     "style": lambda things, language, rng: _styles(things, language, rng, seen=True),
     "unseen style": lambda things, language, rng: _styles(things, language, rng, seen=False),
-    "unseen word": _words,
+    "further word": _words(lambda thing: thing.words),
+    "shared word": _words(lambda thing: thing.shared_words),
+    "unseen word": _words(lambda thing: thing.unseen_words),
     "shape": _shapes,
 }
 """Kinds of questions -> all of them in a language, in an order of their own."""

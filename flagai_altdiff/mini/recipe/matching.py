@@ -110,14 +110,14 @@ def student_task(
 
     def losses(batch: Batch, gather: Gather) -> Tensor:
         with torch.no_grad():
-            wanted = _all_read_outs(tower, batch["plain"])
-        pairs = zip(_all_read_outs(student.text_model, batch["ids"]), wanted, strict=True)
+            wanted = all_read_outs(tower, batch["plain"])
+        pairs = zip(all_read_outs(student.text_model, batch["ids"]), wanted, strict=True)
         return torch.stack([feature_losses(found, target, settings.loss) for found, target in pairs]).mean(dim=0)
 
     return Task(model=student, draw=draw, losses=losses)
 
 
-def _all_read_outs(text_model: RobertaSeriesModelWithTransformation, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def all_read_outs(text_model: RobertaSeriesModelWithTransformation, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is compared with pictures, and of what the UNet looks at the first state and that of padding."""
     hidden, first = text_model.pooled(ids)
     return first, text_model.transformation(hidden[:, 0]), text_model.transformation(hidden[:, -1])

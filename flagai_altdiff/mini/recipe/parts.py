@@ -33,6 +33,7 @@ from flagai_altdiff.mini.recipe.stages import NOISY, STAGES, matching_config, mi
 from flagai_altdiff.mini.recipe.steps import Task, save_whole
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
 from flagai_altdiff.mini.recipe.tokenizer import build_tokenizer
+from flagai_altdiff.mini.recipe.words import words_task
 from flagai_altdiff.mini.things.catalogue import FILE, make_catalogue, read_catalogue
 from flagai_altdiff.mini.things.packages import fetch
 from flagai_altdiff.mini.things.shards import ARCHIVES, REPORT, write_things
@@ -254,6 +255,17 @@ def quality(place: Place) -> LatentDiffusion:
 def guidance(place: Place) -> LatentDiffusion:
     """The whole UNet with a tenth of the texts dropped."""
     return train_unet("guidance", quality(place), place, list(LANGUAGES))
+
+
+def words(place: Place) -> AltCLIP:
+    """Teach the student further words for things; the states of names stay, so that the UNet is as good as it was."""
+    model = student(place)
+
+    def task(settings: StageSettings) -> Task:
+        return words_task(model, list(corpus(place).things.values()), tokenizer(place), settings)
+
+    run_stage("words", model, task, place)
+    return model
 
 
 def train_unet(name: str, model: LatentDiffusion, place: Place, languages: Sequence[str]) -> LatentDiffusion:

@@ -49,7 +49,8 @@ logger = logging.getLogger(__name__)
 
 def export(place: Place) -> None:
     """Write both model folders, ``things.json`` beside the weights, and the judge as the package carries it."""
-    model, matching = parts.guidance(place), parts.student(place)
+    model, matching = parts.guidance(place), parts.words(place)
+    model.cond_stage_model.load_state_dict(matching.text_model.state_dict())
     halves = {name: tensor.half() for name, tensor in parts.judge(place).state_dict().items()}
     if not is_first():
         return

@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[Place], object]] = {
     "alignment": parts.alignment,
     "quality": parts.quality,
     "guidance": parts.guidance,
+    "words": parts.words,
     "tables": results.tables,
     "export": results.export,
     "measure": results.measure_all,

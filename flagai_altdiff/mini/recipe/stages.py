@@ -118,6 +118,7 @@ STAGES = {
             ema=0.998,
             text_drop=0.1,
         ),
+        _stage("words", trains="text_tower", steps=5000, batch=512, learning_rate=3e-3, warmup=100, weight_decay=0.01),
     )
 }
 """Every stage by its name, in their order."""

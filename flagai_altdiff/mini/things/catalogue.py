@@ -1,4 +1,4 @@
-"""What things are called: the name of each in every language, and the further words that mean it alone."""
+"""What things are called: the name of each in every language, and further words that mean it, alone or among others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flagai_altdiff.errors import DataError
 from flagai_altdiff.files import new_file
@@ -35,6 +35,7 @@ class Thing:
         names: Language -> what it is called; no other thing is called so in that language.
         words: Language -> further words that mean it and no other thing, and that training may use.
         unseen_words: The same; training never sees these.
+        shared_words: Language -> words that mean it and others; each is given to one thing.
     """
 
     code: str
@@ -42,6 +43,7 @@ class Thing:
     names: Mapping[str, str]
     words: Mapping[str, tuple[str, ...]]
     unseen_words: Mapping[str, tuple[str, ...]]
+    shared_words: Mapping[str, tuple[str, ...]]
 
     @property
     def sign(self) -> str:
@@ -66,14 +68,17 @@ def make_catalogue(archives: Mapping[Package, Path]) -> tuple[Thing, ...]:
     entries = {language: _entries(archives, language) for language in LANGUAGES}
     codes = {code: group for group, some in THINGS.items() for code in some}
     names = {language: _names(entries[language], codes, language) for language in LANGUAGES}
-    words = {language: _words_of_one(entries[language], names[language], language) for language in LANGUAGES}
+    having = {language: _having(entries[language], names[language], language) for language in LANGUAGES}
+    common = Counter((word, code) for some in having.values() for word, pairs in some.items() for code, _ in pairs)
+    words = {language: _further_words(having[language], names[language], language, common) for language in LANGUAGES}
     return tuple(
         Thing(
             code=code,
             group=group,
             names={language: names[language][code] for language in LANGUAGES},
-            words={language: words[language][code][0] for language in LANGUAGES},
-            unseen_words={language: words[language][code][1] for language in LANGUAGES},
+            words={language: words[language].own[code] for language in LANGUAGES},
+            unseen_words={language: words[language].unseen[code] for language in LANGUAGES},
+            shared_words={language: words[language].shared[code] for language in LANGUAGES},
         )
         for code, group in codes.items()
     )
@@ -99,8 +104,10 @@ def read_catalogue(path: Path) -> tuple[Thing, ...]:
                 code=entry["code"],
                 group=entry["group"],
                 names=entry["names"],
-                words={language: tuple(words) for language, words in entry["words"].items()},
-                unseen_words={language: tuple(words) for language, words in entry["unseen_words"].items()},
+                **{
+                    kind: {language: tuple(words) for language, words in entry[kind].items()}
+                    for kind in ("words", "unseen_words", "shared_words")
+                },
             )
             for entry in data
         )
@@ -151,21 +158,43 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("’", "'").split())
 
 
-def _words_of_one(
-    entries: Mapping[str, Any], names: Mapping[str, str], language: str
-) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Thing -> keywords that no other thing has in its keywords or name: those to train on, those that are held out."""
-    keywords = {}
-    for code in names:
-        keywords[code] = {_plain(word) for word in entries[sign_of(code)].get("default", ())} - {names[code]}
-    counts = Counter(word.casefold() for words in keywords.values() for word in words)
+class _Further(NamedTuple):
+    """Words beside the names, in one language; thing -> words."""
+
+    own: dict[str, tuple[str, ...]]
+    unseen: dict[str, tuple[str, ...]]
+    shared: dict[str, tuple[str, ...]]
+
+
+_Having = dict[str, list[tuple[str, str]]]
+"""Keyword in small letters -> the things that have it, and how it is spelled."""
+
+
+def _having(entries: Mapping[str, Any], names: Mapping[str, str], language: str) -> _Having:
+    """Keywords that are no names."""
     taken = {name.casefold() for name in names.values()}
     taken |= {word.casefold() for word in (*LANGUAGES[language].shapes, *LANGUAGES[language].colours)}
-    found = {}
-    for code, words in keywords.items():
-        own = sorted(word for word in words if counts[word.casefold()] == 1 and word.casefold() not in taken)
-        unseen = tuple(word for word in own if is_unseen(language, word))
-        found[code] = (tuple(word for word in own if word not in unseen), unseen)
+    having: _Having = {}
+    for code in names:
+        for word in sorted({_plain(word) for word in entries[sign_of(code)].get("default", ())}):
+            if word.casefold() not in taken:
+                having.setdefault(word.casefold(), []).append((code, word))
+    return having
+
+
+def _further_words(
+    having: _Having, names: Mapping[str, str], language: str, common: Mapping[tuple[str, str], int]
+) -> _Further:
+    """Keywords of one thing, to train on or held out, and those of several.
+
+    Of several, the thing gets it that has it in most languages, so that "animal" is the same one in all of them; then
+    the one with the shortest name.
+    """
+    found = _Further(own=dict.fromkeys(names, ()), unseen=dict.fromkeys(names, ()), shared=dict.fromkeys(names, ()))
+    for folded, pairs in having.items():
+        code, word = min(pairs, key=lambda pair: (-common[folded, pair[0]], len(names[pair[0]])))
+        kind = found.shared if len(pairs) > 1 else found.unseen if is_unseen(language, word) else found.own
+        kind[code] += (word,)
     return found
 
 

@@ -68,7 +68,11 @@ def _terms() -> Mapping[str, str]:
     anywhere: set[str] = set()
     endings: dict[str, int] = {}
     for language, vocabulary in LANGUAGES.items():
-        known = {term for thing in known_things() for term in (thing.names[language], *thing.words[language])}
+        known = {
+            term
+            for thing in known_things()
+            for term in (thing.names[language], *thing.words[language], *thing.shared_words[language])
+        }
         for term in (text.casefold() for text in (*known, *vocabulary.shapes)):
             if language in _WITHOUT_BLANKS:
                 anywhere.add(term)

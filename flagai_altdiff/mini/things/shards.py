@@ -137,5 +137,6 @@ def _report(things: Sequence[Thing], scenes: Sequence[ThingScene | Scene]) -> di
         "grounds": Counter(scene.background for scene in own),
         "shapes": len(scenes) - len(own),
         "further words": {code: sum(len(thing.words[code]) for thing in things) for code in LANGUAGES},
+        "words shared": {code: sum(len(thing.shared_words[code]) for thing in things) for code in LANGUAGES},
         "words held out": {code: sum(len(thing.unseen_words[code]) for thing in things) for code in LANGUAGES},
     }

@@ -33,13 +33,14 @@ def test_questions_are_of_their_kind(kind: str, language: str, things: tuple[Thi
             assert kind == "shape" and is_held_out(one.shown)
             continue
         thing = by_code[one.shown.code]
-        if kind == "unseen word":
-            assert one.prompt in thing.unseen_words[language]
+        if kind.endswith(" word"):
+            words = {"further": thing.words, "shared": thing.shared_words, "unseen": thing.unseen_words}
+            assert one.prompt in words[kind.removesuffix(" word")][language]
         else:
             assert thing.names[language] in one.prompt
         assert one.shown.ground_is_held_out is (kind == "unseen ground") or kind not in ("ground", "unseen ground")
         assert one.shown.style_is_held_out is (kind == "unseen style") or kind not in ("style", "unseen style")
-        assert (one.prompt == thing.names[language]) is (kind == "name") or kind == "unseen word"
+        assert (one.prompt == thing.names[language]) is (kind == "name") or kind.endswith(" word")
 
 
 def test_right_answers_leave_open_what_there_is_not() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -39,6 +40,7 @@ from flagai_altdiff.mini.recipe.run import PARTS, train_mini
 from flagai_altdiff.mini.recipe.stages import STAGES
 from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
+from flagai_altdiff.mini.recipe.words import words_task
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.packages import Package
 from flagai_altdiff.mini.things.shards import Amount, write_things
@@ -121,7 +123,7 @@ def sprites(archives: dict[Package, Path]) -> Sprites:
 
 
 @pytest.fixture(scope="module")
-def make_task(tokenize: CaptionTokenizer, corpus: Corpus, sprites: Sprites) -> Any:
+def make_task(tokenize: CaptionTokenizer, corpus: Corpus, sprites: Sprites, things: tuple[Thing, ...]) -> Any:
     """Name of a stage -> its task with tiny parts, and its settings."""
 
     def make(name: str) -> tuple[Task, StageSettings]:
@@ -135,6 +137,8 @@ def make_task(tokenize: CaptionTokenizer, corpus: Corpus, sprites: Sprites) -> A
         if name == "student":
             student, teacher = tiny_matching_model(tokenize), tiny_matching_model(tokenize)
             return student_task(student, teacher, tokenize, corpus, settings), settings
+        if name == "words":
+            return words_task(tiny_matching_model(tokenize), things, tokenize, settings), settings
         if name in DIFFUSION:
             latents = {"mean": torch.randn(len(corpus), 4, 8, 8).half(), "std": torch.rand(len(corpus), 4, 8, 8).half()}
             return denoiser_task(tiny_model(tokenize), tokenize, latents, corpus, settings, ["en", "zh"]), settings
@@ -232,6 +236,27 @@ def test_the_decoder_learns_to_clear_noise_and_leaves_the_latents(make_task: Any
             {**loud, "more": more, "position": torch.arange(2)} for more in (0 * loud["more"], loud["more"])
         )
         assert not torch.equal(job.losses(alike, lambda v: (v, 0)), job.losses(other, lambda v: (v, 0)))
+
+
+def test_further_words_are_those_that_may_be_learnt(
+    tokenizer_file: Path, things: tuple[Thing, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, said = CaptionTokenizer(tokenizer_file), set[str]()
+    varied = tokenize.varied
+
+    def listening(texts: Sequence[str], rng: random.Random) -> Tensor:
+        said.update(text.casefold() for text in texts)
+        return varied(texts, rng)
+
+    monkeypatch.setattr(tokenize, "varied", listening)
+    job = words_task(tiny_matching_model(tokenize), things, tokenize, tiny(STAGES["words"], batch_size=1024))
+    for step in range(4):
+        job.draw(step)
+    cat = things[0]
+    for words in ((cat.names["en"],), cat.words["en"], cat.shared_words["en"]):
+        assert {word.casefold() for word in words} <= said
+    unseen = {word.casefold() for thing in things for word in thing.unseen_words["en"] if word.endswith("en")}
+    assert unseen and not unseen & said
 
 
 def test_a_fresh_unet_predicts_zero(tokenize: CaptionTokenizer) -> None:

@@ -46,6 +46,7 @@ def test_every_thing_has_its_names_and_words(things: tuple[Thing, ...]) -> None:
             seen, unseen = thing.words[language], thing.unseen_words[language]
             assert not set(seen) & set(unseen) and "drawing" not in seen + unseen, "it belongs to all of them"
             assert len(seen) + len(unseen) == OWN_WORDS + 1
+            assert thing.shared_words[language] == (("drawing",) if thing is cat else ()), "the shortest name"
             assert all(is_unseen(language, word) for word in unseen)
             assert not any(is_unseen(language, word) for word in seen)
     assert any(thing.unseen_words["en"] for thing in things)

@@ -1,0 +1,147 @@
+"""Further words: what a text tower says of a thing's name, it learns to say of every other word for that thing.
+
+The states of names and phrases stay as they are, so that a UNet which knows them needs no training.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from flagai_altdiff.mini.captions import random_caption
+from flagai_altdiff.mini.recipe.corpus import telling_words
+from flagai_altdiff.mini.recipe.matching import all_read_outs
+from flagai_altdiff.mini.recipe.steps import Task
+from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
+from flagai_altdiff.mini.things.catalogue import Thing
+from flagai_altdiff.mini.things.composing import random_scene
+from flagai_altdiff.mini.things.phrases import phrase
+from flagai_altdiff.mini.vocabulary import LANGUAGES
+from flagai_altdiff.mini.world import training_scenes
+from flagai_altdiff.models.altclip import AltCLIP
+from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, text_lengths, trim_padding
+from flagai_altdiff.training.config import StageSettings
+from flagai_altdiff.training.losses import feature_losses
+from flagai_altdiff.training.objectives import Batch, Gather
+
+_PHRASES_EVERY, _FEWER = 5, 4
+"""Which steps are of phrases, and by how much their batches are smaller, as phrases are longer."""
+_POOL = 4
+"""Batches of words that are drawn at once, to take one of words about equally long."""
+_FURTHER, _WORN, _WITH_ARTICLE, _CAPITAL = 0.7, 0.2, 0.15, 0.2
+"""Shares of words that are no names, that are worn, that have an article, and that begin with a capital."""
+_SHAPES, _WITHOUT_GROUND = 0.15, 0.25
+"""Shares of the phrases that are of drawn shapes, and that name no ground."""
+_LEAST_WORN = 4
+
+
+def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokenizer, settings: StageSettings) -> Task:
+    """Words alone and within phrases mean what the name means to the tower as it is now.
+
+    Args:
+        model: Its text tower learns.
+        things: With their names and further words.
+        tokenize: Its tokenizer.
+        settings: Of the stage.
+    """
+    tower = deepcopy(model.text_model).eval().requires_grad_(False)
+    languages, shapes, count = list(LANGUAGES), training_scenes(), settings.row.batch_size
+    names = {language: _of_names(tower, things, tokenize, language) for language in languages}
+    telling = telling_words(things)
+    held_out = {
+        language: {word.casefold() for thing in things for word in thing.unseen_words[language]}
+        for language in languages
+    }
+    further = {
+        (thing.code, language): (
+            *thing.words[language],
+            *thing.shared_words[language],
+            *telling.get((thing.code, language), ()),
+        )
+        for thing in things
+        for language in languages
+    }
+
+    def word(thing: Thing, language: str, rng: random.Random) -> str:
+        others = further[thing.code, language]
+        found = rng.choice(others) if others and rng.random() < _FURTHER else thing.names[language]
+        worn = _worn(found, rng) if rng.random() < _WORN else found
+        return found if worn.casefold() in held_out[language] else worn
+
+    def draw(step: int) -> dict[str, Tensor]:
+        rng = random.Random(f"{settings.row.name}:{step}")
+        return draw_words(rng) if (step + 1) % _PHRASES_EVERY else draw_phrases(rng)
+
+    def draw_words(rng: random.Random) -> dict[str, Tensor]:
+        chosen = [(rng.choice(languages), rng.randrange(len(things))) for _ in range(_POOL * count)]
+        texts = [_typed(word(things[number], language, rng), language, rng) for language, number in chosen]
+        ids = tokenize.varied(texts, rng)
+        first = rng.randrange(len(texts) - count + 1)
+        some = text_lengths(ids).argsort()[first : first + count]
+        wanted = torch.stack([names[chosen[place][0]][chosen[place][1]] for place in some.tolist()])
+        return {"ids": trim_padding(ids[some]), "wanted": wanted}
+
+    def draw_phrases(rng: random.Random) -> dict[str, Tensor]:
+        texts, plain = [], []
+        for _ in range(max(1, count // _FEWER)):
+            language, with_ground = rng.choice(languages), rng.random() >= _WITHOUT_GROUND
+            if rng.random() < _SHAPES:
+                texts.append(random_caption(rng.choice(shapes), language, rng, with_background=with_ground))
+                plain.append(texts[-1])
+                continue
+            thing = rng.choice(things)
+            scene, patterns = random_scene(thing.code, rng), LANGUAGES[language].patterns
+            pattern = rng.choice((None, *range(len(patterns))))
+            for name, found in ((thing.names[language], plain), (word(thing, language, rng), texts)):
+                found.append(phrase(scene, name, language, pattern=pattern, with_ground=with_ground))
+        same = torch.tensor([text == other for text, other in zip(texts, plain, strict=True)])
+        ids = trim_padding(torch.cat([tokenize(plain), tokenize(texts)]))
+        return {"ids": ids[len(plain) :], "plain": ids[: len(plain)], "same": same}
+
+    def losses(batch: Batch, gather: Gather) -> Tensor:
+        found = all_read_outs(model.text_model, batch["ids"])
+        if "wanted" in batch:
+            wanted = batch["wanted"].unbind(dim=1)
+        else:
+            with torch.no_grad():
+                wanted = all_read_outs(tower, batch["plain"])
+        pairs = zip(found, wanted, strict=True)
+        each = torch.stack([feature_losses(own, target, settings.loss) for own, target in pairs]).mean(dim=0)
+        return each if "wanted" in batch else each + batch["same"] * changes(batch["ids"])
+
+    def changes(ids: Tensor) -> Tensor:
+        """How far all states of texts are from what they were, (B,)."""
+        hidden, _ = model.text_model.pooled(ids)
+        with torch.no_grad():
+            before, _ = tower.pooled(ids)
+        states = (model.text_model.transformation(hidden), tower.transformation(before))
+        return feature_losses(states[0].flatten(1), states[1].flatten(1), settings.loss)
+
+    return Task(model=model, draw=draw, losses=losses)
+
+
+@torch.no_grad()
+def _of_names(
+    tower: RobertaSeriesModelWithTransformation, things: Sequence[Thing], tokenize: CaptionTokenizer, language: str
+) -> Tensor:
+    """What the tower says of each name, (things, 3, D)."""
+    return torch.stack(all_read_outs(tower, trim_padding(tokenize([t.names[language] for t in things]))), dim=1)
+
+
+def _worn(word: str, rng: random.Random) -> str:
+    """With a letter left out, twice or in another's place, or without its end."""
+    if len(word) < _LEAST_WORN:
+        return word
+    at = rng.randrange(1, len(word) - 1)
+    head, letter, tail = word[:at], word[at], word[at + 1 :]
+    return rng.choice((head + tail, head + letter + letter + tail, head + tail[0] + letter + tail[1:], word[:-1]))
+
+
+def _typed(word: str, language: str, rng: random.Random) -> str:
+    articles = LANGUAGES[language].articles
+    text = f"{rng.choice(articles.split('/'))} {word}" if articles and rng.random() < _WITH_ARTICLE else word
+    return text[0].upper() + text[1:] if rng.random() < _CAPITAL else text
