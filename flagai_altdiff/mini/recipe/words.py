@@ -32,11 +32,15 @@ _PHRASES_EVERY, _FEWER = 5, 4
 """Which steps are of phrases, and by how much their batches are smaller, as phrases are longer."""
 _POOL = 4
 """Batches of words that are drawn at once, to take one of words about equally long."""
-_FURTHER, _WORN, _WITH_ARTICLE, _CAPITAL = 0.7, 0.2, 0.15, 0.2
-"""Shares of words that are no names, that are worn, that have an article, and that begin with a capital."""
+_SHARED, _OWN = 0.3, 0.45
+"""Shares of words for several things, which are few but the everyday ones, and of further words for one; the rest are
+names."""
+_WORN, _WITH_ARTICLE, _CAPITAL = 0.2, 0.15, 0.2
+"""Shares of words that are worn, that have an article, and that begin with a capital."""
 _SHAPES, _WITHOUT_GROUND = 0.15, 0.25
 """Shares of the phrases that are of drawn shapes, and that name no ground."""
 _LEAST_WORN = 4
+_SMALLER = 0.08
 
 
 def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokenizer, settings: StageSettings) -> Task:
@@ -49,6 +53,7 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
         settings: Of the stage.
     """
     tower = deepcopy(model.text_model).eval().requires_grad_(False)
+    _let_embeddings_learn(model.text_model)
     languages, shapes, count = list(LANGUAGES), training_scenes(), settings.row.batch_size
     names = {language: _of_names(tower, things, tokenize, language) for language in languages}
     telling = telling_words(things)
@@ -56,48 +61,52 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
         language: {word.casefold() for thing in things for word in thing.unseen_words[language]}
         for language in languages
     }
-    further = {
-        (thing.code, language): (
-            *thing.words[language],
-            *thing.shared_words[language],
-            *telling.get((thing.code, language), ()),
-        )
-        for thing in things
-        for language in languages
-    }
+    places = [(number, language) for number in range(len(things)) for language in languages]
+    shared = [(n, code, word) for n, code in places for word in things[n].shared_words[code]]
+    own = [
+        (n, code, word)
+        for n, code in places
+        for word in (*things[n].words[code], *telling.get((things[n].code, code), ()))
+    ]
 
-    def word(thing: Thing, language: str, rng: random.Random) -> str:
-        others = further[thing.code, language]
-        found = rng.choice(others) if others and rng.random() < _FURTHER else thing.names[language]
+    def word(rng: random.Random) -> tuple[int, str, str]:
+        """Number of the thing, language, and what it is called."""
+        kind = rng.random()
+        if kind < _SHARED + _OWN:
+            number, language, found = rng.choice(shared if kind < _SHARED else own)
+        else:
+            number, language = rng.choice(places)
+            found = things[number].names[language]
         worn = _worn(found, rng) if rng.random() < _WORN else found
-        return found if worn.casefold() in held_out[language] else worn
+        return number, language, found if worn.casefold() in held_out[language] else worn
 
     def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"{settings.row.name}:{step}")
         return draw_words(rng) if (step + 1) % _PHRASES_EVERY else draw_phrases(rng)
 
     def draw_words(rng: random.Random) -> dict[str, Tensor]:
-        chosen = [(rng.choice(languages), rng.randrange(len(things))) for _ in range(_POOL * count)]
-        texts = [_typed(word(things[number], language, rng), language, rng) for language, number in chosen]
+        chosen = [word(rng) for _ in range(_POOL * count)]
+        texts = [_typed(found, language, rng) for _, language, found in chosen]
         ids = tokenize.varied(texts, rng)
         first = rng.randrange(len(texts) - count + 1)
         some = text_lengths(ids).argsort()[first : first + count]
-        wanted = torch.stack([names[chosen[place][0]][chosen[place][1]] for place in some.tolist()])
+        wanted = torch.stack([names[language][number] for number, language, _ in (chosen[i] for i in some.tolist())])
         return {"ids": trim_padding(ids[some]), "wanted": wanted}
 
     def draw_phrases(rng: random.Random) -> dict[str, Tensor]:
         texts, plain = [], []
         for _ in range(max(1, count // _FEWER)):
-            language, with_ground = rng.choice(languages), rng.random() >= _WITHOUT_GROUND
+            with_ground = rng.random() >= _WITHOUT_GROUND
             if rng.random() < _SHAPES:
+                language = rng.choice(languages)
                 texts.append(random_caption(rng.choice(shapes), language, rng, with_background=with_ground))
                 plain.append(texts[-1])
                 continue
-            thing = rng.choice(things)
-            scene, patterns = random_scene(thing.code, rng), LANGUAGES[language].patterns
+            number, language, found = word(rng)
+            scene, patterns = random_scene(things[number].code, rng), LANGUAGES[language].patterns
             pattern = rng.choice((None, *range(len(patterns))))
-            for name, found in ((thing.names[language], plain), (word(thing, language, rng), texts)):
-                found.append(phrase(scene, name, language, pattern=pattern, with_ground=with_ground))
+            for name, some in ((things[number].names[language], plain), (found, texts)):
+                some.append(phrase(scene, name, language, pattern=pattern, with_ground=with_ground))
         same = torch.tensor([text == other for text, other in zip(texts, plain, strict=True)])
         ids = trim_padding(torch.cat([tokenize(plain), tokenize(texts)]))
         return {"ids": ids[len(plain) :], "plain": ids[: len(plain)], "same": same}
@@ -130,6 +139,17 @@ def _of_names(
 ) -> Tensor:
     """What the tower says of each name, (things, 3, D)."""
     return torch.stack(all_read_outs(tower, trim_padding(tokenize([t.names[language] for t in things]))), dim=1)
+
+
+@torch.no_grad()
+def _let_embeddings_learn(tower: RobertaSeriesModelWithTransformation) -> None:
+    """Make the embeddings of pieces, which begin as noise with a deviation of 1, small beside the steps of training.
+
+    A normalisation follows them, so that the tower says the same as before.
+    """
+    for name, table in tower.roberta.embeddings.named_parameters():
+        if name.endswith("embeddings.weight"):
+            table.mul_(_SMALLER)
 
 
 def _worn(word: str, rng: random.Random) -> str:

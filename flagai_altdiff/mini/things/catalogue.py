@@ -70,7 +70,10 @@ def make_catalogue(archives: Mapping[Package, Path]) -> tuple[Thing, ...]:
     names = {language: _names(entries[language], codes, language) for language in LANGUAGES}
     having = {language: _having(entries[language], names[language], language) for language in LANGUAGES}
     common = Counter((word, code) for some in having.values() for word, pairs in some.items() for code, _ in pairs)
-    words = {language: _further_words(having[language], names[language], language, common) for language in LANGUAGES}
+    keywords = Counter(code for some in having.values() for pairs in some.values() for code, _ in pairs)
+    words = {
+        language: _further_words(own, names[language], language, common, keywords) for language, own in having.items()
+    }
     return tuple(
         Thing(
             code=code,
@@ -183,16 +186,21 @@ def _having(entries: Mapping[str, Any], names: Mapping[str, str], language: str)
 
 
 def _further_words(
-    having: _Having, names: Mapping[str, str], language: str, common: Mapping[tuple[str, str], int]
+    having: _Having,
+    names: Mapping[str, str],
+    language: str,
+    common: Mapping[tuple[str, str], int],
+    keywords: Mapping[str, int],
 ) -> _Further:
     """Keywords of one thing, to train on or held out, and those of several.
 
     Of several, the thing gets it that has it in most languages, so that "animal" is the same one in all of them; then
-    the one with the shortest name.
+    the plainest, which has the fewest keywords ("book" is a closed book, no notebook with decorative cover); then the
+    one with the shortest name.
     """
     found = _Further(own=dict.fromkeys(names, ()), unseen=dict.fromkeys(names, ()), shared=dict.fromkeys(names, ()))
     for folded, pairs in having.items():
-        code, word = min(pairs, key=lambda pair: (-common[folded, pair[0]], len(names[pair[0]])))
+        code, word = min(pairs, key=lambda pair: (-common[folded, pair[0]], keywords[pair[0]], len(names[pair[0]])))
         kind = found.shared if len(pairs) > 1 else found.unseen if is_unseen(language, word) else found.own
         kind[code] += (word,)
     return found
