@@ -259,6 +259,17 @@ def test_further_words_are_those_that_may_be_learnt(
     assert unseen and not unseen & said
 
 
+def test_learning_further_words_begins_with_what_names_mean(tokenizer_file: Path, things: tuple[Thing, ...]) -> None:
+    """Though the embeddings are made smaller, which a normalisation follows."""
+    tokenize = CaptionTokenizer(tokenizer_file)
+    tower = (model := tiny_matching_model(tokenize)).text_model
+    table, ids = tower.roberta.embeddings.word_embeddings.weight, tokenize([thing.names["th"] for thing in things])
+    states, noise = tower(ids), table.std().item()
+    words_task(model, things, tokenize, tiny(STAGES["words"]))
+    assert table.std().item() < 0.1 * noise
+    torch.testing.assert_close(tower(ids), states, rtol=1e-3, atol=1e-2)
+
+
 def test_a_fresh_unet_predicts_zero(tokenize: CaptionTokenizer) -> None:
     model = tiny_model(tokenize)
     zero_init(model.model.diffusion_model)

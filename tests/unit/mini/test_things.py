@@ -7,9 +7,9 @@ import os
 import random
 import shutil
 import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +33,17 @@ from tests.things import CODES, OWN_WORDS, names, pack
 Archives = dict[Package, Path]
 
 
+def write_names(path: Path, changed: dict[str, dict[str, Any]]) -> Path:
+    """An archive of names with the records of some languages changed."""
+    records = {language: names(language, CODES[:3]) for language in LANGUAGES} | changed
+    files = {
+        f"annotations/{language}/annotations.json": json.dumps({"annotations": {"annotations": entries}}).encode()
+        for language, entries in records.items()
+    }
+    pack(path, files)
+    return path
+
+
 def test_the_chosen_things_are_many_and_each_is_there_once() -> None:
     codes = [code for some in THINGS.values() for code in some]
     assert len(codes) == len(set(codes)) > 500
@@ -54,17 +65,35 @@ def test_every_thing_has_its_names_and_words(things: tuple[Thing, ...]) -> None:
 
 def test_lists_and_brackets_in_names_are_cut(archives: Archives, few_things: None, tmp_path: Path) -> None:
     """Where several begin alike, the next part tells them apart."""
-    record = {"annotations": {"annotations": names("hi", CODES[:3])}}
-    entries = record["annotations"]["annotations"]
+    entries = names("hi", CODES[:3])
     for sign, name in zip(entries, ("लाल सेब, सेवफल", "लाल सेब (गोल)", "सेब’s  घर"), strict=True):
         entries[sign]["tts"] = [name]
-    with tarfile.open(archives[NAMES]) as tar:
-        members = {m.name.removeprefix("package/"): tar.extractfile(m) for m in tar}
-        files = {name: file.read() for name, file in members.items() if file}
-    files["annotations/hi/annotations.json"] = json.dumps(record).encode()
-    pack(tmp_path / "names.tgz", files)
-    found = make_catalogue({**archives, NAMES: tmp_path / "names.tgz"})
+    found = make_catalogue({**archives, NAMES: write_names(tmp_path / "names.tgz", {"hi": entries})})
     assert [thing.names["hi"] for thing in found[:3]] == ["सेवफल", "गोल", "सेब's घर"]
+
+
+@pytest.mark.parametrize(
+    ("having", "chosen"),
+    [
+        ({"en": "🐈🍕🚀", "de": "🍕🚀", "fr": "🚀"}, "🚀"),
+        ({"en": "🐈🍕", "de": "🐈🍕"}, "🍕"),
+        ({"en": "🐈🚀", "de": "🐈🚀"}, "🐈"),
+    ],
+)
+def test_a_word_of_several_things_is_given_to_one(
+    having: dict[str, str], chosen: str, archives: Archives, few_things: None, tmp_path: Path
+) -> None:
+    """To the one that has it in most languages; then that with fewest keywords; then that with the shortest name."""
+    changed = {}
+    for language, signs in having.items():
+        changed[language] = names(language, CODES[:3])
+        for sign in signs:
+            changed[language][sign]["default"].append("Toy")
+        for number in range(3):
+            for sign in "🐈🚀":
+                changed[language][sign]["default"].append(f"{sign}{number}")
+    found = make_catalogue({**archives, NAMES: write_names(tmp_path / "names.tgz", changed)})
+    assert [thing.sign for thing in found if "Toy" in thing.shared_words["en"]] == [chosen]
 
 
 def test_things_of_one_name_and_things_without_are_refused(
@@ -72,11 +101,7 @@ def test_things_of_one_name_and_things_without_are_refused(
 ) -> None:
     same = {sign: {**entry, "tts": ["cat"]} for sign, entry in names("en", CODES[:3]).items()}
     for entries, message in ((same, "several things"), (names("en", CODES[:2]), "no name in")):
-        files = {
-            f"annotations/{code}/annotations.json": json.dumps({"annotations": {"annotations": entries}}).encode()
-            for code in LANGUAGES
-        }
-        pack(tmp_path / "names.tgz", files)
+        write_names(tmp_path / "names.tgz", dict.fromkeys(LANGUAGES, entries))
         with pytest.raises(DataError, match=message):
             make_catalogue({**archives, NAMES: tmp_path / "names.tgz"})
 
