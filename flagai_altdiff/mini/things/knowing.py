@@ -29,7 +29,8 @@ def names_nothing(prompt: str) -> bool:
 def nearby(prompt: str) -> list[str]:
     """Names of things that share a word with a prompt or are spelt like it, a few at most."""
     names = dict.fromkeys(name for thing in known_things() for name in thing.names.values())
-    words = [word for word in re.findall(r"\w+", prompt.casefold()) if len(word) >= _SHORTEST_WORD][:_WORDS_LOOKED_AT]
+    spoken = [word for word in re.findall(r"\w+", prompt.casefold()) if len(word) >= _SHORTEST_WORD]
+    words = [word for word in spoken if word not in _describing()][:_WORDS_LOOKED_AT]
     sharing = [name for name in names if set(name.casefold().split()) & set(words)]
     alike = [name for word in words for name in difflib.get_close_matches(word, names, _HINTS, 0.75)]
     return list(dict.fromkeys([*_meant(prompt), *sharing, *alike]))[:_HINTS]
@@ -60,6 +61,17 @@ def _meant(prompt: str) -> list[str]:
             re.search(rf"(?<!\w){re.escape(word.casefold())}(?!\w)", text) for word in words if word.casefold() in text
         )
     ]
+
+
+@cache
+def _describing() -> set[str]:
+    """Words for colours and sizes, which name nothing."""
+    return {
+        form
+        for spoken in LANGUAGES.values()
+        for words in (*spoken.colours, *spoken.on_colours, spoken.small, spoken.large)
+        for form in re.findall(r"\w+", words.casefold())
+    }
 
 
 @cache

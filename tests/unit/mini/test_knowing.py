@@ -22,13 +22,16 @@ def test_what_it_learnt_is_known_in_every_language(language: str) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "name"),
-    [("a red car", "police car"), ("Kaffee", "Heißgetränk"), ("cats", "cat"), ("un ordinateur", "ordinateur portable")],
+    [("a unicycle", "bicycle"), ("Kaffee", "Heißgetränk"), ("cats", "cat"), ("taxis", "taxi")],
 )
 def test_what_it_never_learnt_is_said_with_names_near_it(prompt: str, name: str) -> None:
     assert names_nothing(prompt)
     assert name in nearby(prompt)
 
 
-@pytest.mark.parametrize("prompt", ["нарисуй ракету на чёрном фоне", "a large red heart", "红色背景上的猫", "two dogs"])
-def test_inflected_and_embedded_words_are_known(prompt: str) -> None:
+@pytest.mark.parametrize(
+    "prompt",
+    ["a red car", "un ordinateur", "нарисуй ракету на чёрном фоне", "a large red heart", "红色背景上的猫", "two dogs"],
+)
+def test_further_inflected_and_embedded_words_are_known(prompt: str) -> None:
     assert not names_nothing(prompt)
