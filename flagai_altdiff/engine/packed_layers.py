@@ -131,15 +131,14 @@ class PackedUpsample:
         count, _, height, width = x.shape
         if self._filtered.is_filtered(2 * height, 2 * width):
             return self._filtered(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        bias, weight = self._weights.bias, self._weights.get(_laid_out_for_pixels)
+        bias, weights = self._weights.bias, self._weights.get(_laid_out_for_pixels)
         x = x.contiguous(memory_format=torch.channels_last)
-        bias = None if bias is None else bias.repeat(4)
-        found = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *_WINDOWS, "none", [], "")
-        pixels = found.permute(0, 2, 3, 1).unflatten(3, (2, 2, self._wide))
-        made = x.new_empty(count, height, 2, width, 2, self._wide)
-        for row in (0, 1):
-            for column in (0, 1):
-                made[:, :, row, :, column] = pixels[:, row : row + height, column : column + width, row, column]
+        bias = None if bias is None else bias.repeat(2)
+        made = x.new_empty(count, height, 2, 2 * width * self._wide)
+        for row, weight in enumerate(weights):
+            found = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *_WINDOWS, "none", [], "")
+            pixels = found.permute(0, 2, 3, 1).flatten(2)[:, row : row + height]
+            made[:, :, row] = pixels[:, :, self._wide : -self._wide]
         return made.view(count, 2 * height, 2 * width, self._wide).permute(0, 3, 1, 2)
 
 
@@ -186,10 +185,13 @@ _ROWS = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 """(2, 2, 3): for each pixel of a cell, for each row of its window, the rows of the kernel that look at it."""
 
 
-def _laid_out_for_pixels(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) -> (4 K, C, 2, 2) as oneDNN has it."""
-    kernels = torch.einsum("aur,bvs,kcrs->abkcuv", _ROWS, _ROWS, weight).flatten(0, 2)
-    return torch.ops.mkldnn._reorder_convolution_weight(kernels, *_WINDOWS)
+def _laid_out_for_pixels(weight: Tensor) -> list[Tensor]:
+    """(K, C, 3, 3) -> for the upper and the lower pixels of cells, (2 K, C, 2, 2) as oneDNN has it.
+
+    The right pixel of a cell comes before the left one of the next, which the window between them both gives.
+    """
+    kernels = torch.einsum("aur,bvs,kcrs->abkcuv", _ROWS, _ROWS.flip(0), weight).flatten(1, 2)
+    return [torch.ops.mkldnn._reorder_convolution_weight(kernel, *_WINDOWS) for kernel in kernels]
 
 
 def _laid_out(weight: Tensor) -> Tensor:
