@@ -13,6 +13,7 @@ from torch import Tensor
 from flagai_altdiff.evaluation.intervals import Estimate, estimate
 from flagai_altdiff.mini.captions import caption
 from flagai_altdiff.mini.judge import SEEN, Judge, load_judge, looked_at, right_answers, see
+from flagai_altdiff.mini.things.asking import ASKING, asked_for
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.things.phrases import phrase
@@ -66,6 +67,14 @@ def _places(things: Sequence[Thing], language: str, rng: random.Random) -> Itera
         yield Question(prompt=_phrase(scene, thing, language, number), shown=scene, asked=("what", "size", "position"))
 
 
+def _asked(things: Sequence[Thing], language: str, rng: random.Random, *, seen: bool) -> Iterable[Question]:
+    """A thing's name within what people say around it, in patterns that training saw, or others."""
+    for thing in things:
+        name, scene = thing.names[language], ThingScene(code=thing.code, background=rng.choice(COLOURS))
+        prompt = asked_for(name, language, rng) if seen else rng.choice(ASKING[language].unseen).format(name)
+        yield Question(prompt=prompt, shown=scene, asked=("what",))
+
+
 def _words(
     of: Callable[[Thing], Mapping[str, Sequence[str]]],
 ) -> Callable[[Sequence[Thing], str, random.Random], Iterable[Question]]:
@@ -113,6 +122,8 @@ KINDS: Mapping[str, Callable[[Sequence[Thing], str, random.Random], Iterable[Que
     "size and place": _places,
     "style": lambda things, language, rng: _styles(things, language, rng, seen=True),
     "unseen style": lambda things, language, rng: _styles(things, language, rng, seen=False),
+    "asked": lambda things, language, rng: _asked(things, language, rng, seen=True),
+    "unseen asking": lambda things, language, rng: _asked(things, language, rng, seen=False),
     "further word": _words(lambda thing: thing.words),
     "shared word": _words(lambda thing: thing.shared_words),
     "unseen word": _words(lambda thing: thing.unseen_words),

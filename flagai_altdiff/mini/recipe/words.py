@@ -1,4 +1,5 @@
-"""Further words: what a text tower says of a thing's name, it learns to say of every other word for that thing.
+"""Further words: what a text tower says of a thing's name, it learns to say of every other word for that thing, and of
+what people say around it.
 
 The states of names and phrases stay as they are, so that a UNet which knows them needs no training.
 """
@@ -12,16 +13,17 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from flagai_altdiff.mini.captions import random_caption
+from flagai_altdiff.mini.captions import caption, random_caption
 from flagai_altdiff.mini.recipe.corpus import telling_words
 from flagai_altdiff.mini.recipe.matching import all_read_outs
 from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
+from flagai_altdiff.mini.things.asking import asked_for
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import random_scene
 from flagai_altdiff.mini.things.phrases import phrase
-from flagai_altdiff.mini.vocabulary import LANGUAGES
-from flagai_altdiff.mini.world import training_scenes
+from flagai_altdiff.mini.vocabulary import LANGUAGES, SHAPES
+from flagai_altdiff.mini.world import Scene, training_scenes
 from flagai_altdiff.models.altclip import AltCLIP
 from flagai_altdiff.models.text_encoder import RobertaSeriesModelWithTransformation, text_lengths, trim_padding
 from flagai_altdiff.training.config import StageSettings
@@ -35,12 +37,16 @@ _POOL = 4
 _SHARED, _OWN = 0.3, 0.45
 """Shares of words for several things, which are few but the everyday ones, and of further words for one; the rest are
 names."""
-_WORN, _WITH_ARTICLE, _CAPITAL = 0.2, 0.15, 0.2
-"""Shares of words that are worn, that have an article, and that begin with a capital."""
+_ASKED_FOR, _WORN, _WITH_ARTICLE, _CAPITAL = 0.35, 0.15, 0.15, 0.2
+"""Shares of words within what people say around them; worn; with an article; beginning with a capital."""
+_BARE_SHAPES = 0.04
+"""Share of the words alone that are drawn shapes without a colour."""
 _SHAPES, _WITHOUT_GROUND = 0.15, 0.25
 """Shares of the phrases that are of drawn shapes, and that name no ground."""
 _LEAST_WORN = 4
 _SMALLER = 0.08
+_USUAL = dict(zip(SHAPES, "red blue green yellow red blue yellow yellow purple orange".split(), strict=True))
+"""The colour of a shape of which only the shape is said."""
 
 
 def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokenizer, settings: StageSettings) -> Task:
@@ -55,12 +61,12 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
     tower = deepcopy(model.text_model).eval().requires_grad_(False)
     _let_embeddings_learn(model.text_model)
     languages, shapes, count = list(LANGUAGES), training_scenes(), settings.row.batch_size
-    names = {language: _of_names(tower, things, tokenize, language) for language in languages}
-    telling = telling_words(things)
-    held_out = {
-        language: {word.casefold() for thing in things for word in thing.unseen_words[language]}
+    names = {
+        language: torch.cat([_of_names(tower, things, tokenize, language), _of_shapes(tower, tokenize, language)])
         for language in languages
     }
+    telling = telling_words(things)
+    taken = {language: _all_words(things, language) for language in languages}
     places = [(number, language) for number in range(len(things)) for language in languages]
     shared = [(n, code, word) for n, code in places for word in things[n].shared_words[code]]
     own = [
@@ -70,23 +76,37 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
     ]
 
     def word(rng: random.Random) -> tuple[int, str, str]:
-        """Number of the thing, language, and what it is called."""
+        """Number of the thing, language, and what it is called, or asked for with."""
         kind = rng.random()
         if kind < _SHARED + _OWN:
             number, language, found = rng.choice(shared if kind < _SHARED else own)
         else:
             number, language = rng.choice(places)
             found = things[number].names[language]
-        worn = _worn(found, rng) if rng.random() < _WORN else found
-        return number, language, found if worn.casefold() in held_out[language] else worn
+        return number, language, said(found, language, rng)
+
+    def said(word: str, language: str, rng: random.Random, *, with_colour: bool = True) -> str:
+        """As people say it; never what means something else."""
+        kind = rng.random()
+        if kind < _ASKED_FOR:
+            text = asked_for(word, language, rng, with_colour=with_colour)
+        else:
+            text = _worn(word, rng) if kind < _ASKED_FOR + _WORN else word
+        return word if text.casefold() in taken[language] else text
+
+    def shape(rng: random.Random) -> tuple[int, str, str]:
+        """As for a thing; shapes are counted behind those."""
+        number, language = rng.randrange(len(SHAPES)), rng.choice(languages)
+        text = said(LANGUAGES[language].shapes[number], language, rng, with_colour=False)
+        return len(things) + number, language, text
 
     def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"{settings.row.name}:{step}")
         return draw_words(rng) if (step + 1) % _PHRASES_EVERY else draw_phrases(rng)
 
     def draw_words(rng: random.Random) -> dict[str, Tensor]:
-        chosen = [word(rng) for _ in range(_POOL * count)]
-        texts = [_typed(found, language, rng) for _, language, found in chosen]
+        chosen = [shape(rng) if rng.random() < _BARE_SHAPES else word(rng) for _ in range(_POOL * count)]
+        texts = [_typed(text, language, rng) for _, language, text in chosen]
         ids = tokenize.varied(texts, rng)
         first = rng.randrange(len(texts) - count + 1)
         some = text_lengths(ids).argsort()[first : first + count]
@@ -139,6 +159,22 @@ def _of_names(
 ) -> Tensor:
     """What the tower says of each name, (things, 3, D)."""
     return torch.stack(all_read_outs(tower, trim_padding(tokenize([t.names[language] for t in things]))), dim=1)
+
+
+@torch.no_grad()
+def _of_shapes(tower: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, language: str) -> Tensor:
+    """What the tower says of each drawn shape in its usual colour, (shapes, 3, D)."""
+    scenes = [Scene(shape=shape, colour=colour, background="white") for shape, colour in _USUAL.items()]
+    texts = [caption(scene, language, with_background=False) for scene in scenes]
+    return torch.stack(all_read_outs(tower, trim_padding(tokenize(texts))), dim=1)
+
+
+def _all_words(things: Sequence[Thing], language: str) -> set[str]:
+    """Everything that means a thing, held out or not."""
+    words = (
+        (t.names[language], *t.words[language], *t.shared_words[language], *t.unseen_words[language]) for t in things
+    )
+    return {word.casefold() for some in words for word in some}
 
 
 @torch.no_grad()

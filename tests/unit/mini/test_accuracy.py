@@ -13,6 +13,7 @@ from flagai_altdiff.mini.drawing import draw
 from flagai_altdiff.mini.judge import CODES, SEEN, UNTOLD, Judge, right_answers, see
 from flagai_altdiff.mini.pairs import measure_pairs, pair_questions
 from flagai_altdiff.mini.recipe.corpus import telling_words
+from flagai_altdiff.mini.things.asking import ASKING
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.vocabulary import LANGUAGES
@@ -41,6 +42,9 @@ def test_questions_are_of_their_kind(kind: str, language: str, things: tuple[Thi
         assert one.shown.ground_is_held_out is (kind == "unseen ground") or kind not in ("ground", "unseen ground")
         assert one.shown.style_is_held_out is (kind == "unseen style") or kind not in ("style", "unseen style")
         assert (one.prompt == thing.names[language]) is (kind == "name") or kind.endswith(" word")
+        if kind == "unseen asking":
+            patterns = ASKING[language].unseen
+            assert one.prompt in [pattern.format(thing.names[language]) for pattern in patterns]
 
 
 def test_right_answers_leave_open_what_there_is_not() -> None:
