@@ -34,7 +34,7 @@ _PHRASES_EVERY, _FEWER = 5, 4
 """Which steps are of phrases, and by how much their batches are smaller, as phrases are longer."""
 _POOL = 4
 """Batches of words that are drawn at once, to take one of words about equally long."""
-_SHARED, _OWN = 0.3, 0.45
+_SHARED, _OWN = 0.25, 0.35
 """Shares of words for several things, which are few but the everyday ones, and of further words for one; the rest are
 names."""
 _ASKED_FOR, _WORN, _WITH_ARTICLE, _CAPITAL = 0.35, 0.15, 0.15, 0.2
@@ -44,9 +44,64 @@ _BARE_SHAPES = 0.04
 _SHAPES, _WITHOUT_GROUND = 0.15, 0.25
 """Shares of the phrases that are of drawn shapes, and that name no ground."""
 _LEAST_WORN = 4
+_LIKE = 0.15
+"""Up to this share of the differences between things, two languages say the same of one."""
 _SMALLER = 0.08
 _USUAL = dict(zip(SHAPES, "red blue green yellow red blue yellow yellow purple orange".split(), strict=True))
 """The colour of a shape of which only the shape is said."""
+
+
+class Saying:
+    """Ever new words for things, and for drawn shapes, which are counted behind them.
+
+    Args:
+        things: With their names and further words.
+    """
+
+    def __init__(self, things: Sequence[Thing]) -> None:
+        self.things = things
+        self._places = [(number, language) for number in range(len(things)) for language in LANGUAGES]
+        self._taken = {word.casefold() for thing in things for code in LANGUAGES for word in thing.all_words(code)}
+        called: dict[str, set[int]] = {}
+        for number, language in self._places:
+            called.setdefault(things[number].names[language].casefold(), set()).add(number)
+        telling = telling_words(things)
+        self._own: list[tuple[int, str, str]] = []
+        self._shared: list[tuple[int, str, str]] = []
+        for number, language in self._places:
+            thing = things[number]
+            own = (*thing.words[language], *telling.get((thing.code, language), ()))
+            for words, some in ((own, self._own), (thing.shared_words[language], self._shared)):
+                free = (word for word in words if number in called.get(word.casefold(), (number,)))
+                some += [(number, language, word) for word in free]
+
+    def of_thing(self, rng: random.Random) -> tuple[int, str, str]:
+        """Number of a thing, a language, and what it is called there, or asked for with.
+
+        Words that are another thing's name, if in another language, are never among them.
+        """
+        kind = rng.random()
+        if kind < _SHARED + _OWN:
+            number, language, word = rng.choice(self._shared if kind < _SHARED else self._own)
+        else:
+            number, language = rng.choice(self._places)
+            word = self.things[number].names[language]
+        return number, language, self._said(word, language, rng)
+
+    def of_shape(self, rng: random.Random) -> tuple[int, str, str]:
+        """The same of a shape."""
+        number, language = rng.randrange(len(SHAPES)), rng.choice([*LANGUAGES])
+        text = self._said(LANGUAGES[language].shapes[number], language, rng, with_colour=False)
+        return len(self.things) + number, language, text
+
+    def _said(self, word: str, language: str, rng: random.Random, *, with_colour: bool = True) -> str:
+        """As people say it; never what means something else."""
+        kind = rng.random()
+        if kind < _ASKED_FOR:
+            text = asked_for(word, language, rng, with_colour=with_colour)
+        else:
+            text = _worn(word, rng) if kind < _ASKED_FOR + _WORN else word
+        return word if text.casefold() in self._taken else text
 
 
 def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokenizer, settings: StageSettings) -> Task:
@@ -61,57 +116,25 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
     tower = deepcopy(model.text_model).eval().requires_grad_(False)
     _let_embeddings_learn(model.text_model)
     languages, shapes, count = list(LANGUAGES), training_scenes(), settings.row.batch_size
-    names = {
-        language: torch.cat([_of_names(tower, things, tokenize, language), _of_shapes(tower, tokenize, language)])
-        for language in languages
-    }
-    telling = telling_words(things)
-    taken = {language: _all_words(things, language) for language in languages}
-    places = [(number, language) for number in range(len(things)) for language in languages]
-    shared = [(n, code, word) for n, code in places for word in things[n].shared_words[code]]
-    own = [
-        (n, code, word)
-        for n, code in places
-        for word in (*things[n].words[code], *telling.get((things[n].code, code), ()))
-    ]
-
-    def word(rng: random.Random) -> tuple[int, str, str]:
-        """Number of the thing, language, and what it is called, or asked for with."""
-        kind = rng.random()
-        if kind < _SHARED + _OWN:
-            number, language, found = rng.choice(shared if kind < _SHARED else own)
-        else:
-            number, language = rng.choice(places)
-            found = things[number].names[language]
-        return number, language, said(found, language, rng)
-
-    def said(word: str, language: str, rng: random.Random, *, with_colour: bool = True) -> str:
-        """As people say it; never what means something else."""
-        kind = rng.random()
-        if kind < _ASKED_FOR:
-            text = asked_for(word, language, rng, with_colour=with_colour)
-        else:
-            text = _worn(word, rng) if kind < _ASKED_FOR + _WORN else word
-        return word if text.casefold() in taken[language] else text
-
-    def shape(rng: random.Random) -> tuple[int, str, str]:
-        """As for a thing; shapes are counted behind those."""
-        number, language = rng.randrange(len(SHAPES)), rng.choice(languages)
-        text = said(LANGUAGES[language].shapes[number], language, rng, with_colour=False)
-        return len(things) + number, language, text
+    meant, alike = majority(torch.stack([_of_names(tower, things, tokenize, language) for language in languages]))
+    wanted = torch.cat([meant, _of_shapes(tower, tokenize)])
+    sure = [[language for language, does in zip(languages, row, strict=True) if does] for row in alike.T.tolist()]
+    saying = Saying(things)
 
     def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"{settings.row.name}:{step}")
         return draw_words(rng) if (step + 1) % _PHRASES_EVERY else draw_phrases(rng)
 
     def draw_words(rng: random.Random) -> dict[str, Tensor]:
-        chosen = [shape(rng) if rng.random() < _BARE_SHAPES else word(rng) for _ in range(_POOL * count)]
+        chosen = [
+            saying.of_shape(rng) if rng.random() < _BARE_SHAPES else saying.of_thing(rng) for _ in range(_POOL * count)
+        ]
         texts = [_typed(text, language, rng) for _, language, text in chosen]
         ids = tokenize.varied(texts, rng)
         first = rng.randrange(len(texts) - count + 1)
         some = text_lengths(ids).argsort()[first : first + count]
-        wanted = torch.stack([names[language][number] for number, language, _ in (chosen[i] for i in some.tolist())])
-        return {"ids": trim_padding(ids[some]), "wanted": wanted}
+        numbers = torch.tensor([number for number, _, _ in chosen])
+        return {"ids": trim_padding(ids[some]), "wanted": wanted[numbers[some]]}
 
     def draw_phrases(rng: random.Random) -> dict[str, Tensor]:
         texts, plain = [], []
@@ -122,11 +145,14 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
                 texts.append(random_caption(rng.choice(shapes), language, rng, with_background=with_ground))
                 plain.append(texts[-1])
                 continue
-            number, language, found = word(rng)
+            number, language, found = saying.of_thing(rng)
             scene, patterns = random_scene(things[number].code, rng), LANGUAGES[language].patterns
             pattern = rng.choice((None, *range(len(patterns))))
-            for name, some in ((things[number].names[language], plain), (found, texts)):
-                some.append(phrase(scene, name, language, pattern=pattern, with_ground=with_ground))
+            texts.append(phrase(scene, found, language, pattern=pattern, with_ground=with_ground))
+            if language not in sure[number]:
+                language = rng.choice(sure[number] or [language])
+            name = things[number].names[language]
+            plain.append(phrase(scene, name, language, pattern=pattern, with_ground=with_ground))
         same = torch.tensor([text == other for text, other in zip(texts, plain, strict=True)])
         ids = trim_padding(torch.cat([tokenize(plain), tokenize(texts)]))
         return {"ids": ids[len(plain) :], "plain": ids[: len(plain)], "same": same}
@@ -134,11 +160,11 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
     def losses(batch: Batch, gather: Gather) -> Tensor:
         found = all_read_outs(model.text_model, batch["ids"])
         if "wanted" in batch:
-            wanted = batch["wanted"].unbind(dim=1)
+            targets = batch["wanted"].unbind(dim=1)
         else:
             with torch.no_grad():
-                wanted = all_read_outs(tower, batch["plain"])
-        pairs = zip(found, wanted, strict=True)
+                targets = all_read_outs(tower, batch["plain"])
+        pairs = zip(found, targets, strict=True)
         each = torch.stack([feature_losses(own, target, settings.loss) for own, target in pairs]).mean(dim=0)
         return each if "wanted" in batch else each + batch["same"] * changes(batch["ids"])
 
@@ -162,19 +188,28 @@ def _of_names(
 
 
 @torch.no_grad()
-def _of_shapes(tower: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, language: str) -> Tensor:
+def _of_shapes(tower: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer) -> Tensor:
     """What the tower says of each drawn shape in its usual colour, (shapes, 3, D)."""
     scenes = [Scene(shape=shape, colour=colour, background="white") for shape, colour in _USUAL.items()]
-    texts = [caption(scene, language, with_background=False) for scene in scenes]
-    return torch.stack(all_read_outs(tower, trim_padding(tokenize(texts))), dim=1)
+    texts = [caption(scene, language, with_background=False) for language in LANGUAGES for scene in scenes]
+    found = torch.stack(all_read_outs(tower, trim_padding(tokenize(texts))), dim=1)
+    return torch.stack(torch.split(found, len(scenes))).median(dim=0).values
 
 
-def _all_words(things: Sequence[Thing], language: str) -> set[str]:
-    """Everything that means a thing, held out or not."""
-    words = (
-        (t.names[language], *t.words[language], *t.shared_words[language], *t.unseen_words[language]) for t in things
-    )
-    return {word.casefold() for some in words for word in some}
+def majority(said: Tensor) -> tuple[Tensor, Tensor]:
+    """What most languages say of each thing, and which of them do.
+
+    In a language where a name is also a word for something else, the tower may have taken it for that.
+
+    Args:
+        said: (languages, things, 3, D).
+
+    Returns:
+        (things, 3, D) and (languages, things), boolean.
+    """
+    meant = said.median(dim=0).values
+    spread = (meant - meant.mean(dim=0)).square().mean()
+    return meant, (said - meant).square().mean(dim=(2, 3)) < _LIKE * spread
 
 
 @torch.no_grad()

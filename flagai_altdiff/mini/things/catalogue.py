@@ -45,6 +45,11 @@ class Thing:
     unseen_words: Mapping[str, tuple[str, ...]]
     shared_words: Mapping[str, tuple[str, ...]]
 
+    def all_words(self, language: str) -> tuple[str, ...]:
+        """Everything that means it."""
+        kinds = (self.words, self.shared_words, self.unseen_words)
+        return (self.names[language], *(word for kind in kinds for word in kind[language]))
+
     @property
     def sign(self) -> str:
         """The emoji."""

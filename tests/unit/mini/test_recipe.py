@@ -40,7 +40,7 @@ from flagai_altdiff.mini.recipe.run import PARTS, train_mini
 from flagai_altdiff.mini.recipe.stages import STAGES
 from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
-from flagai_altdiff.mini.recipe.words import words_task
+from flagai_altdiff.mini.recipe.words import Saying, majority, words_task
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.packages import Package
 from flagai_altdiff.mini.things.shards import Amount, write_things
@@ -257,6 +257,25 @@ def test_further_words_are_those_that_may_be_learnt(
         assert {word.casefold() for word in words} <= said
     unseen = {word.casefold() for thing in things for word in thing.unseen_words["en"] if word.endswith("en")}
     assert unseen and not unseen & said
+
+
+def test_what_is_a_name_elsewhere_is_no_word_for_another_thing(things: tuple[Thing, ...]) -> None:
+    cat = replace(things[0], words={**things[0].words, "en": ("pizza de", "puss")})
+    saying, rng = Saying((cat, *things[1:])), random.Random(0)
+    said = {(number, language, text) for number, language, text in (saying.of_thing(rng) for _ in range(10_000))}
+    assert {(0, "en", "puss"), (1, "de", "pizza de")} <= said and (0, "en", "pizza de") not in said
+    shapes = {saying.of_shape(rng) for _ in range(1000)}
+    assert (len(things), "en", "circle") in shapes and min(number for number, _, _ in shapes) == len(things)
+
+
+def test_the_majority_of_languages_says_what_a_thing_means() -> None:
+    torch.manual_seed(0)
+    said = torch.randn(1, 5, 3, 8).repeat(4, 1, 1, 1) + 0.01 * torch.randn(4, 5, 3, 8)
+    true = said[0].clone()
+    said[2, 1] = said[2, 3]
+    meant, alike = majority(said)
+    torch.testing.assert_close(meant, true, rtol=0, atol=0.1)
+    assert alike.logical_not().nonzero().tolist() == [[2, 1]]
 
 
 def test_learning_further_words_begins_with_what_names_mean(tokenizer_file: Path, things: tuple[Thing, ...]) -> None:
