@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.mini.captions import caption, random_caption
-from flagai_altdiff.mini.recipe.corpus import telling_words
 from flagai_altdiff.mini.recipe.matching import all_read_outs
+from flagai_altdiff.mini.recipe.saying import Saying, typed
 from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
-from flagai_altdiff.mini.things.asking import asked_for
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import random_scene
 from flagai_altdiff.mini.things.phrases import phrase
@@ -34,74 +33,15 @@ _PHRASES_EVERY, _FEWER = 5, 4
 """Which steps are of phrases, and by how much their batches are smaller, as phrases are longer."""
 _POOL = 4
 """Batches of words that are drawn at once, to take one of words about equally long."""
-_SHARED, _OWN = 0.25, 0.35
-"""Shares of words for several things, which are few but the everyday ones, and of further words for one; the rest are
-names."""
-_ASKED_FOR, _WORN, _WITH_ARTICLE, _CAPITAL = 0.35, 0.15, 0.15, 0.2
-"""Shares of words within what people say around them; worn; with an article; beginning with a capital."""
 _BARE_SHAPES = 0.04
 """Share of the words alone that are drawn shapes without a colour."""
 _SHAPES, _WITHOUT_GROUND = 0.15, 0.25
 """Shares of the phrases that are of drawn shapes, and that name no ground."""
-_LEAST_WORN = 4
 _LIKE = 0.15
 """Up to this share of the differences between things, two languages say the same of one."""
 _SMALLER = 0.08
 _USUAL = dict(zip(SHAPES, "red blue green yellow red blue yellow yellow purple orange".split(), strict=True))
 """The colour of a shape of which only the shape is said."""
-
-
-class Saying:
-    """Ever new words for things, and for drawn shapes, which are counted behind them.
-
-    Args:
-        things: With their names and further words.
-    """
-
-    def __init__(self, things: Sequence[Thing]) -> None:
-        self.things = things
-        self._places = [(number, language) for number in range(len(things)) for language in LANGUAGES]
-        self._taken = {word.casefold() for thing in things for code in LANGUAGES for word in thing.all_words(code)}
-        called: dict[str, set[int]] = {}
-        for number, language in self._places:
-            called.setdefault(things[number].names[language].casefold(), set()).add(number)
-        telling = telling_words(things)
-        self._own: list[tuple[int, str, str]] = []
-        self._shared: list[tuple[int, str, str]] = []
-        for number, language in self._places:
-            thing = things[number]
-            own = (*thing.words[language], *telling.get((thing.code, language), ()))
-            for words, some in ((own, self._own), (thing.shared_words[language], self._shared)):
-                free = (word for word in words if number in called.get(word.casefold(), (number,)))
-                some += [(number, language, word) for word in free]
-
-    def of_thing(self, rng: random.Random) -> tuple[int, str, str]:
-        """Number of a thing, a language, and what it is called there, or asked for with.
-
-        Words that are another thing's name, if in another language, are never among them.
-        """
-        kind = rng.random()
-        if kind < _SHARED + _OWN:
-            number, language, word = rng.choice(self._shared if kind < _SHARED else self._own)
-        else:
-            number, language = rng.choice(self._places)
-            word = self.things[number].names[language]
-        return number, language, self._said(word, language, rng)
-
-    def of_shape(self, rng: random.Random) -> tuple[int, str, str]:
-        """The same of a shape."""
-        number, language = rng.randrange(len(SHAPES)), rng.choice([*LANGUAGES])
-        text = self._said(LANGUAGES[language].shapes[number], language, rng, with_colour=False)
-        return len(self.things) + number, language, text
-
-    def _said(self, word: str, language: str, rng: random.Random, *, with_colour: bool = True) -> str:
-        """As people say it; never what means something else."""
-        kind = rng.random()
-        if kind < _ASKED_FOR:
-            text = asked_for(word, language, rng, with_colour=with_colour)
-        else:
-            text = _worn(word, rng) if kind < _ASKED_FOR + _WORN else word
-        return word if text.casefold() in self._taken else text
 
 
 def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokenizer, settings: StageSettings) -> Task:
@@ -116,8 +56,12 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
     tower = deepcopy(model.text_model).eval().requires_grad_(False)
     _let_embeddings_learn(model.text_model)
     languages, shapes, count = list(LANGUAGES), training_scenes(), settings.row.batch_size
-    meant, alike = majority(torch.stack([_of_names(tower, things, tokenize, language) for language in languages]))
-    wanted = torch.cat([meant, _of_shapes(tower, tokenize)])
+    meant, alike = majority(_said(tower, tokenize, [[t.names[code] for t in things] for code in languages]))
+    scenes = [Scene(shape=shape, colour=colour, background="white") for shape, colour in _USUAL.items()]
+    shown, _ = majority(
+        _said(tower, tokenize, [[caption(s, code, with_background=False) for s in scenes] for code in languages])
+    )
+    wanted = torch.cat([meant, shown])
     sure = [[language for language, does in zip(languages, row, strict=True) if does] for row in alike.T.tolist()]
     saying = Saying(things)
 
@@ -129,7 +73,7 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
         chosen = [
             saying.of_shape(rng) if rng.random() < _BARE_SHAPES else saying.of_thing(rng) for _ in range(_POOL * count)
         ]
-        texts = [_typed(text, language, rng) for _, language, text in chosen]
+        texts = [typed(text, language, rng) for _, language, text in chosen]
         ids = tokenize.varied(texts, rng)
         first = rng.randrange(len(texts) - count + 1)
         some = text_lengths(ids).argsort()[first : first + count]
@@ -180,32 +124,23 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
 
 
 @torch.no_grad()
-def _of_names(
-    tower: RobertaSeriesModelWithTransformation, things: Sequence[Thing], tokenize: CaptionTokenizer, language: str
+def _said(
+    tower: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, texts: Sequence[Sequence[str]]
 ) -> Tensor:
-    """What the tower says of each name, (things, 3, D)."""
-    return torch.stack(all_read_outs(tower, trim_padding(tokenize([t.names[language] for t in things]))), dim=1)
-
-
-@torch.no_grad()
-def _of_shapes(tower: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer) -> Tensor:
-    """What the tower says of each drawn shape in its usual colour, (shapes, 3, D)."""
-    scenes = [Scene(shape=shape, colour=colour, background="white") for shape, colour in _USUAL.items()]
-    texts = [caption(scene, language, with_background=False) for language in LANGUAGES for scene in scenes]
-    found = torch.stack(all_read_outs(tower, trim_padding(tokenize(texts))), dim=1)
-    return torch.stack(torch.split(found, len(scenes))).median(dim=0).values
+    """What the tower says of texts, of as many in each language, (languages, texts, 3, D)."""
+    return torch.stack([torch.stack(all_read_outs(tower, trim_padding(tokenize(own))), dim=1) for own in texts])
 
 
 def majority(said: Tensor) -> tuple[Tensor, Tensor]:
-    """What most languages say of each thing, and which of them do.
+    """What most languages say of each text, and which of them do.
 
     In a language where a name is also a word for something else, the tower may have taken it for that.
 
     Args:
-        said: (languages, things, 3, D).
+        said: (languages, texts, 3, D).
 
     Returns:
-        (things, 3, D) and (languages, things), boolean.
+        (texts, 3, D) and (languages, texts), boolean.
     """
     meant = said.median(dim=0).values
     spread = (meant - meant.mean(dim=0)).square().mean()
@@ -221,18 +156,3 @@ def _let_embeddings_learn(tower: RobertaSeriesModelWithTransformation) -> None:
     for name, table in tower.roberta.embeddings.named_parameters():
         if name.endswith("embeddings.weight"):
             table.mul_(_SMALLER)
-
-
-def _worn(word: str, rng: random.Random) -> str:
-    """With a letter left out, twice or in another's place, or without its end."""
-    if len(word) < _LEAST_WORN:
-        return word
-    at = rng.randrange(1, len(word) - 1)
-    head, letter, tail = word[:at], word[at], word[at + 1 :]
-    return rng.choice((head + tail, head + letter + letter + tail, head + tail[0] + letter + tail[1:], word[:-1]))
-
-
-def _typed(word: str, language: str, rng: random.Random) -> str:
-    articles = LANGUAGES[language].articles
-    text = f"{rng.choice(articles.split('/'))} {word}" if articles and rng.random() < _WITH_ARTICLE else word
-    return text[0].upper() + text[1:] if rng.random() < _CAPITAL else text

@@ -37,10 +37,11 @@ from flagai_altdiff.mini.recipe.judge import judge_task
 from flagai_altdiff.mini.recipe.matching import student_task, teacher_task
 from flagai_altdiff.mini.recipe.pictures import read_pictures
 from flagai_altdiff.mini.recipe.run import PARTS, train_mini
+from flagai_altdiff.mini.recipe.saying import Saying
 from flagai_altdiff.mini.recipe.stages import STAGES
 from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
-from flagai_altdiff.mini.recipe.words import Saying, majority, words_task
+from flagai_altdiff.mini.recipe.words import majority, words_task
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.packages import Package
 from flagai_altdiff.mini.things.shards import Amount, write_things

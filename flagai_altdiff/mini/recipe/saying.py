@@ -1,0 +1,87 @@
+"""What things are called in training: their names and further words, worn, and within what people say around them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from flagai_altdiff.mini.recipe.corpus import telling_words
+from flagai_altdiff.mini.things.asking import asked_for
+from flagai_altdiff.mini.things.catalogue import Thing
+from flagai_altdiff.mini.vocabulary import LANGUAGES, SHAPES
+
+_SHARED, _OWN = 0.25, 0.35
+"""Shares of words for several things, which are few but the everyday ones, and of further words for one; the rest are
+names."""
+_ASKED_FOR, _WORN, _WITH_ARTICLE, _CAPITAL = 0.35, 0.15, 0.15, 0.2
+"""Shares of words within what people say around them; worn; with an article; beginning with a capital."""
+_LEAST_WORN = 4
+
+
+class Saying:
+    """Ever new words for things, and for drawn shapes, which are counted behind them.
+
+    Args:
+        things: With their names and further words.
+    """
+
+    def __init__(self, things: Sequence[Thing]) -> None:
+        self.things = things
+        self._places = [(number, language) for number in range(len(things)) for language in LANGUAGES]
+        self._taken = {word.casefold() for thing in things for code in LANGUAGES for word in thing.all_words(code)}
+        called: dict[str, set[int]] = {}
+        for number, language in self._places:
+            called.setdefault(things[number].names[language].casefold(), set()).add(number)
+        telling = telling_words(things)
+        self._own: list[tuple[int, str, str]] = []
+        self._shared: list[tuple[int, str, str]] = []
+        for number, language in self._places:
+            thing = things[number]
+            own = (*thing.words[language], *telling.get((thing.code, language), ()))
+            for words, some in ((own, self._own), (thing.shared_words[language], self._shared)):
+                free = (word for word in words if number in called.get(word.casefold(), (number,)))
+                some += [(number, language, word) for word in free]
+
+    def of_thing(self, rng: random.Random) -> tuple[int, str, str]:
+        """Number of a thing, a language, and what it is called there, or asked for with.
+
+        Words that are another thing's name, if in another language, are never among them.
+        """
+        kind = rng.random()
+        if kind < _SHARED + _OWN:
+            number, language, word = rng.choice(self._shared if kind < _SHARED else self._own)
+        else:
+            number, language = rng.choice(self._places)
+            word = self.things[number].names[language]
+        return number, language, self._said(word, language, rng)
+
+    def of_shape(self, rng: random.Random) -> tuple[int, str, str]:
+        """The same of a shape."""
+        number, language = rng.randrange(len(SHAPES)), rng.choice([*LANGUAGES])
+        text = self._said(LANGUAGES[language].shapes[number], language, rng, with_colour=False)
+        return len(self.things) + number, language, text
+
+    def _said(self, word: str, language: str, rng: random.Random, *, with_colour: bool = True) -> str:
+        """As people say it; never what means something else."""
+        kind = rng.random()
+        if kind < _ASKED_FOR:
+            text = asked_for(word, language, rng, with_colour=with_colour)
+        else:
+            text = _worn(word, rng) if kind < _ASKED_FOR + _WORN else word
+        return word if text.casefold() in self._taken else text
+
+
+def _worn(word: str, rng: random.Random) -> str:
+    """With a letter left out, twice or in another's place, or without its end."""
+    if len(word) < _LEAST_WORN:
+        return word
+    at = rng.randrange(1, len(word) - 1)
+    head, letter, tail = word[:at], word[at], word[at + 1 :]
+    return rng.choice((head + tail, head + letter + letter + tail, head + tail[0] + letter + tail[1:], word[:-1]))
+
+
+def typed(word: str, language: str, rng: random.Random) -> str:
+    """With an article or a capital at times."""
+    articles = LANGUAGES[language].articles
+    text = f"{rng.choice(articles.split('/'))} {word}" if articles and rng.random() < _WITH_ARTICLE else word
+    return text[0].upper() + text[1:] if rng.random() < _CAPITAL else text
