@@ -54,7 +54,7 @@ def say_what_is_unknown(args: argparse.Namespace, spec: ModelSpec | None, prompt
     for said in unknown[:_MOST_HINTS]:
         print(f"{said} things.json beside its weights lists what it knows.", file=sys.stderr)
     if len(unknown) > _MOST_HINTS:
-        print(f"The same is true of {len(unknown) - _MOST_HINTS} more prompts.", file=sys.stderr)
+        print(f"The same is true of {len(unknown) - _MOST_HINTS} more.", file=sys.stderr)
 
 
 def check_sheet(path: Path | None) -> None:
