@@ -22,6 +22,8 @@ _FEWEST_CHANNELS = 128
 """With fewer, minimal filtering does not pay."""
 _WIDE_CHANNELS = 640
 """With more, kernels of the larger tile take too much memory: four times the plain ones."""
+_NARROW_UPSAMPLE = 320
+"""Up to so many channels, an enlarged map is convolved sooner at its small size than by minimal filtering."""
 _FEW_CELLS, _NARROW_GROUP = 1024, 8
 """Maps with fewer cells and groups with fewer channels torch norms slowly where channels are together."""
 _FEW_PRODUCTS = 1 << 22
@@ -115,8 +117,8 @@ class PackedUpsample:
     """A map twice as high and wide, each cell four times, and a 3x3 convolution of that: one of 2x2 of the map itself.
 
     In three rows of the large map there are two of the small one, so that each of a cell's four pixels has a kernel of
-    2x2, whose weights are sums: 4/9 of the multiplications. Where minimal filtering pays, it has no more than that, and
-    is laid out sooner.
+    2x2, whose weights are sums: 4/9 of the multiplications. With many channels minimal filtering has no more than that,
+    and is laid out sooner.
 
     Args:
         conv: The model's.
@@ -124,12 +126,12 @@ class PackedUpsample:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._weights, self._wide = _Weights(conv), conv.out_channels
-        self._filtered = PackedConv(conv)
+        self._filtered = PackedConv(conv) if conv.out_channels > _NARROW_UPSAMPLE else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, K, 2 H, 2 W), its channels together."""
         count, _, height, width = x.shape
-        if self._filtered.is_filtered(2 * height, 2 * width):
+        if self._filtered and self._filtered.is_filtered(2 * height, 2 * width):
             return self._filtered(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         bias, weights = self._weights.bias, self._weights.get(_laid_out_for_pixels)
         x = x.contiguous(memory_format=torch.channels_last)
