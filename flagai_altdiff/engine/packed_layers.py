@@ -65,7 +65,10 @@ class _Weights:
     def bias(self) -> Tensor | None:
         """(K,), or ``None`` where the layers have none."""
         biases = [layer.bias for layer in self._layers if layer.bias is not None]
-        return None if not biases else torch.cat(biases) if len(biases) > 1 else biases[0][self._rows]
+        if not biases:
+            return None
+        whole = torch.cat(biases) if len(biases) > 1 else biases[0]
+        return whole if self._rows is _ALL else whole[self._rows]
 
 
 class PackedConv:
