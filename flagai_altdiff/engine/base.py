@@ -62,6 +62,6 @@ class Engine(Protocol):
         """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1], all finite.
 
         Raises:
-            NotFiniteError: The decoder gives values that are no numbers, in full precision too.
+            NotFiniteError: The decoder gives values that are no numbers, in float32 too.
         """
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from flagai_altdiff.engine.base import Engine
 from flagai_altdiff.engine.compiled import CompiledEngine, require_compiler
@@ -22,7 +23,7 @@ from flagai_altdiff.request import ResolvedRequest
 
 _REPAID_STEPS = 5
 """With fewer, laying out the weights takes longer than it saves."""
-_LAID_OUT = 1.7
+_LAID_OUT = 1.8
 """Bytes that laid-out weights take at most, over those of the plain ones of a released model."""
 _OTHERS: dict[str, Callable[[LatentDiffusion], Engine]] = {
     "packed": PackedEngine,
@@ -82,8 +83,11 @@ def _has_room(model: LatentDiffusion) -> bool:
     """Whether weights can be laid out beside those that are there, or are already."""
     if is_packed(model):
         return True
-    weights = (*model.model.parameters(), *model.first_stage_model.parameters())
-    return not free_memory(model.device) < _LAID_OUT * sum(weight.nbytes for weight in weights)
+    return not free_memory(model.device) < _LAID_OUT * sum(weight.nbytes for weight in _drawing_weights(model))
+
+
+def _drawing_weights(model: LatentDiffusion) -> tuple[Tensor, ...]:
+    return (*model.model.parameters(), *model.first_stage_model.parameters())
 
 
 def _unfit(name: str, model: LatentDiffusion, request: ResolvedRequest, circular: str) -> str:
@@ -92,12 +96,12 @@ def _unfit(name: str, model: LatentDiffusion, request: ResolvedRequest, circular
         return f"it keeps weights of its own, for which memory={model.memory!r} has no room"
     if name in _ON_CPU and model.device.type != "cpu":
         return f"it is for the CPU, and the model is on {model.device}"
-    if name == "packed" and model.dtype != torch.float32:
-        return f"it computes in float32, and the model's weights are {str(model.dtype).removeprefix('torch.')}"
+    if name == "packed" and (others := {weight.dtype for weight in _drawing_weights(model)} - {torch.float32}):
+        return f"it computes in float32, and the model has weights in {str(others.pop()).removeprefix('torch.')}"
     if name in _WHOLE and (request.cache_interval > 1 or request.token_merging):
         return "it runs the UNet as a whole, and cache_interval and token_merging leave parts of it out"
     if name == "packed" and not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "it needs oneDNN, which this build of torch has not"
     if name == "packed" and is_watched(model):
-        return "it runs modules in its own way, and some have hooks or a forward of their own"
+        return "it runs modules in its own way, and some have hooks, a forward or a class of somebody's own"
     return "it does not draw images that go on at their edges" if circular else ""

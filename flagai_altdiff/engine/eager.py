@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flagai_altdiff.config import AutoencoderConfig
 from flagai_altdiff.errors import NotFiniteError
@@ -64,11 +66,10 @@ class EagerEngine:
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W); once more in float32 where half precision overflows."""
-        images = self._decoded(latents)
-        if not images.isfinite().all():
+        images = self._in_parts(self._decoded, latents)
+        if self._decodes_in_half() and not images.isfinite().all():
             logger.warning("half precision overflowed in decoding: decoding again in float32")
-            with torch.autocast(self.device.type, enabled=False):
-                images = self.model.decode_first_stage(latents.float())
+            images = self._decoded_in_full(latents)
         if not images.isfinite().all():
             raise NotFiniteError(
                 "decoding gave NaN or infinite values. Are the autoencoder's weights whole? "
@@ -77,15 +78,36 @@ class EagerEngine:
         return images.float()
 
     def _decoded(self, latents: Tensor) -> Tensor:
+        with self._autocast():
+            return self.model.decode_first_stage(latents)
+
+    def _decodes_in_half(self) -> bool:
+        is_cast = torch.is_autocast_enabled(self.device.type) or (
+            self.model.autocast_dtype and self.device.type == "cuda"
+        )
+        return bool(is_cast) or _precision(self.model.first_stage_model) != torch.float32
+
+    def _decoded_in_full(self, latents: Tensor) -> Tensor:
+        part, scale = self.model.first_stage_model, self.model.scale_factor
+        if _precision(part) != torch.float32 and self.model.memory == "normal":
+            part = copy.deepcopy(part).float()
+        with torch.autocast(self.device.type, enabled=False):
+            return self._in_parts(lambda some: part.decode((some.float() / scale).to(_precision(part))), latents)
+
+    def _in_parts(self, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+        """As many images at once as memory is planned for."""
         count, _, height, width = latents.shape
         sizes = self.model.first_stage_model.config
         at_once = images_at_once(sizes, height * width) if self.device.type == "cpu" else count
-        with self._autocast():
-            return torch.cat([self.model.decode_first_stage(some) for some in torch.split(latents, at_once)])
+        return torch.cat([decode(some) for some in torch.split(latents, at_once)])
 
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = self.model.autocast_dtype
         return torch.autocast("cuda", dtype) if dtype and self.device.type == "cuda" else nullcontext()
+
+
+def _precision(part: nn.Module) -> torch.dtype:
+    return next(part.parameters()).dtype
 
 
 def images_at_once(sizes: AutoencoderConfig, cells: int) -> int:

@@ -60,6 +60,9 @@ class OpenVinoEngine(EagerEngine):
     def _decoded(self, latents: Tensor) -> Tensor:
         return self._run(self.model.first_stage_model, latents / self.model.scale_factor)
 
+    def _decodes_in_half(self) -> bool:
+        return self.precision == _HALF
+
     def _run(self, part: nn.Module, *given: Tensor) -> Tensor:
         inputs = [tensor.float().contiguous() for tensor in given]
         graph = self._graphs.of(part, inputs, self.precision, lambda module: _Graph(module, inputs, self.precision))

@@ -8,11 +8,12 @@ What it does differently from the model itself:
 - both halves of guidance are one batch, and what comes before the first look at the text is computed once for both;
 - what the time adds to all residual blocks in one product, once for a batch, as a part of their biases;
 - sums and activations within the products that they follow, and layers with the same input as one;
-- convolutions after an enlargement at the small size.
+- convolutions after an enlargement at the small size, unless they have very many channels.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -144,11 +145,15 @@ _twins: weakref.WeakKeyDictionary[LatentDiffusion, tuple[tuple[int, ...], Latent
 """Packed once for all calls that draw with a model, as long as it is made of the same."""
 
 
+_twins_lock = threading.Lock()
+
+
 def _twin(model: LatentDiffusion) -> LatentDiffusion:
     made = made_of(model)
-    if model not in _twins or _twins[model][0] != made:
-        _twins[model] = made, _packed(model)
-    return _twins[model][1]
+    with _twins_lock:
+        if model not in _twins or _twins[model][0] != made:
+            _twins[model] = made, _packed(model)
+        return _twins[model][1]
 
 
 def is_packed(model: LatentDiffusion) -> bool:

@@ -127,7 +127,7 @@ def _otherwise(model: LatentDiffusion, request: ResolvedRequest) -> dict[str, in
     modes = MEMORY_MODES[1:][MEMORY_MODES[1:].index(model.memory) + 1 :]
     ways = {f"memory={mode!r}": bytes_to_come(model, request, mode) for mode in modes}
     window = max(model.spec.width, model.spec.height)
-    if request.window is None and window < min(request.width, request.height):
+    if request.window is None and window < max(request.width, request.height, *request.final_size):
         ways[f"window={window}"] = bytes_to_come(model, replace(request, window=window))
     return ways
 

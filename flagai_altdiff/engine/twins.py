@@ -10,6 +10,8 @@ from flagai_altdiff.models import LatentDiffusion
 
 _PARTS = ("model", "first_stage_model")
 """What draws; the text encoder and the rest are the model's own."""
+_KNOWN = ("torch.nn.modules.", "flagai_altdiff.models.")
+"""Where classes are from whose ways are known."""
 
 
 def twin_of(model: LatentDiffusion) -> LatentDiffusion:
@@ -35,8 +37,14 @@ def made_of(model: LatentDiffusion) -> tuple[int, ...]:
 
 
 def is_watched(model: LatentDiffusion) -> bool:
-    """Whether a module that draws has hooks or a ``forward`` of somebody's own, which a twin would not run."""
+    """Whether a module that draws has hooks, a ``forward`` or a class of somebody's own, which a twin would not run.
+
+    Weights that are made anew whenever they are looked at, as those of a LoRA in training, make such a class.
+    """
     return any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in vars(module)
+        or not type(module).__module__.startswith(_KNOWN)
         for module in drawing_modules(model)
     )

@@ -318,15 +318,21 @@ def test_a_picture_that_half_precision_cannot_hold_is_decoded_again(
         result = draw(Predictor(overflowing))
     assert "decoding again in float32" in caplog.text
     assert all(np.abs(a - b).mean() < 4 for a, b in zip(pixels(result), pixels(wanted), strict=True))
+    caplog.clear()
+    overflowing.first_stage_model.half()
+    result = draw(Predictor(overflowing))
+    assert "decoding again in float32" in caplog.text
+    assert all(np.abs(a - b).mean() < 4 for a, b in zip(pixels(result), pixels(wanted), strict=True))
 
 
 @pytest.mark.fault(51)
-def test_what_is_no_picture_in_any_precision_is_an_error(m9: LatentDiffusion) -> None:
+def test_what_is_no_picture_in_any_precision_is_an_error(m9: LatentDiffusion, caplog: pytest.LogCaptureFixture) -> None:
     model = copy.deepcopy(m9)
     with torch.no_grad():
         model.first_stage_model.decoder.get_parameter("conv_out.bias").fill_(math.nan)
     with pytest.raises(NotFiniteError, match="weights"):
         draw(Predictor(model))
+    assert "decoding again" not in caplog.text
     with torch.no_grad():
         model.model.diffusion_model.get_parameter("out.2.bias").fill_(math.inf)
     with pytest.raises(NotFiniteError, match="guidance scale"):

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flagai_altdiff.engine import choice, make_engine
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.loading import load_path
+from flagai_altdiff.lora import finished, make_trainable
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.pipeline import prepare
 from tests import tiny
@@ -55,7 +56,24 @@ def test_what_it_cannot_run_is_left_to_the_model_itself(own: LatentDiffusion) ->
         chosen(own, engine="packed")
     hook.remove()
     assert chosen(own) is PackedEngine
+    make_trainable(own, rank=2, alpha=2, generator=torch.Generator())
+    assert chosen(own) is EagerEngine, "weights that are made anew at each look"
+    finished(own)
+    assert chosen(own) is PackedEngine
+    own.first_stage_model.half()
+    assert chosen(own) is EagerEngine
     assert chosen(own.half()) is EagerEngine
+
+
+def test_layers_of_somebodys_own_are_left_to_the_model_itself(own: LatentDiffusion) -> None:
+    class Doubled(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    assert chosen(own) is PackedEngine
+    first: Any = own.model.diffusion_model.input_blocks[0]
+    first[0] = Doubled(4, first[0].out_channels, 3, padding=1)
+    assert chosen(own) is EagerEngine
 
 
 @torch.no_grad()

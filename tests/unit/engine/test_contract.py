@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flagai_altdiff.engine import EagerEngine, Engine
+from flagai_altdiff.engine import EagerEngine, Engine, eager
 from flagai_altdiff.engine.compiled import CompiledEngine
 from flagai_altdiff.engine.openvino import OpenVinoEngine
 from flagai_altdiff.engine.packed import PackedEngine
@@ -55,6 +55,19 @@ def test_numbers_are_the_models(engine: Engine, model: LatentDiffusion) -> None:
     latents = engine.encode_image(images.clamp(-1, 1))
     wanted = model.scale_factor * model.encode_first_stage(images.clamp(-1, 1)).mode()
     torch.testing.assert_close(latents, wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_processor_decodes_no_more_at_once_than_memory_was_planned_for(
+    engine: Engine, model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(engine, EagerEngine)
+    decoded, sizes = engine._decoded, []
+    monkeypatch.setattr(eager, "MAP_BYTES", 1)
+    monkeypatch.setattr(engine, "_decoded", lambda some: (sizes.append(len(some)), decoded(some))[1])
+    x = torch.randn(3, 4, 8, 8)
+    torch.testing.assert_close(engine.decode(x), model.decode_first_stage(x), rtol=1e-4, atol=1e-4)
+    assert sizes == [1, 1, 1]
 
 
 @torch.no_grad()
