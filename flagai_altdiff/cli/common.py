@@ -48,11 +48,11 @@ def say_what_is_unknown(args: argparse.Namespace, spec: ModelSpec | None, prompt
     """
     if spec is None or not spec.embedded or args.lora or args.embedding:
         return
-    from flagai_altdiff.mini.things.knowing import hint
+    from flagai_altdiff.mini.things.knowing import hint, names_nothing
 
-    unknown = [said for prompt in dict.fromkeys(prompts) if (said := hint(prompt, DEFAULT_MODEL))]
-    for said in unknown[:_MOST_HINTS]:
-        print(f"{said} things.json beside its weights lists what it knows.", file=sys.stderr)
+    unknown = [prompt for prompt in dict.fromkeys(prompts) if names_nothing(prompt)]
+    for prompt in unknown[:_MOST_HINTS]:
+        print(hint(prompt, DEFAULT_MODEL), "things.json beside its weights lists what it knows.", file=sys.stderr)
     if len(unknown) > _MOST_HINTS:
         print(f"The same is true of {len(unknown) - _MOST_HINTS} more.", file=sys.stderr)
 

@@ -25,6 +25,8 @@ _ALIKE = 0.7
 """From which share of equal letters words are spelt alike."""
 _SHORT_GRAMMAR = ("all", "at", "but", "it", "no", "non", "not", "or", "son", "up")
 """Words that stand in any sentence of one language, and are things in another."""
+_AS_EMOJI = "\ufe0f"
+"""Says of a sign that it is meant as an emoji; people type it or do not."""
 _LETTER = r"[\w\u0900-\u097f\u0e00-\u0e7f]"
 """Signs of vowels and tones in Hindi and Thai are no letters to ``re``."""
 
@@ -51,7 +53,7 @@ def nearby(prompt: str) -> list[str]:
     text = _folded(prompt)
     words = [word for word in _content(text) if len(word) >= _SHORTEST_WORD][:_WORDS_LOOKED_AT]
     spoken = _spoken(text)
-    kinds = (_shown(prompt), _meant(text), _sharing(words), _alike(words))
+    kinds = (_shown(prompt, spoken), _meant(text), _sharing(words), _alike(words))
     ranked = (name.text for some in kinds for name in sorted(some, key=lambda name: name.language not in spoken))
     return list(dict.fromkeys(ranked))[:_HINTS]
 
@@ -73,8 +75,8 @@ def hint(prompt: str, model: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Small letters; Turkish ones with and without a dot become one, as capitals do not tell which they were."""
-    return text.casefold().replace("i\u0307", "i").replace("ı", "i")
+    """Small letters, composed; Turkish ones with and without a dot become one, as capitals do not tell which it was."""
+    return unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i").replace("ı", "i")
 
 
 def _content(text: str) -> list[str]:
@@ -82,10 +84,12 @@ def _content(text: str) -> list[str]:
     return re.findall(f"{_LETTER}+", _around().sub(" ", text))
 
 
-def _shown(prompt: str) -> Iterator[_Name]:
-    """Names of things whose emoji are in a prompt."""
-    seen = (thing for thing in known_things() if thing.sign.rstrip("\ufe0f") in prompt)
-    return (_Name(thing.names[language], language) for thing in seen for language in ("en", *LANGUAGES))
+def _shown(prompt: str, spoken: set[str]) -> Iterator[_Name]:
+    """Names of things whose emoji are in a prompt, English ones if it has no words."""
+    plain = prompt.replace(_AS_EMOJI, "")
+    seen = (thing for thing in known_things() if thing.sign.replace(_AS_EMOJI, "") in plain)
+    languages = spoken if len(spoken) < len(LANGUAGES) else ("en",)
+    return (_Name(thing.names[language], language) for thing in seen for language in languages)
 
 
 def _meant(text: str) -> Iterator[_Name]:
@@ -93,7 +97,7 @@ def _meant(text: str) -> Iterator[_Name]:
     for thing in known_things():
         for language, words in thing.unseen_words.items():
             folded = (_folded(word) for word in words)
-            if any(word in text and re.search(_as_word(re.escape(word)), text) for word in folded):
+            if any(word in text and re.search(_alone(word, language), text) for word in folded):
                 yield _Name(thing.names[language], language)
 
 
@@ -144,6 +148,13 @@ def _said_around(language: str) -> frozenset[str]:
     return frozenset(said if language in _WITHOUT_BLANKS else map(_as_word, [*said, *_SHORT_GRAMMAR]))
 
 
+def _alone(word: str, language: str) -> str:
+    """A pattern of a word where it is no part of another; where there are no blanks that cannot be told."""
+    if language not in _WITHOUT_BLANKS:
+        return _as_word(re.escape(word))
+    return f"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" if word.isascii() else re.escape(word)
+
+
 def _as_word(pattern: str) -> str:
     return f"(?<!{_LETTER}){pattern}(?!{_LETTER})"
 
@@ -164,7 +175,8 @@ def _terms() -> Mapping[str, str]:
             for term in (thing.names[language], *thing.words[language], *thing.shared_words[language])
         }
         for term in learnt.union(_folded(shape) for shape in vocabulary.shapes):
-            stem, pattern = (term, re.escape(term)) if language in _WITHOUT_BLANKS else _inflected(term, language)
+            blankless = language in _WITHOUT_BLANKS
+            stem, pattern = (term, _alone(term, language)) if blankless else _inflected(term, language)
             patterns.setdefault(stem, set()).add(pattern)
     return {stem: _any_of(some) for stem, some in patterns.items()}
 

@@ -27,6 +27,8 @@ def test_what_it_learnt_is_known_in_every_language(language: str) -> None:
         ("Kaffee", "Heißgetränk"),
         ("the picture of two unicycles", "bicycle"),
         ("no unicycle at all", "bicycle"),
+        ("4k unicycle", "bicycle"),
+        ("キツネを描いて", "キツネの顔"),
         ("please draw a bycicle", "bicycle"),
         ("🐈 on a red background", "cat"),
     ],
@@ -50,6 +52,8 @@ def test_what_it_never_learnt_is_said_with_names_near_it(prompt: str, name: str)
         "고양이를 그려줘",
         "ارسم لي القطة",
         "बिल्ली की तस्वीर",
+        "un e\u0301le\u0301phant",
+        "赤いTVの絵",
         "a picture",
     ],
 )
