@@ -93,7 +93,7 @@ def _drawing_weights(model: LatentDiffusion) -> tuple[Tensor, ...]:
 def _unfit(name: str, model: LatentDiffusion, request: ResolvedRequest, circular: str) -> str:
     """Why an engine cannot run a model; nothing if it can."""
     if model.memory != "normal":
-        return f"it keeps weights of its own, for which memory={model.memory!r} has no room"
+        return f"it needs all weights in memory, for which memory={model.memory!r} has no room"
     if name in _ON_CPU and model.device.type != "cpu":
         return f"it is for the CPU, and the model is on {model.device}"
     if name == "packed" and (others := {weight.dtype for weight in _drawing_weights(model)} - {torch.float32}):

@@ -161,7 +161,8 @@ class PackedLinear:
         self._wide = len(range(*rows.indices(sum(map(_outputs, layers)))))
 
     def __call__(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(..., C) -> (..., K), plus what is given, (..., K)."""
+        """(..., C) -> (..., K), plus what is given, (..., K), where there is no activation."""
+        assert plus is None or self._activation == "none"
         bias, x = self._weights.bias, x.contiguous()
         if x.numel() * self._wide <= _FEW_PRODUCTS:
             found = F.linear(x, self._weights.get(_as_it_is), bias)

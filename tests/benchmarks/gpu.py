@@ -62,10 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         model = (tiny.fresh_model("m18").eval() if args.tiny else models.full_size()).to(device, dtype)
         for batch in args.batches:
             name = f"gpu-{precision}-{batch}"
+            about = {**card(device, dtype), **limits(model, batch, side_px)}
             works = sides(model, batch, side_px, steps, args.backend)
             row = compare(name, f"{batch} x {side_px} px, {steps} steps, {precision}", works, rounds=args.rounds)
-            row.flop = steps * limits(model, batch, side_px)["flop"]
-            row.machine |= {**card(device, dtype), **limits(model, batch, side_px)}
+            row.flop = steps * about["flop"]
+            row.machine |= about
             rows.append(row)
             save([row], args.out)
     print(table(rows))

@@ -38,7 +38,8 @@ DRAWING, MATCHING = "AltDiffusion-mini", "AltCLIP-mini"
 _TOKENIZER = "sentencepiece.bpe.model"
 ON_THE_WAY, AT_THE_END, NAMES_AT_THE_END = 20, 60, 200
 """Prompts of each kind in each language, after every stage and for the finished model; of its names there are more."""
-_WAY = ("unet", "student", "alignment", "quality", "guidance")
+_WRITTEN = "written"
+"""File that says from which weights the folders were made."""
 _KINDS_ON_THE_WAY = ("ground", "unseen ground")
 _SHEET_COLUMNS, _SHEET_THINGS = 8, 64
 _SHOWN_IN_ALL = ("1f408", "1f355", "1f680", "1f388", "1f333", "1f697", "1f3b8", "1f419")
@@ -48,12 +49,18 @@ logger = logging.getLogger(__name__)
 
 
 def export(place: Place) -> None:
-    """Write both model folders, ``things.json`` beside the weights, and the judge as the package carries it."""
+    """Write both model folders, ``things.json`` beside the weights, and the judge as the package carries it.
+
+    One process writes, the others wait until it has.
+    """
     model, matching = parts.guidance(place), parts.words(place)
     model.cond_stage_model.load_state_dict(matching.text_model.state_dict())
     halves = {name: tensor.half() for name, tensor in parts.judge(place).state_dict().items()}
+    mark, made_of = place.work / _WRITTEN, fingerprint(model)
     if not is_first():
+        wait_until(lambda: mark.exists() and mark.read_text(encoding="utf-8") == made_of)
         return
+    mark.unlink(missing_ok=True)
     drawing = place.out / DRAWING
     save_whole(half_precision(model.state_dict()), drawing / "model.safetensors", {"format": "pt"})
     (drawing / "config.yaml").write_text(dump_config(model.config), encoding="utf-8")
@@ -68,6 +75,8 @@ def export(place: Place) -> None:
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         record_missing(folder)
     save_whole(halves, place.work / "judge_half.safetensors")
+    with new_file(mark, replace=True) as unfinished:
+        unfinished.write_text(made_of, encoding="utf-8")
 
 
 def tables(place: Place) -> None:
@@ -79,8 +88,8 @@ def tables(place: Place) -> None:
         "quality": parts.quality,
         "guidance": parts.guidance,
     }
-    for stage in _WAY:
-        model = makers[stage](place)
+    for stage, maker in makers.items():
+        model = maker(place)
         model.text_tokenizer, model.spec = parts.tokenizer(place).tokenizer, MODELS[DRAWING]
         asked = {(kind, code): ON_THE_WAY for kind in _KINDS_ON_THE_WAY for code in LANGUAGES}
         _report(place, stage, model.eval(), asked)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 
 _COLOURED, _DESCRIBED, _MARKED = 0.3, 0.3, 0.15
-"""Shares of what is asked for: with a colour, else with another word about it; and with a mark at the end."""
+"""Shares of what is asked for: with a colour, or with another word about it where that may not be; with another word
+about it anyway; and with a mark at the end."""
 _ASKED = 0.6
 """Share of what has such a word that is asked for beside; all that has none is, unless it has a mark."""
 _MARKS, _WIDE_MARKS = "!?….", "！？…。"

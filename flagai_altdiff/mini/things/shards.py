@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from flagai_altdiff.errors import DataError
 from flagai_altdiff.files import new_file
 from flagai_altdiff.mini.captions import random_caption
 from flagai_altdiff.mini.drawing import draw
@@ -29,7 +30,7 @@ from flagai_altdiff.progress import bar_class, show_bars
 
 logger = logging.getLogger(__name__)
 
-ARCHIVES, REPORT = "packages", "report.json"
+ARCHIVES, AMOUNT, REPORT = "packages", "amount.json", "report.json"
 PER_SHARD = 2048
 SIDE = 128
 
@@ -60,12 +61,13 @@ def write_things(out: Path, amount: Amount | None = None) -> dict[str, Any]:
         What the report says.
 
     Raises:
-        DataError: A package cannot be had, or is another one.
+        DataError: A package cannot be had, or is another one; or the folder holds what was written with other numbers.
         MissingDependencyError: npm or resvg-py is missing.
         OSError: The disk refuses.
     """
     amount = amount or Amount()
     out.mkdir(parents=True, exist_ok=True)
+    _claim(out, amount)
     archives = fetch(out / ARCHIVES)
     things = make_catalogue(archives)
     write_catalogue(things, out / FILE)
@@ -79,6 +81,15 @@ def write_things(out: Path, amount: Amount | None = None) -> dict[str, Any]:
     with new_file(out / REPORT, replace=True) as unfinished:
         unfinished.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return report
+
+
+def _claim(out: Path, amount: Amount) -> None:
+    """Write down how much a folder will hold, so that a run goes on with its own shards and no others."""
+    path, wanted = out / AMOUNT, asdict(amount)
+    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != wanted:
+        raise DataError(f"{out} holds images made with {found}, not {wanted}: take another folder, or empty this one.")
+    with new_file(path, replace=True) as unfinished:
+        unfinished.write_text(json.dumps(wanted), encoding="utf-8")
 
 
 def choose_scenes(things: Sequence[Thing], amount: Amount) -> list[ThingScene | Scene]:
