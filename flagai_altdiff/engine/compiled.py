@@ -19,6 +19,7 @@ from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.graphs import Graph, Graphs
 from flagai_altdiff.errors import InvalidRequestError, MissingDependencyError, printable
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.models.latent_diffusion import dtype_of
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class CompiledEngine(EagerEngine):
 
     def _decoded(self, latents: Tensor) -> Tensor:
         part = self.model.first_stage_model
-        return self._run(part, (latents / self.model.scale_factor).to(next(part.parameters()).dtype))
+        return self._run(part, (latents / self.model.scale_factor).to(dtype_of(part)))
 
     def _run(self, part: nn.Module, *inputs: Tensor) -> Tensor:
         from torch._dynamo.exc import BackendCompilerFailed  # a second, which only who compiles should pay

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flagai_altdiff.config import AutoencoderConfig
 from flagai_altdiff.errors import NotFiniteError
 from flagai_altdiff.models import LatentDiffusion
+from flagai_altdiff.models.latent_diffusion import dtype_of
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
 from flagai_altdiff.sampling.schedule import Schedule, make_betas, schedule_buffers
 
@@ -85,14 +86,14 @@ class EagerEngine:
         is_cast = torch.is_autocast_enabled(self.device.type) or (
             self.model.autocast_dtype and self.device.type == "cuda"
         )
-        return bool(is_cast) or _precision(self.model.first_stage_model) != torch.float32
+        return bool(is_cast) or dtype_of(self.model.first_stage_model) != torch.float32
 
     def _decoded_in_full(self, latents: Tensor) -> Tensor:
         part, scale = self.model.first_stage_model, self.model.scale_factor
-        if _precision(part) != torch.float32 and self.model.memory == "normal":
+        if dtype_of(part) != torch.float32 and self.model.memory == "normal":
             part = copy.deepcopy(part).float()
         with torch.autocast(self.device.type, enabled=False):
-            return self._in_parts(lambda some: part.decode((some.float() / scale).to(_precision(part))), latents)
+            return self._in_parts(lambda some: part.decode((some.float() / scale).to(dtype_of(part))), latents)
 
     def _in_parts(self, decode: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
         """As many images at once as memory is planned for."""
@@ -104,10 +105,6 @@ class EagerEngine:
     def _autocast(self) -> AbstractContextManager[object]:
         dtype = self.model.autocast_dtype
         return torch.autocast("cuda", dtype) if dtype and self.device.type == "cuda" else nullcontext()
-
-
-def _precision(part: nn.Module) -> torch.dtype:
-    return next(part.parameters()).dtype
 
 
 def images_at_once(sizes: AutoencoderConfig, cells: int) -> int:

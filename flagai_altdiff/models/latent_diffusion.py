@@ -154,7 +154,7 @@ class LatentDiffusion(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the UNet's weights."""
-        return _dtype_of(self.model)
+        return dtype_of(self.model)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -236,7 +236,7 @@ class LatentDiffusion(nn.Module):
 
     def encode_first_stage(self, x: Tensor) -> DiagonalGaussianDistribution:
         """(B, 3, H, W) in [-1, 1] -> posterior of the unscaled latent (B, C, H/f, W/f)."""
-        return self.first_stage_model.encode(x.to(_dtype_of(self.first_stage_model)))
+        return self.first_stage_model.encode(x.to(dtype_of(self.first_stage_model)))
 
     def get_first_stage_encoding(self, encoder_posterior: DiagonalGaussianDistribution | Tensor) -> Tensor:
         """A draw of the posterior (or the given latent), scaled for the UNet, (B, C, h, w)."""
@@ -246,7 +246,7 @@ class LatentDiffusion(nn.Module):
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
         """(B, C, h, w) as the UNet sees it -> (B, 3, h*f, w*f), about [-1, 1], not clamped."""
-        return self.first_stage_model.decode((z / self.scale_factor).to(_dtype_of(self.first_stage_model)))
+        return self.first_stage_model.decode((z / self.scale_factor).to(dtype_of(self.first_stage_model)))
 
     # Training
 
@@ -326,5 +326,6 @@ class LatentDiffusion(nn.Module):
         return nullcontext() if self.model_ema is None else self.model_ema.in_place_of_parameters(self.model)
 
 
-def _dtype_of(module: nn.Module) -> torch.dtype:
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """Of its weights, as its first one says."""
     return next(module.parameters()).dtype

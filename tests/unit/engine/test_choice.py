@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flagai_altdiff.engine import choice, make_engine
+from flagai_altdiff.engine import choice, make_engine, packed
 from flagai_altdiff.engine.eager import EagerEngine
 from flagai_altdiff.engine.packed import PackedEngine
 from flagai_altdiff.errors import InvalidRequestError
@@ -74,6 +76,20 @@ def test_layers_of_somebodys_own_are_left_to_the_model_itself(own: LatentDiffusi
     first: Any = own.model.diffusion_model.input_blocks[0]
     first[0] = Doubled(4, first[0].out_channels, 3, padding=1)
     assert chosen(own) is EagerEngine
+
+
+def test_threads_that_begin_together_pack_once(own: LatentDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack, packed_twins = packed._packed, []
+
+    def slowly(model: LatentDiffusion) -> LatentDiffusion:
+        time.sleep(0.2)
+        packed_twins.append(pack(model))
+        return packed_twins[-1]
+
+    monkeypatch.setattr(packed, "_packed", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(PackedEngine, [own, own])
+    assert len(packed_twins) == 1 and first.model is second.model
 
 
 @torch.no_grad()

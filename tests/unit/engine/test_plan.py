@@ -10,7 +10,7 @@ import torch
 
 from flagai_altdiff.config import RELEASED, LatentDiffusionConfig
 from flagai_altdiff.engine import EagerEngine, Engine, eager, plan
-from flagai_altdiff.engine.plan import Size, bytes_to_come, choose_mode, plan_memory, working_dtype
+from flagai_altdiff.engine.plan import Size, bytes_to_come, choose_mode, plan_memory, planning_of, working_dtype
 from flagai_altdiff.engine.sparing import SparingEngine
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.loading import load_model
@@ -121,6 +121,13 @@ def test_need_grows_with_pixels_and_batch_but_not_beyond_a_window(m9: LatentDiff
     assert need(height=256, width=256, images_per_prompt=2) == pytest.approx(2 * base, rel=0.1)
     assert need(height=256, width=1024, window=256) == base
     assert need(height=256, width=256, hires=2) == pytest.approx(4 * base, rel=0.1)
+
+
+@pytest.mark.parametrize("options", [{"width": 2048}, {"height": 2048}, {"hires": 2}], ids=["long", "high", "twice"])
+def test_windows_are_weighed_wherever_a_side_is_longer_than_one(options: dict[str, int], m9: LatentDiffusion) -> None:
+    side = max(m9.spec.width, m9.spec.height)
+    request = prepare(m9, tiny.CAT, **{"height": side, "width": side, **options})[0]
+    assert planning_of(m9).otherwise(request)[f"window={side}"] < bytes_to_come(m9, request)
 
 
 def test_only_known_modes_are_taken() -> None:
