@@ -62,9 +62,15 @@ def test_a_processor_decodes_no_more_at_once_than_memory_was_planned_for(
     engine: Engine, model: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(engine, EagerEngine)
-    decoded, sizes = engine._decoded, []
+    decoded = engine._decoded
+    sizes: list[int] = []
+
+    def watched(some: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(some))
+        return decoded(some)
+
     monkeypatch.setattr(eager, "MAP_BYTES", 1)
-    monkeypatch.setattr(engine, "_decoded", lambda some: (sizes.append(len(some)), decoded(some))[1])
+    monkeypatch.setattr(engine, "_decoded", watched)
     x = torch.randn(3, 4, 8, 8)
     torch.testing.assert_close(engine.decode(x), model.decode_first_stage(x), rtol=1e-4, atol=1e-4)
     assert sizes == [1, 1, 1]
