@@ -23,7 +23,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flagai_altdiff import generate, load_model
-from flagai_altdiff.config import LatentDiffusionConfig, TextEncoderConfig, UNetConfig
 from flagai_altdiff.evaluation.intervals import estimate
 from flagai_altdiff.mini.accuracy import Question, questions
 from flagai_altdiff.mini.judge import SEEN, load_judge, looked_at, right_answers, see
@@ -32,6 +31,7 @@ from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.models.attention import SpatialTransformer
 from flagai_altdiff.models.quantized import PRECISIONS, fold
 from flagai_altdiff.models.shortcuts import NONE, Shortcuts
+from tests.benchmarks.models import M18
 from tests.benchmarks.page import write_chapter
 
 CHAPTER = "less work"
@@ -78,11 +78,6 @@ WAYS = (
     Way(label="the eager engine", options={"engine": "eager"}),
     Way(label="`int8`", options={"engine": "eager"}, quantize="int8", times_of="the eager engine"),
     Way(label="`int4`", options={"engine": "eager"}, quantize="int4", times_of="the eager engine"),
-)
-
-M18 = LatentDiffusionConfig(
-    unet=UNetConfig(num_heads=None, num_head_channels=64, use_linear_in_transformer=True, context_dim=1024),
-    cond_stage=TextEncoderConfig(project_dim=1024, has_pre_transformation=True, has_pooler=False),
 )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from flagai_altdiff.convert import convert
 from tests.benchmarks.frame import Row, Side, machine, table
-from tests.full.test_full_size import CONFIGS, write_long_tokenizer, write_random_weights, write_released_config
+from tests.full.test_full_size import write_released_folder
 
 NAME = "AltDiffusion-m18"
 FLAGAI = "FlagAI's way"
@@ -124,7 +124,7 @@ def loading(folder: Path, rounds: int) -> Row:
     """
     flagai, diffusers = folder / NAME, folder / "diffusers"
     if not flagai.exists():
-        make(flagai)
+        write_released_folder(flagai, NAME)
     if not diffusers.exists():
         convert(flagai, diffusers, "diffusers")
     print(f"warm copy of {flagai.name}: {warm(flagai):.1f} s of reading alone")
@@ -143,14 +143,6 @@ def loading(folder: Path, rounds: int) -> Row:
             sides[side].seconds.append(found["seconds"])
             sides[side].gib = max(found["peak_gib"] - found["weights_gib"], 0.0)
     return Row(name="load", what="loading, all weights touched", reference=FLAGAI, sides=sides, machine=machine())
-
-
-def make(folder: Path) -> None:
-    """A FlagAI folder with random weights, and a tokenizer of XLM-R's size."""
-    folder.mkdir(parents=True)
-    write_released_config(folder / "config.yaml", CONFIGS[NAME])
-    write_random_weights(folder / "model.ckpt", CONFIGS[NAME])
-    write_long_tokenizer(folder, CONFIGS[NAME].cond_stage.vocab_size)
 
 
 def warm(folder: Path) -> float:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.benchmarks.page import chapter_of, write_chapter
-from tests.full.test_full_size import CONFIGS, write_long_tokenizer, write_random_weights, write_released_config
+from tests.full.test_full_size import write_released_folder
 
 NAME = "AltDiffusion-m18"
 CHAPTER, HEAD = "memory", "| | resident | private | of it for drawing | planned |\n|---|---|---|---|---|"
@@ -87,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder / NAME
     if not (folder / "model.ckpt").exists():
-        _write_model(folder)
+        write_released_folder(folder, NAME)
     for size in args.sizes.split(","):
         for row in [args.only] if args.only else ROWS:
             found = _measured(folder, row, *size.split("x"))
@@ -95,13 +95,6 @@ def main() -> None:
             _fill_in(f"{row}, {size}", found)
     if not args.keep:
         shutil.rmtree(folder)
-
-
-def _write_model(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    write_released_config(folder / "config.yaml", CONFIGS[NAME])
-    write_long_tokenizer(folder, CONFIGS[NAME].cond_stage.vocab_size)
-    write_random_weights(folder / "model.ckpt", CONFIGS[NAME])
 
 
 def _measured(folder: Path, row: str, width: str, height: str) -> dict[str, float]:

@@ -7,14 +7,12 @@ from dataclasses import replace
 import torch
 
 from flagai_altdiff import load_model
-from flagai_altdiff.config import LatentDiffusionConfig, TextEncoderConfig, UNetConfig
+from flagai_altdiff.config import LatentDiffusionConfig, TextEncoderConfig
 from flagai_altdiff.models import LatentDiffusion, build_model
 from flagai_altdiff.sampling.schedule import make_betas, schedule_buffers
+from tests.full.test_full_size import CONFIGS
 
-M18 = LatentDiffusionConfig(
-    unet=UNetConfig(num_heads=None, num_head_channels=64, use_linear_in_transformer=True, context_dim=1024),
-    cond_stage=TextEncoderConfig(project_dim=1024, has_pre_transformation=True, has_pooler=False),
-)
+M18 = CONFIGS["AltDiffusion-m18"]
 _SMALL_TEXT = TextEncoderConfig(
     hidden_size=64, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64, vocab_size=100, project_dim=1024
 )

@@ -19,10 +19,11 @@ from flagai_altdiff.loading import load_path
 from flagai_altdiff.models import LatentDiffusion
 from tests.benchmarks import models, report
 from tests.benchmarks.frame import Row, load, save, table
-from tests.benchmarks.load import NAME, loading, make
+from tests.benchmarks.load import NAME, loading
 from tests.benchmarks.rows_memory import peak_memory
 from tests.benchmarks.rows_pictures import pictures
 from tests.benchmarks.rows_unet import decoding, unet_step
+from tests.full.test_full_size import write_released_folder
 
 FILES = Path("runs/bench")
 """12 GB for the row ``load``, made once."""
@@ -32,7 +33,7 @@ Measure = Callable[[int], Row]
 def with_text() -> LatentDiffusion:
     """m18 at full size from files, text encoder and tokenizer and all; its weights stay in them."""
     if not (FILES / NAME).exists():
-        make(FILES / NAME)
+        write_released_folder(FILES / NAME, NAME)
     return load_path(FILES / NAME, safety_checker=False, mapped=True)
 
 

@@ -58,11 +58,7 @@ print(json.dumps({
     ("name", "way"), [("AltDiffusion-m9", "copied"), ("AltDiffusion-m18", "copied"), ("AltDiffusion-m18", "mapped")]
 )
 def test_a_full_size_checkpoint_loads_and_draws(name: str, way: str, tmp_path: Path) -> None:
-    folder = tmp_path / name
-    folder.mkdir()
-    write_released_config(folder / "config.yaml", CONFIGS[name])
-    write_long_tokenizer(folder, CONFIGS[name].cond_stage.vocab_size)
-    write_random_weights(folder / "model.ckpt", CONFIGS[name])
+    write_released_folder(folder := tmp_path / name, name)
     done = subprocess.run([sys.executable, "-c", DRAW, str(folder), way], capture_output=True, text=True, check=True)
     report = json.loads(done.stdout.splitlines()[-1])
     print(f"\n{name}, {way}: loaded in {report['load_s']:.1f} s, {report['load_gib']:.1f} GiB; ", end="")
@@ -72,6 +68,14 @@ def test_a_full_size_checkpoint_loads_and_draws(name: str, way: str, tmp_path: P
     assert report["levels"] > 100
     # What is mapped is not read yet: the health check looks at a few numbers of each. What is copied is there once.
     assert report["load_gib"] < (2.5 if way == "mapped" else 1.35 * WEIGHTS_GIB)
+
+
+def write_released_folder(folder: Path, name: str) -> None:
+    """A folder as FlagAI downloads it, with random weights, and a tokenizer of XLM-R's length."""
+    folder.mkdir(parents=True)
+    write_released_config(folder / "config.yaml", CONFIGS[name])
+    write_long_tokenizer(folder, CONFIGS[name].cond_stage.vocab_size)
+    write_random_weights(folder / "model.ckpt", CONFIGS[name])
 
 
 def write_released_config(path: Path, config: LatentDiffusionConfig) -> None:
