@@ -87,13 +87,16 @@ def make_corpus(pictures: Pictures, things: Sequence[Thing]) -> Corpus:
 
 
 def telling_words(things: Sequence[Thing]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Words of longer names that tell their thing alone: no other thing has them, and none of them is held out."""
+    """Words of longer names that tell their thing alone: no other thing has them, and none of them is held out.
+
+    Words that CLDR gives to several things are no other's either, but for the one that they are given to here.
+    """
     found = {}
     for language in LANGUAGES:
         having: Counter[str] = Counter()
         held_out = {word.casefold() for thing in things for word in thing.unseen_words[language]}
         for thing in things:
-            texts = (thing.names[language], *thing.words[language], *thing.unseen_words[language])
+            texts = thing.all_words(language)
             having.update({part for text in texts for part in text.casefold().split()})
         for thing in things:
             words = thing.names[language].split()

@@ -268,6 +268,18 @@ def words(place: Place) -> AltCLIP:
     return model
 
 
+def polish(place: Place) -> AltCLIP:
+    """The same once more, with most of what came out farthest off."""
+    model = words(place)
+
+    def task(settings: StageSettings) -> Task:
+        things, before = list(corpus(place).things.values()), student(place).text_model
+        return words_task(model, things, tokenizer(place), settings, before)
+
+    run_stage("polish", model, task, place)
+    return model
+
+
 def train_unet(name: str, model: LatentDiffusion, place: Place, languages: Sequence[str]) -> LatentDiffusion:
     """Train a part of the UNet or all of it."""
     use_channels_last(model)

@@ -53,7 +53,7 @@ def export(place: Place) -> None:
 
     One process writes, the others wait until it has.
     """
-    model, matching = parts.guidance(place), parts.words(place)
+    model, matching = parts.guidance(place), parts.polish(place)
     model.cond_stage_model.load_state_dict(matching.text_model.state_dict())
     halves = {name: tensor.half() for name, tensor in parts.judge(place).state_dict().items()}
     mark, made_of = place.work / _WRITTEN, fingerprint(model)

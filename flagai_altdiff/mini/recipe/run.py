@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[Place], object]] = {
     "quality": parts.quality,
     "guidance": parts.guidance,
     "words": parts.words,
+    "polish": parts.polish,
     "tables": results.tables,
     "export": results.export,
     "measure": results.measure_all,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 from flagai_altdiff.mini.recipe.corpus import telling_words
 from flagai_altdiff.mini.things.asking import asked_for
@@ -17,6 +19,20 @@ _ASKED_FOR, _WORN, _WITH_ARTICLE, _CAPITAL = 0.35, 0.15, 0.15, 0.2
 """Shares of words within what people say around them; worn; with an article; beginning with a capital."""
 _LEAST_WORN = 4
 
+Word = tuple[int, str, str]
+"""Number of a thing, a language, and what the thing is called there."""
+
+
+@dataclass
+class _Pool:
+    """Words of a kind, and the sums of their weights, where these are not all the same."""
+
+    words: list[Word] = field(default_factory=list)
+    cumulated: list[float] | None = None
+
+    def draw(self, rng: random.Random) -> Word:
+        return rng.choices(self.words, cum_weights=self.cumulated)[0] if self.cumulated else rng.choice(self.words)
+
 
 class Saying:
     """Ever new words for things, and for drawn shapes, which are counted behind them.
@@ -27,20 +43,33 @@ class Saying:
 
     def __init__(self, things: Sequence[Thing]) -> None:
         self.things = things
-        self._places = [(number, language) for number in range(len(things)) for language in LANGUAGES]
+        places = [(number, language) for number in range(len(things)) for language in LANGUAGES]
         self._taken = {word.casefold() for thing in things for code in LANGUAGES for word in thing.all_words(code)}
         called: dict[str, set[int]] = {}
-        for number, language in self._places:
+        for number, language in places:
             called.setdefault(things[number].names[language].casefold(), set()).add(number)
         telling = telling_words(things)
-        self._own: list[tuple[int, str, str]] = []
-        self._shared: list[tuple[int, str, str]] = []
-        for number, language in self._places:
+        self._names, self._own, self._shared = _Pool(), _Pool(), _Pool()
+        for number, language in places:
             thing = things[number]
+            self._names.words.append((number, language, thing.names[language]))
             own = (*thing.words[language], *telling.get((thing.code, language), ()))
-            for words, some in ((own, self._own), (thing.shared_words[language], self._shared)):
+            for words, pool in ((own, self._own), (thing.shared_words[language], self._shared)):
                 free = (word for word in words if number in called.get(word.casefold(), (number,)))
-                some += [(number, language, word) for word in free]
+                pool.words += [(number, language, word) for word in free]
+        self._twofold = {name for name, numbers in called.items() if len(numbers) > 1}
+
+    def prefer(self, weigh: Callable[[Sequence[Word]], Sequence[float]]) -> None:
+        """Draw some words more often than others of their kind; a name of two things only as often as any.
+
+        Args:
+            weigh: Words -> the weight of each, 1 or more.
+        """
+        for pool in (self._names, self._own, self._shared):
+            weights = zip(pool.words, weigh(pool.words), strict=True)
+            pool.cumulated = list(
+                accumulate(1.0 if word[2].casefold() in self._twofold else weight for word, weight in weights)
+            )
 
     def of_thing(self, rng: random.Random) -> tuple[int, str, str]:
         """Number of a thing, a language, and what it is called there, or asked for with.
@@ -48,11 +77,8 @@ class Saying:
         Words that are another thing's name, if in another language, are never among them.
         """
         kind = rng.random()
-        if kind < _SHARED + _OWN:
-            number, language, word = rng.choice(self._shared if kind < _SHARED else self._own)
-        else:
-            number, language = rng.choice(self._places)
-            word = self.things[number].names[language]
+        pool = self._shared if kind < _SHARED else self._own if kind < _SHARED + _OWN else self._names
+        number, language, word = pool.draw(rng)
         return number, language, self._said(word, language, rng)
 
     def of_shape(self, rng: random.Random) -> tuple[int, str, str]:

@@ -119,6 +119,15 @@ STAGES = {
             text_drop=0.1,
         ),
         _stage("words", trains="text_tower", steps=5000, batch=512, learning_rate=3e-3, warmup=100, weight_decay=0.01),
+        _stage(
+            "polish",
+            trains="text_tower",
+            steps=2000,
+            batch=512,
+            learning_rate=1.5e-3,
+            final_rate=0.0,
+            weight_decay=0.01,
+        ),
     )
 }
 """Every stage by its name, in their order."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flagai_altdiff.mini.captions import caption, random_caption
 from flagai_altdiff.mini.recipe.matching import all_read_outs
-from flagai_altdiff.mini.recipe.saying import Saying, typed
+from flagai_altdiff.mini.recipe.saying import Saying, Word, typed
 from flagai_altdiff.mini.recipe.steps import Task
 from flagai_altdiff.mini.recipe.texts import CaptionTokenizer
 from flagai_altdiff.mini.things.catalogue import Thing
@@ -29,8 +29,11 @@ from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.losses import feature_losses
 from flagai_altdiff.training.objectives import Batch, Gather
 
-_PHRASES_EVERY, _FEWER = 5, 4
+_PHRASES_EVERY, _POLISHING_PHRASES_EVERY, _FEWER = 5, 3, 4
 """Which steps are of phrases, and by how much their batches are smaller, as phrases are longer."""
+_FAR_OFF = 20
+"""Up to so many times as often a word is drawn that is farther off than half of its kind, in polishing."""
+_AT_ONCE = 512
 _POOL = 4
 """Batches of words that are drawn at once, to take one of words about equally long."""
 _BARE_SHAPES = 0.04
@@ -44,17 +47,27 @@ _USUAL = dict(zip(SHAPES, "red blue green yellow red blue yellow yellow purple o
 """The colour of a shape of which only the shape is said."""
 
 
-def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokenizer, settings: StageSettings) -> Task:
-    """Words alone and within phrases mean what the name means to the tower as it is now.
+def words_task(
+    model: AltCLIP,
+    things: Sequence[Thing],
+    tokenize: CaptionTokenizer,
+    settings: StageSettings,
+    before: RobertaSeriesModelWithTransformation | None = None,
+) -> Task:
+    """Words alone and within phrases mean what the name meant to a tower before any of this.
 
     Args:
         model: Its text tower learns.
         things: With their names and further words.
         tokenize: Its tokenizer.
         settings: Of the stage.
+        before: That tower, where the model's has learnt these words already: it is polished, and sees most of what is
+            farthest off. The model's as it is now unless given.
     """
-    tower = deepcopy(model.text_model).eval().requires_grad_(False)
-    _let_embeddings_learn(model.text_model)
+    tower = deepcopy(before or model.text_model).eval().requires_grad_(False)
+    if before is None:
+        _let_embeddings_learn(model.text_model)
+    phrases_every = _PHRASES_EVERY if before is None else _POLISHING_PHRASES_EVERY
     languages, shapes, count = list(LANGUAGES), training_scenes(), settings.row.batch_size
     meant, alike = majority(_said(tower, tokenize, [[t.names[code] for t in things] for code in languages]))
     scenes = [Scene(shape=shape, colour=colour, background="white") for shape, colour in _USUAL.items()]
@@ -64,10 +77,12 @@ def words_task(model: AltCLIP, things: Sequence[Thing], tokenize: CaptionTokeniz
     wanted = torch.cat([meant, shown])
     sure = [[language for language, does in zip(languages, row, strict=True) if does] for row in alike.T.tolist()]
     saying = Saying(things)
+    if before is not None:
+        saying.prefer(lambda some: _weights(_distances(model.text_model, tokenize, some, meant)))
 
     def draw(step: int) -> dict[str, Tensor]:
         rng = random.Random(f"{settings.row.name}:{step}")
-        return draw_words(rng) if (step + 1) % _PHRASES_EVERY else draw_phrases(rng)
+        return draw_words(rng) if (step + 1) % phrases_every else draw_phrases(rng)
 
     def draw_words(rng: random.Random) -> dict[str, Tensor]:
         chosen = [
@@ -129,6 +144,20 @@ def _said(
 ) -> Tensor:
     """What the tower says of texts, of as many in each language, (languages, texts, 3, D)."""
     return torch.stack([torch.stack(all_read_outs(tower, trim_padding(tokenize(own))), dim=1) for own in texts])
+
+
+@torch.no_grad()
+def _distances(
+    tower: RobertaSeriesModelWithTransformation, tokenize: CaptionTokenizer, words: Sequence[Word], meant: Tensor
+) -> Tensor:
+    """How far what a tower says of words is from what their things mean, (words,)."""
+    parts = torch.split(tokenize([word for _, _, word in words]), _AT_ONCE)
+    found = [torch.stack(all_read_outs(tower, trim_padding(ids)), dim=1) for ids in parts]
+    return (torch.cat(found) - meant[torch.tensor([number for number, _, _ in words])]).square().mean(dim=(1, 2))
+
+
+def _weights(distances: Tensor) -> list[float]:
+    return list((1 + (distances / distances.median()).clamp(max=_FAR_OFF)).tolist())
 
 
 def majority(said: Tensor) -> tuple[Tensor, Tensor]:

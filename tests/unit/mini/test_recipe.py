@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -138,8 +140,9 @@ def make_task(tokenize: CaptionTokenizer, corpus: Corpus, sprites: Sprites, thin
         if name == "student":
             student, teacher = tiny_matching_model(tokenize), tiny_matching_model(tokenize)
             return student_task(student, teacher, tokenize, corpus, settings), settings
-        if name == "words":
-            return words_task(tiny_matching_model(tokenize), things, tokenize, settings), settings
+        if name in ("words", "polish"):
+            student, before = tiny_matching_model(tokenize), tiny_matching_model(tokenize).text_model
+            return words_task(student, things, tokenize, settings, before if name == "polish" else None), settings
         if name in DIFFUSION:
             latents = {"mean": torch.randn(len(corpus), 4, 8, 8).half(), "std": torch.rand(len(corpus), 4, 8, 8).half()}
             return denoiser_task(tiny_model(tokenize), tokenize, latents, corpus, settings, ["en", "zh"]), settings
@@ -269,6 +272,49 @@ def test_what_is_a_name_elsewhere_is_no_word_for_another_thing(things: tuple[Thi
     assert (0, "en", "pizza de") not in said and (0, "en", "my cat en") not in said
     shapes = {saying.of_shape(rng) for _ in range(1000)}
     assert (2, "en", "circle") in shapes and min(number for number, _, _ in shapes) == 2
+
+
+def test_what_is_preferred_is_drawn_more_often_but_for_names_of_two_things(things: tuple[Thing, ...]) -> None:
+    cat, pizza = (
+        replace(thing, names={**thing.names, code: "kot"}) for thing, code in zip(things, ("pl", "tr"), strict=False)
+    )
+    saying, rng = Saying((cat, pizza)), random.Random(0)
+    preferred = {"kot", "cat en"}
+    saying.prefer(lambda some: [50.0 if word in preferred else 1.0 for _, _, word in some])
+    drawn = Counter(saying.of_thing(rng) for _ in range(20_000))
+    assert drawn[0, "en", "cat en"] > 20 * drawn[1, "en", "pizza en"] > 0
+    assert drawn[0, "pl", "kot"] < 3 * drawn[1, "en", "pizza en"]
+
+
+def test_polishing_keeps_to_what_names_meant_and_sees_most_of_what_is_far_off(
+    tokenizer_file: Path, things: tuple[Thing, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenize, weighed = CaptionTokenizer(tokenizer_file), list[tuple[Any, list[float]]]()
+    prefer = Saying.prefer
+
+    def listening(saying: Saying, weigh: Any) -> None:
+        def noted(words: Any) -> list[float]:
+            weighed.append((words, list(weigh(words))))
+            return weighed[-1][1]
+
+        prefer(saying, noted)
+
+    monkeypatch.setattr(Saying, "prefer", listening)
+    before = (model := tiny_matching_model(tokenize)).text_model
+    piece = tokenize([things[0].names["th"]])[0, 1]
+    for _ in range(2):
+        words_task(model, things, tokenize, tiny(STAGES["polish"]), before)
+        table = model.text_model.roberta.embeddings.word_embeddings.weight
+        assert table.std() > 0.5, "nothing is made smaller"
+        model.text_model = deepcopy(before)
+        model.text_model.roberta.embeddings.word_embeddings.weight.data[piece] *= -5
+    (names, first), (_, second) = weighed[0], weighed[3]
+    has_piece = [piece in ids for ids in tokenize([word for _, _, word in names])]
+    assert min(first) >= 1 and any(has_piece) and not all(has_piece)
+    rise = [after / earlier for earlier, after in zip(first, second, strict=True)]
+    worse = [r for r, has in zip(rise, has_piece, strict=True) if has]
+    others = [r for r, has in zip(rise, has_piece, strict=True) if not has]
+    assert sum(worse) / len(worse) > 1.2 * sum(others) / len(others)
 
 
 def test_the_majority_of_languages_says_what_a_thing_means() -> None:
