@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flagai_altdiff.evaluation.intervals import Estimate, estimate
-from flagai_altdiff.mini.captions import caption
+from flagai_altdiff.mini.captions import caption, with_an
 from flagai_altdiff.mini.judge import SEEN, Judge, load_judge, looked_at, right_answers, see
 from flagai_altdiff.mini.things.asking import ASKING, asked_for
 from flagai_altdiff.mini.things.catalogue import Thing
@@ -71,7 +71,8 @@ def _asked(things: Sequence[Thing], language: str, rng: random.Random, *, seen: 
     """A thing's name within what people say around it, in patterns that training saw, or others."""
     for thing in things:
         name, scene = thing.names[language], ThingScene(code=thing.code, background=rng.choice(COLOURS))
-        prompt = asked_for(name, language, rng) if seen else rng.choice(ASKING[language].unseen).format(name)
+        held_out = with_an(rng.choice(ASKING[language].unseen).format(name), language)
+        prompt = asked_for(name, language, rng) if seen else held_out
         yield Question(prompt=prompt, shown=scene, asked=("what",))
 
 

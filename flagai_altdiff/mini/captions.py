@@ -11,7 +11,7 @@ from flagai_altdiff.mini.world import Scene
 GENDERS = "mfn"
 OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 SLOT = re.compile(r"\{(\w+)\}")
-ENGLISH_ARTICLE = re.compile(r"\ba (?=[aeiou])")
+_ENGLISH_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])(?!eu|one\b|u[ks]|uni)")
 
 
 def inflect(forms: str, gender: str) -> str:
@@ -58,7 +58,12 @@ def caption(scene: Scene, language: str, *, pattern: int = 0, with_background: b
             "where": words.joiner.join(part for part in (on, pos) if part),
         },
     )
-    return ENGLISH_ARTICLE.sub("an ", text) if language == "en" else text
+    return with_an(text, language)
+
+
+def with_an(text: str, language: str) -> str:
+    """The English article as it is before a vowel: "a owl" -> "an owl"; texts of other languages as they are."""
+    return _ENGLISH_ARTICLE.sub(r"\1n ", text) if language == "en" else text
 
 
 def noun_phrase(scene: Scene, words: Language) -> str:

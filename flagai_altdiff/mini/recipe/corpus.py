@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flagai_altdiff.mini.captions import caption, random_caption
+from flagai_altdiff.mini.captions import caption, random_caption, with_an
 from flagai_altdiff.mini.recipe.pictures import Pictures
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
@@ -66,7 +66,9 @@ class Corpus:
             text = phrase(scene, rng.choice(parts), language, pattern=pattern, with_ground=with_ground)
         else:
             text = self.phrase(index, language, rng, with_ground=with_ground)
-        return f"{rng.choice(articles.split('/'))} {text}" if articles and rng.random() < _WITH_ARTICLE else text
+        if articles and rng.random() < _WITH_ARTICLE:
+            return with_an(f"{rng.choice(articles.split('/'))} {text}", language)
+        return text
 
     def plain_english(self, index: int, *, with_ground: bool) -> str:
         """The one phrase of which all that say the same are translations."""

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from flagai_altdiff.mini.captions import with_an
 from flagai_altdiff.mini.recipe.corpus import telling_words
 from flagai_altdiff.mini.things.asking import asked_for
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.vocabulary import LANGUAGES, SHAPES
 
-_SHARED, _OWN = 0.25, 0.35
-"""Shares of words for several things, which are few but the everyday ones, and of further words for one; the rest are
-names."""
+_SHARED = 0.42
+"""Share of words for several things, which are few but the everyday ones, among words that are no names."""
 _ASKED_FOR, _WORN, _WITH_ARTICLE, _CAPITAL = 0.35, 0.15, 0.15, 0.2
 """Shares of words within what people say around them; worn; with an article; beginning with a capital."""
 _LEAST_WORN = 4
@@ -41,8 +41,9 @@ class Saying:
         things: With their names and further words.
     """
 
-    def __init__(self, things: Sequence[Thing]) -> None:
-        self.things = things
+    def __init__(self, things: Sequence[Thing], *, names: float = 0.4) -> None:
+        """Of the words of things, a share of `names` are names."""
+        self.things, self._share_of_names = things, names
         places = [(number, language) for number in range(len(things)) for language in LANGUAGES]
         self._taken = {word.casefold() for thing in things for code in LANGUAGES for word in thing.all_words(code)}
         called: dict[str, set[int]] = {}
@@ -76,8 +77,10 @@ class Saying:
 
         Words that are another thing's name, if in another language, are never among them.
         """
-        kind = rng.random()
-        pool = self._shared if kind < _SHARED else self._own if kind < _SHARED + _OWN else self._names
+        if rng.random() < self._share_of_names:
+            pool = self._names
+        else:
+            pool = self._shared if rng.random() < _SHARED else self._own
         number, language, word = pool.draw(rng)
         return number, language, self._said(word, language, rng)
 
@@ -109,5 +112,7 @@ def _worn(word: str, rng: random.Random) -> str:
 def typed(word: str, language: str, rng: random.Random) -> str:
     """With an article or a capital at times."""
     articles = LANGUAGES[language].articles
-    text = f"{rng.choice(articles.split('/'))} {word}" if articles and rng.random() < _WITH_ARTICLE else word
+    text = word
+    if articles and rng.random() < _WITH_ARTICLE:
+        text = with_an(f"{rng.choice(articles.split('/'))} {word}", language)
     return text[0].upper() + text[1:] if rng.random() < _CAPITAL else text

@@ -122,7 +122,7 @@ STAGES = {
         _stage(
             "polish",
             trains="text_tower",
-            steps=2000,
+            steps=3000,
             batch=512,
             learning_rate=1.5e-3,
             final_rate=0.0,

@@ -29,8 +29,10 @@ from flagai_altdiff.training.config import StageSettings
 from flagai_altdiff.training.losses import feature_losses
 from flagai_altdiff.training.objectives import Batch, Gather
 
-_PHRASES_EVERY, _POLISHING_PHRASES_EVERY, _FEWER = 5, 3, 4
+_PHRASES_EVERY, _FEWER = 5, 4
 """Which steps are of phrases, and by how much their batches are smaller, as phrases are longer."""
+_POLISHING_PHRASES_EVERY, _POLISHING_NAMES = 2, 0.55
+"""Which steps are of phrases and which share of words are names in polishing, which mends what these lost."""
 _FAR_OFF = 20
 """Up to so many times as often a word is drawn that is farther off than half of its kind, in polishing."""
 _AT_ONCE = 512
@@ -76,7 +78,7 @@ def words_task(
     )
     wanted = torch.cat([meant, shown])
     sure = [[language for language, does in zip(languages, row, strict=True) if does] for row in alike.T.tolist()]
-    saying = Saying(things)
+    saying = Saying(things) if before is None else Saying(things, names=_POLISHING_NAMES)
     if before is not None:
         saying.prefer(lambda some: _weights(_distances(model.text_model, tokenize, some, meant)))
 

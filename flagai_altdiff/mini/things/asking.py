@@ -1,4 +1,4 @@
-"""How people ask for a thing: in a picture of it, with a word of praise, with a colour, with an exclamation mark."""
+"""How people ask for a thing: in a picture of it, with a word of praise, a colour, an exclamation mark, or ", 4k"."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flagai_altdiff.mini.captions import with_an
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 
-_COLOURED, _DESCRIBED, _MARKED = 0.3, 0.3, 0.15
+_COLOURED, _DESCRIBED, _MARKED, _TAILED = 0.3, 0.3, 0.15, 0.12
 """Shares of what is asked for: with a colour, or with another word about it where that may not be; with another word
-about it anyway; and with a mark at the end."""
+about it anyway; with a mark at the end; and with words after it that shall make a picture better."""
 _ASKED = 0.6
-"""Share of what has such a word that is asked for beside; all that has none is, unless it has a mark."""
+"""Share of what has such a word that is asked for beside; all that has none is, unless it has a mark or a tail."""
 _MARKS, _WIDE_MARKS = "!?….", "！？…。"
+TAILS = (
+    "4k", "8k", "HD", "high resolution", "high quality", "best quality", "masterpiece", "highly detailed", "intricate",
+    "sharp focus", "realistic", "photorealistic", "cinematic", "digital art", "concept art", "illustration",
+    "octane render", "trending on artstation",
+)  # fmt: skip
+"""What people write after a comma, in English whatever the language of the prompt."""
+_MOST_TAILS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +64,8 @@ ASKING: Mapping[str, Asking] = {
         asked=(
             "a picture of a {}", "picture of {}", "a photo of a {}", "photo of a {}", "a drawing of {}",
             "draw a {}", "draw me a {}", "the {}", "my {}", "two {}s", "{}s", "{} emoji", "I want a {}",
-            "show me {}", "an image of a {}", "three {}s",
+            "show me {}", "an image of a {}", "three {}s", "an icon of a {}", "a logo with a {}",
+            "an oil painting of a {}", "an illustration of a {}", "{} icon",
         ),
         unseen=("can you paint a {}", "please draw a {}"),
         described=(
@@ -204,13 +213,15 @@ def asked_for(word: str, language: str, rng: random.Random, *, with_colour: bool
         with_colour: Whether it may have a colour.
     """
     patterns, mark, kind = ASKING[language], rng.random() < _MARKED, rng.random()
+    tails = rng.sample(TAILS, rng.randint(1, _MOST_TAILS)) if rng.random() < _TAILED else []
     text = word
     if with_colour and kind < _COLOURED:
         colour = rng.choice(rng.choice(LANGUAGES[language].colours).split("/"))
         text = rng.choice(patterns.coloured).format(word, c=colour)
     elif kind < _COLOURED + _DESCRIBED:
         text = rng.choice(patterns.described).format(word)
-    if rng.random() < _ASKED or (text == word and not mark):
-        text = rng.choice(patterns.asked).format(text)
+    if rng.random() < _ASKED or (text == word and not mark and not tails):
+        text = with_an(rng.choice(patterns.asked).format(text), language)
+    text = ", ".join((text, *tails))
     marks = _WIDE_MARKS if LANGUAGES[language].stop == "。" else _MARKS
     return text + rng.choice(marks) if mark else text

@@ -10,7 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 from flagai_altdiff.errors import shown
-from flagai_altdiff.mini.things.asking import ASKING
+from flagai_altdiff.mini.things.asking import ASKING, TAILS
 from flagai_altdiff.mini.things.catalogue import known_things
 from flagai_altdiff.mini.things.phrases import WORDS
 from flagai_altdiff.mini.vocabulary import LANGUAGES
@@ -142,7 +142,7 @@ def _said_around(language: str) -> frozenset[str]:
     sayings = (
         *asking.asked, *asking.unseen, *asking.described, *asking.coloured,
         *spoken.colours, *spoken.on_colours, spoken.small, spoken.large, spoken.left, spoken.right, spoken.on,
-        spoken.bare, spoken.articles, words.small, words.large, words.flat, words.cartoon,
+        spoken.bare, spoken.articles, words.small, words.large, words.flat, words.cartoon, *TAILS,
     )  # fmt: skip
     said = re.findall(f"{_LETTER}+", _folded(re.sub(r"\{\w*\}", " ", " ".join(sayings))))
     return frozenset(said if language in _WITHOUT_BLANKS else map(_as_word, [*said, *_SHORT_GRAMMAR]))

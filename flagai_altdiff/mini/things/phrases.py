@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flagai_altdiff.mini.captions import fill, inflect
+from flagai_altdiff.mini.captions import fill, inflect, with_an
 from flagai_altdiff.mini.things.catalogue import Thing
 from flagai_altdiff.mini.things.composing import ThingScene
 from flagai_altdiff.mini.vocabulary import COLOURS, LANGUAGES
@@ -80,7 +80,7 @@ def phrase(scene: ThingScene, name: str, language: str, *, pattern: int | None =
     where = vocabulary.joiner.join(part for part in (on, place) if part)
     fields = {"np": name, "pos": place, "on": on, "bare": bare, "where": where}
     sentence = fill(vocabulary.patterns[pattern % len(vocabulary.patterns)], fields)
-    return words.comma.join(part for part in (sentence, size, style) if part)
+    return with_an(words.comma.join(part for part in (sentence, size, style) if part), language)
 
 
 def random_phrase(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flagai_altdiff.mini.accuracy import KINDS, Answers, as_table, measure, questions
+from flagai_altdiff.mini.captions import with_an
 from flagai_altdiff.mini.drawing import draw
 from flagai_altdiff.mini.judge import CODES, SEEN, UNTOLD, Judge, right_answers, see
 from flagai_altdiff.mini.pairs import measure_pairs, pair_questions
@@ -46,7 +47,7 @@ def test_questions_are_of_their_kind(kind: str, language: str) -> None:
         assert (one.prompt == thing.names[language]) is (kind == "name") or kind.endswith(" word")
         if kind == "unseen asking":
             patterns = ASKING[language].unseen
-            assert one.prompt in [pattern.format(thing.names[language]) for pattern in patterns]
+            assert one.prompt in [with_an(pattern.format(thing.names[language]), language) for pattern in patterns]
 
 
 def test_right_answers_leave_open_what_there_is_not() -> None:

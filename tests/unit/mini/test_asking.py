@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from string import Formatter
 
 import pytest
 
-from flagai_altdiff.mini.things.asking import ASKING, asked_for
+from flagai_altdiff.mini.things.asking import ASKING, TAILS, asked_for
 from flagai_altdiff.mini.vocabulary import LANGUAGES
 
 
@@ -37,7 +38,16 @@ def test_a_thing_is_asked_for_in_many_words_and_never_in_the_held_out_ones(langu
 
 def test_colours_and_marks_come_where_they_belong() -> None:
     rng = random.Random(0)
-    english, chinese = ({asked_for("X", code, rng) for _ in range(1000)} for code in ("en", "zh"))
+    english, chinese = ({asked_for("X", code, rng) for _ in range(3000)} for code in ("en", "zh"))
     assert {"red X", "X!", "a picture of a cute X", "two Xs"} <= english
+    assert any(text.startswith("red X, ") and text.removeprefix("red X, ") in TAILS for text in english)
     assert {"红色的X", "X！"} <= chinese and "X!" not in chinese
     assert not any("red" in asked_for("X", "en", rng, with_colour=False) for _ in range(1000))
+
+
+def test_the_english_article_is_spelt_as_it_is_spoken() -> None:
+    rng = random.Random(0)
+    said = {asked_for("owl", "en", rng) for _ in range(3000)}
+    assert {"a photo of an owl", "an image of an orange owl"} <= said
+    assert not any(re.search(r"\ba [aeiou]", text) for text in said)
+    assert not any("an unicorn" in asked_for("unicorn", "en", rng) for _ in range(1000))

@@ -175,8 +175,8 @@ def test_a_step_changes_exactly_the_matching_parameters(name: str, make_task: An
 def test_processes_share_a_step(name: str, make_task: Any) -> None:
     """Each has its rows of the same step, wherever the run begins, and their losses are those of one process."""
     job, _ = make_task(name)
-    whole = next(islice(job.load()(0, 0, 1), 3, None))
-    shares = [next(iter(job.load()(3, rank, 2))) for rank in range(2)]
+    whole = next(islice(job.load()(0, 0, 1), 2, None))
+    shares = [next(iter(job.load()(2, rank, 2))) for rank in range(2)]
     assert all(torch.equal(torch.stack([share[key][0] for share in shares]), whole[key]) for key in job.draw(0))
     if name in parts.TEACHER_STAGES:  # their losses are of the whole batch, which processes gather
         return
@@ -272,6 +272,14 @@ def test_what_is_a_name_elsewhere_is_no_word_for_another_thing(things: tuple[Thi
     assert (0, "en", "pizza de") not in said and (0, "en", "my cat en") not in said
     shapes = {saying.of_shape(rng) for _ in range(1000)}
     assert (2, "en", "circle") in shapes and min(number for number, _, _ in shapes) == 2
+
+
+@pytest.mark.parametrize("names", [0.1, 0.9])
+def test_words_of_things_are_names_as_often_as_was_asked_for(things: tuple[Thing, ...], names: float) -> None:
+    saying, rng = Saying(things, names=names), random.Random(0)
+    drawn = [saying.of_thing(rng) for _ in range(4000)]
+    named = sum(things[number].names[language].casefold() in text.casefold() for number, language, text in drawn)
+    assert named / len(drawn) == pytest.approx(0.9 * names, abs=0.06), "some names are worn"
 
 
 def test_what_is_preferred_is_drawn_more_often_but_for_names_of_two_things(things: tuple[Thing, ...]) -> None:
