@@ -32,26 +32,6 @@ class Scene:
     size: str = "medium"
     position: str = "centre"
 
-    @property
-    def labels(self) -> tuple[int, int, int, int, int]:
-        """Class numbers of shape, colour, background, size and position, in the order of ``ATTRIBUTES``."""
-        return (
-            SHAPES.index(self.shape),
-            COLOURS.index(self.colour),
-            COLOURS.index(self.background),
-            SIZES.index(self.size),
-            POSITIONS.index(self.position),
-        )
-
-
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "shape": SHAPES,
-    "colour": COLOURS,
-    "background": COLOURS,
-    "size": SIZES,
-    "position": POSITIONS,
-}
-
 
 def is_held_out(scene: Scene) -> bool:
     """Whether the scene's shape, colour and background belong to the triples that training never sees.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flagai_altdiff.mini.batches import draw_batch
+from flagai_altdiff.mini.batches import as_batch
 from flagai_altdiff.mini.drawing import RGB, draw
 from flagai_altdiff.mini.judge import UNTOLD, load_judge, right_answers, see
 from flagai_altdiff.mini.vocabulary import POSITIONS, SHAPES, SIZES
@@ -56,16 +56,16 @@ def test_a_seed_gives_one_image() -> None:
 
 
 def test_batches_are_scaled_for_the_model() -> None:
-    batch = draw_batch(all_scenes()[:3], random.Random(0), side=64)
-    assert batch.shape == (3, 3, 64, 64)
-    assert batch.dtype == torch.float32
     image = draw(all_scenes()[0], random.Random(0), side=64)
+    batch = as_batch([image, image])
+    assert batch.shape == (2, 3, 64, 64)
+    assert batch.dtype == torch.float32
     assert np.allclose((batch[0].permute(1, 2, 0).numpy() + 1) * 127.5, image, atol=1e-3)
 
 
 def test_the_judge_sees_what_was_drawn() -> None:
     rng = random.Random(7)
     scenes = rng.sample(all_scenes(), 200)
-    seen = see(load_judge(), draw_batch(scenes, rng))
+    seen = see(load_judge(), as_batch([draw(scene, rng) for scene in scenes]))
     wanted = torch.tensor([right_answers(scene) for scene in scenes])
     assert ((seen == wanted) | (wanted == UNTOLD)).all(dim=1).sum() >= 196
