@@ -137,15 +137,18 @@ def _around() -> re.Pattern[str]:
 
 @cache
 def _said_around(language: str) -> frozenset[str]:
-    """Patterns of what is said around names in a language: asking, praise, grounds, sizes, places, styles."""
+    """Patterns of what is said around names in a language: asking, praise, grounds, sizes, places, styles, tails."""
     asking, words, spoken = ASKING[language], WORDS[language], LANGUAGES[language]
     sayings = (
         *asking.asked, *asking.unseen, *asking.described, *asking.coloured,
         *spoken.colours, *spoken.on_colours, spoken.small, spoken.large, spoken.left, spoken.right, spoken.on,
-        spoken.bare, spoken.articles, words.small, words.large, words.flat, words.cartoon, *TAILS,
+        spoken.bare, spoken.articles, words.small, words.large, words.flat, words.cartoon,
     )  # fmt: skip
-    said = re.findall(f"{_LETTER}+", _folded(re.sub(r"\{\w*\}", " ", " ".join(sayings))))
-    return frozenset(said if language in _WITHOUT_BLANKS else map(_as_word, [*said, *_SHORT_GRAMMAR]))
+    said, tails = (
+        re.findall(f"{_LETTER}+", _folded(re.sub(r"\{\w*\}", " ", " ".join(some)))) for some in (sayings, TAILS)
+    )
+    after = (_alone(word, language) for word in tails)
+    return frozenset((*after, *(said if language in _WITHOUT_BLANKS else map(_as_word, [*said, *_SHORT_GRAMMAR]))))
 
 
 def _alone(word: str, language: str) -> str:

@@ -31,6 +31,8 @@ def test_what_it_learnt_is_known_in_every_language(language: str) -> None:
         ("キツネを描いて", "キツネの顔"),
         ("please draw a bycicle", "bicycle"),
         ("🐈 on a red background", "cat"),
+        ("florbnax, trending on artstation, 🐈", "cat"),
+        ("lemmon", "lemon"),
     ],
 )
 def test_what_it_never_learnt_is_said_with_names_near_it(prompt: str, name: str) -> None:
@@ -64,6 +66,9 @@ def test_further_inflected_and_embedded_words_are_known(prompt: str) -> None:
 def test_names_of_the_prompts_language_come_first() -> None:
     assert nearby("please draw a bycicle")[0] == "bicycle"
     assert nearby("dibújame un bycicle")[0] == "bicicleta"
+    assert nearby("lemmon, highly detailed, 4k")[0] == "lemon"
+    assert nearby("🦄 onwards") == nearby("🦄") == ["unicorn"]
+    assert "balon" in nearby("balon")
 
 
 def test_hints() -> None:
