@@ -89,16 +89,17 @@ def _redraw(args: argparse.Namespace) -> int:
     from flagai_altdiff.output import draw_to_folder, redraw
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: dict[tuple[str, str, str], Any] = {}
+    loaded: dict[tuple[object, ...], Any] = {}
     pictures = {"init_image": args.init_image, "mask_image": args.mask}
     pictures = {name: file for name, file in pictures.items() if file is not None}
     for path, record in records:
         name = _model_for(path, record, args.model)
         ways = args.quantize or _quantization(record.own), _part(record.own, PRECISION)
-        if (name, *ways) not in loaded:
+        wanted = (name, *ways, *sorted(_strengths(record.own).items()))
+        if wanted not in loaded:
             print(f"loading {name}", file=sys.stderr)
-            loaded[name, *ways] = _load(name, *ways, device, record, args)
-        model = loaded[name, *ways]
+            loaded[wanted] = _load(name, *ways, device, record, args)
+        model = loaded[wanted]
         if record.own and (differs := _other_parts(record.own, model)):
             return fail(f"{path}: {differs}", 2)
         typed = {"engine": args.engine} if args.engine else {}
@@ -138,6 +139,11 @@ def _part(own: Mapping[str, Any], kind: str) -> str:
     return next((str(part["name"]) for part in own.get("parts", ()) if part["kind"] == kind), "")
 
 
+def _strengths(own: Mapping[str, Any]) -> dict[str, float]:
+    """How strong each LoRA was, as a record says."""
+    return {lora["name"]: float(lora["strength"]) for lora in own.get("loras", ())}
+
+
 def _load(
     name: str, kind: str, precision: str, device: str, record: Record, args: argparse.Namespace
 ) -> LatentDiffusion:
@@ -150,7 +156,7 @@ def _load(
     from flagai_altdiff.parts import add_embedding, use_vae
     from flagai_altdiff.quantizing import quantize_model
 
-    strengths = {lora["name"]: float(lora["strength"]) for lora in record.own.get("loras", ())}
+    strengths = _strengths(record.own)
     loras = [lora_of(text, lambda file: strengths.get(file.stem, 1.0)) for text in args.lora]
     dtype = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(precision)
     model = load_model(name, args.model_dir, device=device, dtype=dtype, mapped=True, memory=args.memory)

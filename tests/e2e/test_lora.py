@@ -72,6 +72,14 @@ def test_an_image_tells_its_loras(m9_folder: Path, robot: Path, tmp_path: Path) 
     assert f'Lora hashes: "robot: {first["sha256"]}, style: 2, x: {second["sha256"]}"' in both["parameters"]
 
 
+def test_images_of_other_strengths_are_drawn_again_in_one_call(m9_folder: Path, robot: Path, tmp_path: Path) -> None:
+    drawn = [generate(m9_folder, tmp_path / f"{x}", "--lora", f"{robot}:{x}")[0] for x in (0.8, 0.5)]
+    files = [str(next((tmp_path / f"{x}" / "samples").glob("*.png"))) for x in (0.8, 0.5)]
+    assert main(["redraw", *files, "-m", str(m9_folder), "--lora", str(robot), "-o", str(tmp_path / "again")]) == 0
+    again = [Image.open(path).tobytes() for path in sorted((tmp_path / "again").rglob("0*.png"))]
+    assert again == [record["pixels"] for record in drawn]
+
+
 def test_strength_zero_draws_what_the_model_draws(m9_folder: Path, robot: Path, tmp_path: Path) -> None:
     plain = generate(m9_folder, tmp_path / "plain")[0]
     assert generate(m9_folder, tmp_path / "zero", "--lora", f"{robot}:0")[0]["pixels"] == plain["pixels"]
@@ -222,5 +230,11 @@ def test_captions_may_lie_beside_the_images(m9_folder: Path, images: Path, tmp_p
 def test_flags_that_do_not_go_together(m9_folder: Path, images: Path, capsys: Errors) -> None:
     train("dreambooth", m9_folder, images, "--prompt", "a", "--prior", "x", status=2)
     assert "--class-prompt" in capsys.readouterr().err
+    train("dreambooth", m9_folder, images, "--prompt", "a", "--rank", "3", status=2)
+    assert "--rank is a LoRA's" in capsys.readouterr().err
+    train("lora", m9_folder, images, "--prompt", "a", "--prior-count", "3", status=2)
+    assert "--prior-count needs --prior DIR" in capsys.readouterr().err
     assert main(["train", "lora", "--prompt", "a robot"]) == 2
     assert "--images" in capsys.readouterr().err
+    assert main(["train", "my.yaml", "--steps", "100", "-o", "second"]) == 2
+    assert "my.yaml says what --steps and --output would say" in capsys.readouterr().err
