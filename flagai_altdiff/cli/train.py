@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flagai_altdiff.cli.common import command_that_goes_on, fail
+from flagai_altdiff.cli.common import DEFAULT_MODEL, command_that_goes_on, fail
 from flagai_altdiff.errors import DataError, DiskError
 from flagai_altdiff.registry import find_model
 
@@ -36,7 +36,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     add("--resume", action="store_true", help="go on with the run in the output folder")
     few = parser.add_argument_group(f"{' and '.join(_SHORT)}: one thing from a few images")
-    few.add_argument("-m", "--model", default="AltDiffusion-mini", metavar="NAME", help="what learns it")
+    few.add_argument("-m", "--model", metavar="NAME", help=f"what learns it (default: {DEFAULT_MODEL})")
     few.add_argument("--images", type=Path, metavar="DIR", help="a few images of it")
     few.add_argument("--prompt", metavar="TEXT", help="what they show; for those that have no .txt beside")
     few.add_argument("--prior", type=Path, metavar="DIR", help="images of what the model keeps; drawn if it is missing")
@@ -54,7 +54,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     few.add_argument("--rank", type=int, metavar="N", help="of the LoRA")
     few.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of the run (default: runs/<stage>)")
     few.add_argument("--sheet", action="append", metavar="TEXT", help="a prompt to draw on the way; may be repeated")
-    parser.set_defaults(run=_train)
+    parser.set_defaults(run=_train, short={action.dest: action.option_strings[-1] for action in few._group_actions})
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -68,9 +68,15 @@ def _train(args: argparse.Namespace) -> int:
     if args.what in _SHORT:
         if not args.images:
             return fail(f"{args.what} needs --images DIR, and --prompt TEXT for those that have no .txt beside", 2)
+        if args.rank is not None and args.what != "lora":
+            return fail(f"--rank is a LoRA's; {args.what} changes the weights themselves: altdiff train lora", 2)
+        if args.prior_count is not None and not args.prior:
+            return fail("--prior-count needs --prior DIR and --class-prompt TEXT", 2)
         if bool(args.prior) != bool(args.class_prompt):
             return fail("--prior DIR and --class-prompt TEXT go together", 2)
         config = _short_config(args)
+    elif given := [flag for name, flag in args.short.items() if getattr(args, name) is not None]:
+        return fail(f"{args.what} says what {' and '.join(given)} would say; change it there", 2)
     else:
         config = read_config(Path(args.what))
     if args.plan:
@@ -117,7 +123,8 @@ def _tell(config: TrainConfig, model: Path, lora: Path, sheet: Path) -> None:
 def _short_config(args: argparse.Namespace) -> TrainConfig:
     from flagai_altdiff.training.config import parse_config
 
-    spec = find_model(args.model)
+    model = args.model or DEFAULT_MODEL
+    spec = find_model(model)
     stage = {"stage": args.what, "decay": "cosine", **(_SMALL[args.what] if spec and spec.embedded else {})}
     for name in (
         "steps",
@@ -125,7 +132,7 @@ def _short_config(args: argparse.Namespace) -> TrainConfig:
         "batch_size",
         "side",
         "ema_decay",
-        *(["rank"] if args.what == "lora" else []),
+        "rank",
     ):
         if getattr(args, name) is not None:
             stage[name] = getattr(args, name)
@@ -135,7 +142,7 @@ def _short_config(args: argparse.Namespace) -> TrainConfig:
         data |= {"prior_count": args.prior_count} if args.prior_count is not None else {}
     return parse_config(
         {
-            "model": args.model,
+            "model": model,
             "output": str(args.output or Path("runs") / args.what),
             "stages": [stage],
             "data": data,

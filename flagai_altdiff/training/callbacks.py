@@ -33,6 +33,11 @@ def latest_state(folder: Path) -> Path | None:
     return max(folder.glob(STATES), default=None)
 
 
+def ends_step(trainer: Trainer) -> bool:
+    """Whether the batch at hand is the last of those whose gradients are added up for a step."""
+    return (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class StateFiles(TorchCheckpointIO):
     """Writes a state whole or not at all, and keeps the newest two.
 
@@ -77,8 +82,7 @@ class SaveStates(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Save, if it is time."""
         step = trainer.global_step
-        whole = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and (step % self._every == 0 or step == trainer.max_steps or trainer.should_stop):
+        if ends_step(trainer) and (step % self._every == 0 or step == trainer.max_steps or trainer.should_stop):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -130,15 +134,23 @@ class LossLog(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor | Mapping[str, Any] | None, *args: Any
     ) -> None:
-        """Write the step's line."""
-        if (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
+        """Write the step's line.
+
+        Raises:
+            DiskError: It cannot be written.
+        """
+        if not (ends_step(trainer) and trainer.is_global_zero):
             return
         now = time.perf_counter()
         speed, self._began = self._batch_size / max(now - self._began, 1e-9), now
         loss = float(trainer.callback_metrics["loss"])
         row = (trainer.global_step, repr(loss), repr(self._rate), f"{speed:.3g}")
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow(row)
+        try:
+            with open(self._path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow(row)
+        except OSError as error:
+            text = f"{self._path} cannot be written: {error.strerror}. The states are whole; make room and go on."
+            raise DiskError(text, error.errno) from error
         for logger in trainer.loggers:
             logger.log_metrics(dict(zip(self.COLUMNS[1:], map(float, row[1:]), strict=True)), trainer.global_step)
 
@@ -166,8 +178,7 @@ class EveryNSteps(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Act, if it is time."""
-        whole = (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and self._every and trainer.global_step % self._every == 0:
+        if ends_step(trainer) and self._every and trainer.global_step % self._every == 0:
             self._act(trainer.global_step)
 
 
@@ -212,7 +223,9 @@ class StopAsked(Callback):
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Tell the Trainer before the step, so that its end is the last one's; any process may have been asked."""
+        """Tell the Trainer before a step's last batch, which then is the last; any process may have been asked."""
+        if not ends_step(trainer):
+            return
         asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
         trainer.should_stop = trainer.should_stop or asked
         self.asked = trainer.should_stop

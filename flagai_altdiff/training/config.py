@@ -66,11 +66,16 @@ class StageConfig:
 
         Args:
             model_side: The model's own resolution, in px.
+
+        Raises:
+            ConfigError: Something else than a LoRA is to learn beside it.
         """
-        row = STAGES[self.stage]
         given = {name: getattr(self, name) for name in _ROW_FIELDS if getattr(self, name) is not None}
+        row = replace(STAGES[self.stage], **given)
+        if row.rank and self.trainable not in (None, "lora"):
+            raise ConfigError(f"trainable={self.trainable!r}: with a rank nothing but the LoRA learns; leave one out.")
         return StageSettings(
-            row=replace(row, **{name: value for name, value in given.items() if name != "side"}),
+            row=replace(row, trainable="lora") if row.rank else row,
             side=self.side or int(model_side * row.side) // 64 * 64 or model_side,
             accumulate=self.accumulate,
             optimizer=self.optimizer,

@@ -81,13 +81,41 @@ class StageTraining(LightningModule):
         return self.settings.row.kind != "diffusion" or text_learns(self.settings)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note which data the run has."""
-        checkpoint["data"] = self._data
+        """Note what a run that goes on must have, or should."""
+        checkpoint |= self._noted
+
+    @property
+    def _noted(self) -> dict[str, Any]:
+        row = self.settings.row
+        return {"data": self._data, "batch_size": row.batch_size, "optimizer": self.settings.optimizer}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Tell of other data, with which the run goes on otherwise than it would have."""
-        if checkpoint.get("data", self._data) != self._data:
+        """Tell of what is other than before, with which the run goes on otherwise than it would have.
+
+        Raises:
+            ConfigError: With another optimizer it cannot go on.
+        """
+        changed = {name for name, value in self._noted.items() if checkpoint.get(name, value) != value}
+        if "optimizer" in changed:
+            raise ConfigError(f"the saved state is of another optimizer: {checkpoint['optimizer']}")
+        if "data" in changed:
             logger.warning("the data are not those that this stage began with: from here on it is another run")
+        if "batch_size" in changed:
+            was = checkpoint["batch_size"]
+            logger.warning("this stage began with batch_size %d: it goes on elsewhere in the data", was)
+
+    def on_train_start(self) -> None:
+        """Have a run that goes on learn as its config says now, which may not be what it said at first."""
+        row = self.settings.row
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [row.learning_rate for _ in scheduler.base_lrs]
+        rate = row.learning_rate * scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group in scheduler.optimizer.param_groups:
+            group |= {"lr": rate, "initial_lr": row.learning_rate, "weight_decay": row.weight_decay}
+            group["betas"] = (0.9, self.settings.beta2)
+        if self.average is not None:
+            self.average.decay.fill_(row.ema_decay)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """A batch's part of the step's loss, so that its gradients add up to those of the mean over all samples."""
@@ -161,13 +189,19 @@ class StageTraining(LightningModule):
         return {**learnt, **{f"average.{name}": whole(value) for name, value in averages.items()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> None:  # type: ignore[override]
-        """Take up what :meth:`state_dict` gave."""
+        """Take up what :meth:`state_dict` gave.
+
+        Raises:
+            ConfigError: It is of something else.
+        """
+        own = self.state_dict()
+        differ = own.keys() ^ state_dict.keys()
+        differ |= {name for name in own.keys() & state_dict.keys() if own[name].shape != state_dict[name].shape}
+        if differ:
+            expected = "go on with trainable, rank and ema_decay as they were, or begin in another folder"
+            text = f"the saved state is of another stage: {len(differ)} names or sizes differ, {min(differ)!r} for one"
+            raise ConfigError(f"{text}; {expected}.")
         nn.Module.load_state_dict(self, state_dict, strict=False)
-        missing = self.state_dict().keys() ^ state_dict.keys()
-        if missing:
-            raise ValueError(
-                f"the saved state is of another stage: {len(missing)} names differ, {min(missing)!r} for one"
-            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

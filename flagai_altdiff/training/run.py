@@ -91,7 +91,7 @@ def fit(
         ):
             warnings.filterwarnings("ignore", harmless)
         try:
-            trainer.fit(training, ckpt_path=state, weights_only=False if state else None)
+            trainer.fit(training, ckpt_path=state, weights_only=True if state else None)
         except NotFiniteError as error:
             good = latest_state(folder / STATES)
             kept = f"{good} is the last good state" if good else "no state was saved before it"

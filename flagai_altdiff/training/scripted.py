@@ -229,13 +229,14 @@ class _Reports(Callback):
     """Lines of the log, and checkpoints, as FlagAI's users know them."""
 
     def __init__(self, settings: Trainer) -> None:
-        self._settings = settings
+        self._settings, self._step = settings, 0
 
     def on_train_batch_end(self, trainer: LightningTrainer, pl_module: LightningModule, *args: Any) -> None:
         """Log and save, if it is time."""
         step, settings = trainer.global_step, self._settings
-        if (trainer.fit_loop.total_batch_idx + 1) % trainer.accumulate_grad_batches:
+        if step == self._step:
             return
+        self._step = step
         if step % settings.log_interval == 0 and trainer.is_global_zero:
             loss, rate = float(trainer.callback_metrics["train/loss"]), trainer.optimizers[0].param_groups[0]["lr"]
             bar_class().write(f"{settings.experiment_name}: step {step}, loss {loss:.6g}, lr {rate:.3g}")

@@ -138,10 +138,10 @@ def _draw_stage(config: TrainConfig, stage: StageConfig, start: str | Path, fold
             if settings.row.rank:
                 additions, about = finished(model, merge=True), {"ss_base_model": str(start)}
                 save_lora(folder / LORA, additions, model.config, **about, ss_steps=str(settings.row.steps))
-            _draw_sheet(model, prompts, folder / SHEET, config.sheets, settings.side, steps)
             saving.save_folder(
                 folder / MODEL, model.config, model.state_dict(), *(tokenizer.files if tokenizer else ())
             )
+            _draw_sheet(model, prompts, folder / SHEET, config.sheets, settings.side, steps)
     meet()
 
 
@@ -224,7 +224,8 @@ def _fit(
         assert sheet is not None
         with training.averaged():
             if is_first():
-                sheet(step)
+                with _writing(folder):
+                    sheet(step)
 
     fit(
         training,
@@ -254,7 +255,7 @@ def _writing(folder: Path) -> Iterator[None]:
         if not isinstance(cause, OSError | SafetensorError):
             raise
         reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
-        text = f"{folder} cannot be written: {reason}. What was learnt is saved; make room and go on with --resume."
+        text = f"{folder} cannot be written: {reason}. The states are whole; make room and go on with --resume."
         raise DiskError(text, getattr(cause, "errno", None)) from error
 
 
@@ -372,7 +373,9 @@ def _first_captions(examples: Examples) -> list[str]:
 def _draw_sheet(
     model: LatentDiffusion, prompts: Sequence[str], path: Path, config: SheetConfig, side: int, steps: int
 ) -> None:
-    """What the model draws, at the size at which it learns."""
+    """What the model draws, at the size at which it learns; no sheet where nothing is asked for."""
+    if not prompts:
+        return
     request = GenerationRequest(
         prompts=tuple(prompts),
         seed=config.seed,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from flagai_altdiff.tokenizer.text import SURROGATE
 from flagai_altdiff.training.data.example import Caption
 
 MAX_TEXT_BYTES = 1 << 20
@@ -104,7 +105,7 @@ def _one_language(found: object, language: object) -> Iterator[Caption]:
     for entry in found if isinstance(found, list | tuple) else [found]:
         text, code = (entry.get("text"), entry.get("language")) if isinstance(entry, Mapping) else (entry, None)
         if isinstance(text, str) and len(text) <= MAX_TEXT_BYTES and (line := " ".join(text.split())):
-            yield Caption(line, language_code(code) or language_code(language))
+            yield Caption(SURROGATE.sub("\ufffd", line), language_code(code) or language_code(language))
 
 
 def _first(fields: Mapping[str, object], names: tuple[str, ...]) -> object:

@@ -10,6 +10,7 @@ import yaml
 
 from flagai_altdiff.errors import ConfigError
 from flagai_altdiff.training.config import StageConfig, TrainConfig, example, parse_config
+from flagai_altdiff.training.stages import TRAINABLE
 
 DOCS = Path(__file__).parents[3] / "docs" / "training.md"
 WITHOUT_DEFAULT = {
@@ -55,6 +56,13 @@ def test_numbers_as_people_write_them() -> None:
     """YAML takes 1e-4 for a text."""
     (stage,) = parse_config(yaml.safe_load("stages: [{stage: lora, learning_rate: 1e-4, ema_decay: .99}]")).stages
     assert (stage.learning_rate, stage.ema_decay) == (1e-4, 0.99)
+
+
+@pytest.mark.parametrize("stage", ["dreambooth", "quality", "lora"])
+def test_with_a_rank_the_lora_is_all_that_learns(stage: str) -> None:
+    assert StageConfig(stage=stage, rank=8).settings(512).pattern == TRAINABLE["lora"]
+    with pytest.raises(ConfigError, match="nothing but the LoRA learns"):
+        StageConfig(stage=stage, rank=8, trainable="unet").settings(512)
 
 
 def test_the_docs_have_configs() -> None:

@@ -213,6 +213,7 @@ def deep(levels: int) -> object:
         ({"caption": {"text": "a b", "language": "de"}, "lang": "fr"}, Facts((Caption("a b", "de"),), language="fr")),
         ({"caption": [{"text": "a"}, [["b"]], {"de": "c"}, None]}, Facts((Caption("a"),))),
         ({"caption": deep(5000)}, Facts()),
+        ({"caption": "cut in an emoji \ud83d"}, Facts((Caption("cut in an emoji \ufffd"),))),
         ({}, Facts()),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flagai_altdiff.errors import DiskError, NotFiniteError, TrainingInterrupted
+from flagai_altdiff.errors import ConfigError, DiskError, NotFiniteError, TrainingInterrupted
 from flagai_altdiff.loading import load_path
 from flagai_altdiff.matching import load_matching_model
 from flagai_altdiff.models import LatentDiffusion
@@ -268,3 +268,68 @@ def test_an_interrupted_stage_says_so(m9_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted, match=r"stopped after step [234]"):
         fit(training, tmp_path, save_every=100, machine=MachineConfig(accelerator="cpu"))
     assert latest_state(tmp_path / "states") is not None
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_signal_within_a_step_loses_none(part: int, m9_folder: Path, tmp_path: Path) -> None:
+    settings = config(accumulate=2, batch_size=8).settings(64)
+
+    class Interrupted(Denoising):
+        def __call__(self, batch: Batch, gather: Any) -> Tensor:
+            if batch["position"][0] == BATCH * (2 * 4 + part):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__call__(batch, gather)
+
+    training = StageTraining(Interrupted(load_path(m9_folder), settings, seed=1), settings, halves)
+    with pytest.raises(TrainingInterrupted, match=r"after step [56]; its state is saved"):
+        fit(training, tmp_path, save_every=100, machine=MachineConfig(accelerator="cpu"))
+    state = latest_state(tmp_path / "states")
+    assert state is not None and state.name == f"step-{len(losses(tmp_path)):08d}.ckpt"
+
+
+def test_a_run_that_goes_on_learns_as_its_config_says_now(
+    m9_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(load_path(m9_folder), tmp_path, steps=3, ema_decay=0.9, batch_size=8)
+    changes: dict[str, Any] = {"steps": 6, "learning_rate": 2e-5, "weight_decay": 0.5, "beta2": 0.9, "ema_decay": 0.5}
+    training = train(load_path(m9_folder), tmp_path, **changes)
+    assert [row["learning_rate"] for row in read_log(tmp_path / "log.csv")][3:] == [2e-5] * 3
+    state = latest_state(tmp_path / "states")
+    assert state is not None
+    (group,) = torch.load(state, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert (group["weight_decay"], group["betas"]) == (0.5, (0.9, 0.9))
+    assert training.average is not None and float(training.average.decay) == 0.5
+    assert "began with batch_size 8" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "muon"}, {"trainable": "cross_attention"}, {"ema_decay": 0.0}])
+def test_a_run_that_cannot_go_on_says_so(changes: dict[str, Any], m9_folder: Path, tmp_path: Path) -> None:
+    train(load_path(m9_folder), tmp_path, steps=3)
+    with pytest.raises(ConfigError, match="the saved state is of another"):
+        train(load_path(m9_folder), tmp_path, **changes)
+
+
+def test_a_state_runs_no_code(m9_folder: Path, tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "harm",))
+
+    train(load_path(m9_folder), tmp_path, steps=3)
+    state = latest_state(tmp_path / "states")
+    assert state is not None
+    torch.save({**torch.load(state, weights_only=True), "more": Harmful()}, state)
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        train(load_path(m9_folder), tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_log_that_cannot_be_written_is_a_disks_fault(m9_folder: Path, tmp_path: Path) -> None:
+    def breaking(first: int, rank: int, world: int) -> Iterator[Batch]:
+        for number, batch in enumerate(load(first, rank, world)):
+            if number == 5:
+                (tmp_path / "log.csv").unlink()
+                (tmp_path / "log.csv").mkdir()
+            yield batch
+
+    with pytest.raises(DiskError, match=r"log.csv cannot be written: .*directory.* The states are whole"):
+        train(load_path(m9_folder), tmp_path, loader=breaking)

@@ -67,6 +67,12 @@ def test_checkpoints_are_saved_and_taken_up(tmp_path: Path) -> None:
     assert float(again.weight) == float(state["weight"])
 
 
+def test_no_step_is_missed_where_batches_are_accumulated(tmp_path: Path) -> None:
+    """Three batches of an epoch are two steps."""
+    trained(tmp_path, Line(), epochs=3, gradient_accumulation_steps=2, save_interval=1)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == set("123456")
+
+
 def test_the_rate_rises_and_falls_to_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained(tmp_path, Line(), log_interval=1, epochs=10, lr=1.0, warm_up=0.5)
     rates = [float(line.rpartition(" ")[2]) for line in capsys.readouterr().out.splitlines()]

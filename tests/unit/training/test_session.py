@@ -206,7 +206,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(
 
     run = config(m9_folder, image_folder, tmp_path / "run", {"stage": "quality", **DRAW})
     monkeypatch.setattr("flagai_altdiff.checkpoint.saving.write_safetensors", full)
-    with pytest.raises(DiskError, match=r"No space left on device\. What was learnt is saved; make room .*--resume"):
+    with pytest.raises(DiskError, match=r"No space left on device\. The states are whole; make room .*--resume"):
         train(run)
     monkeypatch.undo()
     before = losses(tmp_path / "run" / "1-quality")
