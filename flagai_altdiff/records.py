@@ -80,6 +80,11 @@ def read_any(path: Path) -> Record:
     )
 
 
+def pairs_of(text: str) -> dict[str, str]:
+    """A1111's pairs, as in ``Steps: 20, Model: "a, b"``; what is quoted stays so."""
+    return {key.strip(): value.strip() for key, value in _PAIR.findall(text)}
+
+
 def _ours(texts: Mapping[str, str]) -> Record | None:
     if RECORD_KEY not in texts:
         return None
@@ -103,7 +108,7 @@ def _a1111(texts: Mapping[str, str]) -> Record | None:
     if not (start := _SETTINGS.search(text)):
         return None
     prompt, _, negative = text[: start.start()].rstrip("\n").partition(_NEGATIVE)
-    said = {key.strip(): _unquoted(value.strip()) for key, value in _PAIR.findall(text[start.start() :])}
+    said = {key: _unquoted(value) for key, value in pairs_of(text[start.start() :]).items()}
     options: dict[str, Any] = {
         "prompts": [prompt],
         "negative_prompt": negative,

@@ -9,6 +9,7 @@ from typing import Any
 
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.pictures import FITS, Picture
+from flagai_altdiff.records import pairs_of
 from flagai_altdiff.request import MAX_SEED
 from flagai_altdiff.sampling import SAMPLERS, find_sampler
 from flagai_altdiff.web.bodies import picture
@@ -229,11 +230,10 @@ def info_of(job: Job, pngs: Sequence[bytes], asked: Asked) -> dict[str, Any]:
     }
 
 
-def parameters_of(texts: Mapping[str, str]) -> dict[str, Any]:
+def parameters_of(texts: Mapping[str, str]) -> dict[str, str]:
     """A1111's text as pairs."""
     lines = texts.get("parameters", "").splitlines()
-    pairs = re.findall(r'\s*([^:,]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', lines[-1]) if lines else []
-    return {key.strip(): value.strip() for key, value in pairs}
+    return pairs_of(lines[-1]) if lines else {}
 
 
 def model_name(value: object) -> str:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from flagai_altdiff.cli import main
 from flagai_altdiff.errors import InvalidRequestError
@@ -118,6 +119,16 @@ def test_chunks_of_a_prompt_count_as_work(server: Server) -> None:
     server.session.delete(f"{server.url}/api/jobs/{job.json()['id']}")
     many = server.post("/api/jobs", {"prompt": ["a" * 20_000] * 13, "steps": 1}).json()["error"]
     assert many["param"] == "prompts" and "240,000 characters" in many["message"]
+
+
+@pytest.mark.fault(56)
+@pytest.mark.parametrize("unit", [" ", "a", "a:", '"', "a, "])
+def test_a_text_of_a_picture_costs_no_more_than_its_length(server: Server, unit: str) -> None:
+    texts, written = PngInfo(), io.BytesIO()
+    texts.add_text("parameters", f"a cat\nSteps: 20, {unit * (900_000 // len(unit))}")
+    Image.new("RGB", (8, 8)).save(written, "PNG", pnginfo=texts)
+    answer = server.post("/sdapi/v1/png-info", {"image": base64.b64encode(written.getvalue()).decode()})
+    assert answer.status_code == 200 and answer.json()["parameters"]["Steps"] == "20"
 
 
 @pytest.mark.fault(56)
