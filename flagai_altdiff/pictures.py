@@ -25,6 +25,8 @@ ALPHA = "alpha"
 SIDES = ("left", "top", "right", "bottom")
 _BOX = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*")
 _NUMBERS = re.compile(r"[\d\s.,-]*,[\d\s.,-]*")
+_LONGEST_BOX = 64
+"""Characters."""
 _WHITE = 255
 _DIGITS = 4
 """Of a margin."""
@@ -110,6 +112,11 @@ def as_mask(value: object) -> Picture | str | None:
     if isinstance(value, str) and _NUMBERS.fullmatch(value):
         raise ValueError("expected a box of four numbers, left,top,right,bottom in px, as in 24,24,104,104")
     return as_picture(value)
+
+
+def is_mask_in_words(value: object) -> bool:
+    """Whether a mask is ``"alpha"`` or, right or wrong, a box: it names no file then."""
+    return value == ALPHA or (isinstance(value, str) and len(value) < _LONGEST_BOX and bool(_NUMBERS.fullmatch(value)))
 
 
 def as_margins(value: object) -> object:

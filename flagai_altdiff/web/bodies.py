@@ -12,9 +12,9 @@ from fastapi import Request
 from pydantic import TypeAdapter
 
 from flagai_altdiff.errors import InvalidRequestError
-from flagai_altdiff.pictures import Picture
+from flagai_altdiff.pictures import Picture, is_mask_in_words
 from flagai_altdiff.request import OPTIONS, GenerationRequest
-from flagai_altdiff.web.encoding import is_mask_in_words, picture_from_base64
+from flagai_altdiff.web.encoding import picture_from_base64
 from flagai_altdiff.web.fetching import fetch_picture
 from flagai_altdiff.web.messages import Lora
 from flagai_altdiff.web.settings import Settings

@@ -13,7 +13,7 @@ from PIL import Image
 from flagai_altdiff.decoding import read_image
 from flagai_altdiff.errors import BrokenExampleError, ImageError, InvalidRequestError
 from flagai_altdiff.images import texts_in
-from flagai_altdiff.pictures import ALPHA, Picture, as_mask
+from flagai_altdiff.pictures import Picture
 from flagai_altdiff.web.messages import Drawn
 
 FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -54,11 +54,6 @@ def _decoded(text: object, field: str) -> bytes:
         return base64.b64decode(plain, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidRequestError(field, text, f"expected a picture as base64 ({error})") from error
-
-
-def is_mask_in_words(value: object) -> bool:
-    """Whether a mask is a box or ``"alpha"``, and no picture."""
-    return value == ALPHA or (isinstance(value, str) and len(value) < 64 and "," in value and as_mask(value) == value)
 
 
 def png_of(image: Drawn) -> bytes:
