@@ -12,7 +12,7 @@ from flagai_altdiff.pictures import FITS, Picture
 from flagai_altdiff.records import pairs_of
 from flagai_altdiff.request import MAX_SEED
 from flagai_altdiff.sampling import SAMPLERS, find_sampler
-from flagai_altdiff.web.bodies import picture
+from flagai_altdiff.web.bodies import as_float, picture
 from flagai_altdiff.web.encoding import texts_of
 from flagai_altdiff.web.jobs import Job
 from flagai_altdiff.web.messages import Lora
@@ -78,7 +78,7 @@ async def read_drawing(body: Mapping[str, Any], service: Service, *, from_pictur
     options |= {"prompts": prompt, "prompt_syntax": "weighted", **_counts(given), **_sampler(given)}
     for name in ("guidance_scale", "variation_strength", "eta"):
         if isinstance(options.get(name), int):
-            options[name] = float(options[name])
+            options[name] = as_float(options[name], name)
     if not SAMPLERS.get(str(options.get("sampler", "ddim")), SAMPLERS["euler"]).takes_eta:
         options.pop("eta", None)  # clients send it with every sampler, and A1111 does nothing with it there either
     options["seed"] = _seed(given.get("seed", -1))
@@ -93,7 +93,10 @@ async def read_drawing(body: Mapping[str, Any], service: Service, *, from_pictur
     if from_picture:
         options |= await _picture_options(given, service)
     elif given.get("enable_hr"):
-        options |= {"hires": float(given.get("hr_scale", 2.0)), "hires_strength": given.get("denoising_strength", 0.5)}
+        options |= {
+            "hires": as_float(given.get("hr_scale", 2.0), "hires"),
+            "hires_strength": given.get("denoising_strength", 0.5),
+        }
         options["hires_upscaler"] = "latent" if LATENT in str(given.get("hr_upscaler", "")) else "picture"
     override = given.get("override_settings")
     override = dict(override) if isinstance(override, dict) else {}
@@ -172,7 +175,7 @@ async def _picture_options(given: Mapping[str, Any], service: Service) -> dict[s
         raise InvalidRequestError("init_images", pictures, "expected a list with a picture as base64")
     begun = await picture(pictures[0], "init_images", service.settings)
     mode = given.get("resize_mode", 0)
-    if mode not in _FIT:
+    if mode not in tuple(_FIT):
         raise InvalidRequestError("resize_mode", mode, f"expected 0 to {len(FITS)}")
     options: dict[str, Any] = {
         "init_image": begun,

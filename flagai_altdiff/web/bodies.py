@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,7 +53,10 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not content:
         return {}
     try:
-        found = json.loads(content, parse_constant=_no_number)
+        text = content.decode("utf-8-sig")
+        found = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()  # halves of surrogate pairs can be in no answer
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError("body", content[:40], f"expected JSON ({error})") from error
     if not isinstance(found, dict):
@@ -60,8 +64,10 @@ async def read_json(request: Request) -> dict[str, Any]:
     return found
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is no number")
+    return number
 
 
 async def read_order(body: Mapping[str, Any], settings: Settings) -> Order:
@@ -78,12 +84,22 @@ async def read_order(body: Mapping[str, Any], settings: Settings) -> Order:
     for name in PICTURES:
         if options.get(name) not in (None, "") and not (name == "mask_image" and is_mask_in_words(options[name])):
             options[name] = await picture(options[name], name, settings)
-    model, is_saved = body.get("model"), body.get("save", True)
-    if model is not None and not isinstance(model, str):
-        raise InvalidRequestError("model", model, "expected a name")
+    is_saved = body.get("save", True)
     if not isinstance(is_saved, bool):
         raise InvalidRequestError("save", is_saved, "expected true or false")
-    return Order(options=options, model=model, loras=_loras(body.get("loras")), is_saved=is_saved)
+    return Order(options=options, model=model_of(body), loras=_loras(body.get("loras")), is_saved=is_saved)
+
+
+def model_of(body: Mapping[str, Any]) -> str | None:
+    """The name of the model that a body asks for, if it does.
+
+    Raises:
+        InvalidRequestError: It is no name.
+    """
+    model = body.get("model")
+    if model is not None and not isinstance(model, str):
+        raise InvalidRequestError("model", model, "expected a name")
+    return model
 
 
 async def picture(value: object, field: str, settings: Settings) -> Picture:
@@ -111,8 +127,20 @@ def _loras(value: object) -> tuple[Lora, ...]:
         strength = lora.get("strength", 1.0)
         if not isinstance(lora["name"], str) or isinstance(strength, bool) or not isinstance(strength, int | float):
             raise InvalidRequestError("loras", lora, expected)
-        found.append((lora["name"], float(strength)))
+        found.append((lora["name"], as_float(strength, "loras", expected)))
     return tuple(found)
+
+
+def as_float(value: Any, field: str, expected: str = "expected a number") -> float:
+    """A number that a client wrote in any way.
+
+    Raises:
+        InvalidRequestError: It is none, or no float is so large.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequestError(field, value, expected) from None
 
 
 def order_schema() -> dict[str, Any]:

@@ -17,7 +17,7 @@ from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.pictures import ALPHA, Picture
 from flagai_altdiff.request import OPTIONS
 from flagai_altdiff.web.answers import problem_of
-from flagai_altdiff.web.bodies import Order, read_json, read_order
+from flagai_altdiff.web.bodies import Order, model_of, read_json, read_order
 from flagai_altdiff.web.clients import client_of
 from flagai_altdiff.web.encoding import FORMATS, as_text, picture_from_bytes
 from flagai_altdiff.web.jobs import Job, JobError
@@ -31,6 +31,8 @@ _OWN = (
     "user safety_identifier input_fidelity image mask"
 ).split()
 """Fields of OpenAI's that are no options of a request."""
+_FILES = ("image", "mask")
+"""Fields of a form that are pictures."""
 _SIZE = re.compile(r"([0-9]{1,5})x([0-9]{1,5})")
 _QUALITY = {"low": 0.5, "medium": 1.0, "auto": 1.0, "standard": 1.0, "high": 1.5, "hd": 1.5, "xhigh": 2.0, "max": 2.0}
 """How many of the model's usual steps a quality takes."""
@@ -185,7 +187,7 @@ async def _read(body: Mapping[str, Any], service: Service) -> tuple[Order, Wish]
         raise InvalidRequestError("prompt", None, "it must be given")
     if "n" in given:
         options["images_per_prompt"] = _whole(given, "n", 1, _MOST_IMAGES)
-    card = service.card(given.get("model"))
+    card = service.card(model_of(given))
     size = given.get("size", "auto")
     if size != "auto":
         found = _SIZE.fullmatch(size) if isinstance(size, str) else None
@@ -212,6 +214,8 @@ async def _form(request: Request, service: Service) -> dict[str, Any]:
             if isinstance(value, UploadFile):
                 content = await value.read()
                 found[name] = await asyncio.to_thread(picture_from_bytes, content, name, most.picture_pixels)
+            elif name in _FILES:
+                raise InvalidRequestError(name, value, f"expected a file, as of curl -F {name}=@cat.png")
             else:
                 found[name] = _typed(name, value)
     return found

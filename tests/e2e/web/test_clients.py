@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -113,6 +114,23 @@ def test_openai_reads_our_errors(client: OpenAI) -> None:
     for size in ("big", "100000x8"):
         with pytest.raises(openai.BadRequestError):
             client.images.generate(prompt="a", size=size)  # type: ignore[arg-type]
+
+
+@pytest.mark.fault(56)
+@pytest.mark.parametrize("model", [5, ["AltDiffusion-mini"], {}])
+def test_a_model_is_a_name(server: Server, model: object) -> None:
+    answer = server.post("/v1/images/generations", {"prompt": "a", "model": model})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "model", answer.text
+
+
+@pytest.mark.fault(56)
+@pytest.mark.parametrize("path", ["edits", "variations"])
+@pytest.mark.parametrize("field", ["image", "mask"])
+def test_a_text_is_no_picture_of_a_form(server: Server, path: str, field: str) -> None:
+    form: dict[str, Any] = {"prompt": (None, "a"), "image": ("a.png", png()), field: (None, "cat.png")}
+    answer = server.session.post(f"{server.url}/v1/images/{path}", files=form, timeout=20)
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == field, answer.text
+    assert f"curl -F {field}=@cat.png" in answer.json()["error"]["message"]
 
 
 def test_openai_streams_partial_images(client: OpenAI) -> None:
@@ -237,6 +255,25 @@ def test_an_upscaler_that_is_not_here_is_named(api: webuiapi.WebUIApi) -> None:
 def test_what_cannot_be_enlarged_is_said(server: Server, route: str, body: dict[str, object], word: str) -> None:
     answer = server.post(f"/sdapi/v1/extra-{route}", {"upscaler_1": "Nearest", **body})
     assert answer.status_code == 400 and word in answer.json()["detail"], answer.text
+
+
+@pytest.mark.fault(56)
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("txt2img", {"cfg_scale": 10**400}, "cfg_scale"),
+        ("txt2img", {"subseed_strength": 10**400}, "subseed_strength"),
+        ("txt2img", {"enable_hr": True, "hr_scale": "abc"}, "hr_scale"),
+        ("txt2img", {"enable_hr": True, "hr_scale": [2]}, "hr_scale"),
+        ("img2img", {"init_images": [base64.b64encode(png()).decode()], "resize_mode": []}, "resize_mode"),
+        ("img2img", {"init_images": [{}]}, "init_images"),
+    ],
+)
+def test_what_a1111s_clients_write_wrong_is_said(
+    server: Server, path: str, body: dict[str, object], field: str
+) -> None:
+    answer = server.post(f"/sdapi/v1/{path}", {"prompt": "a", "steps": 1, **body})
+    assert answer.status_code == 400 and answer.json()["detail"].startswith(f"{field}="), answer.text
 
 
 def test_a1111s_clients_watch_and_interrupt(api: webuiapi.WebUIApi, server: Server) -> None:

@@ -67,7 +67,19 @@ def bomb(side: int = 30_000) -> bytes:
 @pytest.mark.fault(56)
 @pytest.mark.parametrize("path", ["/api/jobs", "/v1/images/generations", "/sdapi/v1/txt2img"])
 @pytest.mark.parametrize(
-    "body", [b"{", b"[1]", b'{"prompt": NaN}', b"\xff\xfe", b"[" * 100_000, b'{"prompt": 7}', b'"a"']
+    "body",
+    [
+        b"{",
+        b"[1]",
+        b'{"prompt": NaN}',
+        b'{"prompt": "a", "steps": 1, "none": [1e999]}',
+        b'{"prompt": "a", "steps": 1, "none": {"half": "\\ud83d"}}',
+        b'{"prompt": "a", "steps": 1, "none": "\xed\xa0\xbd"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"prompt": 7}',
+        b'"a"',
+    ],
 )
 def test_bad_bodies_are_refused_in_the_words_of_the_interface(server: Server, path: str, body: bytes) -> None:
     answer = server.session.post(server.url + path, data=body, timeout=20)

@@ -111,6 +111,8 @@ def test_the_documentation_has_every_option(server: Server) -> None:
         ({"prompt": "a", "mask_image": "24,24,104"}, "mask_image", "a box of four numbers"),
         ({"prompt": "a", "mask_image": "/etc/host,name"}, "mask_image", "base64"),
         ({"prompt": "a", "mask_image": ["/etc/host,name"]}, "mask_image", "base64"),
+        ({"prompt": "a", "loras": [{"name": "a", "strength": 10**400}]}, "loras", "expected a list as in"),
+        ({"prompt": "a", "model": ["AltDiffusion-mini"]}, "model", "expected a name"),
         ({"prompt": "a", "save": "yes"}, "save", "true or false"),
         ({"prompt": ["a", 3]}, "prompts", "texts only"),
     ],
