@@ -20,6 +20,8 @@ FORMATS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 """Format → media type."""
 _DATA = re.compile(r"data:image/[\w.+-]+;base64,")
 _USER_COMMENT, _EXIF = 0x9286, 0x8769
+_MOST_EXIF = 65533
+"""Bytes of it in a JPEG."""
 _QUALITY = 90
 
 
@@ -78,7 +80,7 @@ def texts_of(value: object, field: str) -> dict[str, str]:
 
 
 def converted(png: bytes, kind: str, quality: int | None = None) -> bytes:
-    """A PNG as another format, with what it says of its making where A1111 looks for it.
+    """A PNG as another format, with what it says of its making where A1111 looks for it, if there is room.
 
     Args:
         png: The file.
@@ -91,8 +93,10 @@ def converted(png: bytes, kind: str, quality: int | None = None) -> bytes:
         exif = image.getexif()
         if text := image.info.get("parameters"):
             exif.get_ifd(_EXIF)[_USER_COMMENT] = b"UNICODE\0" + str(text).encode("utf-16-be", "replace")
-        written = io.BytesIO()
-        image.convert("RGB").save(written, kind.upper(), quality=quality or _QUALITY, exif=exif)
+        said, written = exif.tobytes(), io.BytesIO()
+        if kind == "jpeg" and len(said) > _MOST_EXIF:  # half of it would say nothing: the settings come last
+            said = b""
+        image.convert("RGB").save(written, kind.upper(), quality=quality or _QUALITY, exif=said)
         return written.getvalue()
 
 

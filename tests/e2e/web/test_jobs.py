@@ -54,6 +54,14 @@ def test_other_formats(server: Server, format: str, kind: str) -> None:
     assert "Seed: 1" in picture.getexif().get_ifd(0x8769)[0x9286][8:].decode("utf-16-be")
 
 
+@pytest.mark.parametrize(("format", "has_room"), [("jpeg", False), ("webp", True)])
+def test_what_has_no_room_in_a_format_is_left_out(server: Server, format: str, has_room: bool) -> None:
+    job = server.finished(server.submit("a" * 18_000, negative_prompt="b" * 18_000, steps=1)["id"])
+    answer = server.get(f"{job['images'][0]['url']}?format={format}")
+    assert answer.status_code == 200, answer.text
+    assert bool(Image.open(io.BytesIO(answer.content)).getexif()) == has_room
+
+
 def test_a_cancelled_job_ends_within_a_step(server: Server) -> None:
     job = server.submit(steps=900, images_per_prompt=4)
     server.until(lambda: server.job(job["id"]), lambda now: now["step"] >= 2)
