@@ -19,6 +19,8 @@ _KEY, _AUTH = "FLAGAI_ALTDIFF_API_KEY", "FLAGAI_ALTDIFF_AUTH"
 _PACKAGES = ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "python_multipart", "gradio")
 _GIB = 1 << 30
 _MAX_SECRET = 4096
+_LARGEST = 1e15
+"""Of a limit: more than any machine has, less than whole numbers end at."""
 
 
 def add_serve(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +58,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=_at_least_one, metavar="N", help="draw in N processes on the CPU (default: 1)")
     add(
         "--max-memory",
-        type=float,
+        type=_at_least_zero,
         metavar="GB",
         help="weights that a process keeps; models that were used least recently go, the one that draws stays "
         "(default: half of the GPU's memory, or of the machine's or its container's, divided by --workers)",
@@ -74,7 +76,7 @@ def _add(parser: argparse.ArgumentParser) -> None:
     add = limits.add_argument
     add("--max-waiting", type=_at_least_one, metavar="N", help="jobs that may wait (default: 64)")
     add("--max-waiting-each", type=_at_least_one, metavar="N", help="jobs of one client that may wait (default: 16)")
-    add("--max-work", type=float, metavar="X", help="pixels x steps x images of a request (default: 2e9)")
+    add("--max-work", type=_at_least_zero, metavar="X", help="pixels x steps x images of a request (default: 2e9)")
     add(
         "--max-chunks",
         type=_at_least_one,
@@ -82,8 +84,13 @@ def _add(parser: argparse.ArgumentParser) -> None:
         help="chunks of 75 tokens of a prompt with weights; each beyond the first counts as a step (default: 20)",
     )
     add("--max-batch", type=_at_least_one, metavar="N", help="images of like requests drawn at once (default: 8)")
-    add("--max-body", type=float, metavar="MB", help="size of a request (default: 32)")
-    add("--grace", type=float, metavar="S", help="seconds that a begun job has when the server stops (default: 30)")
+    add("--max-body", type=_at_least_zero, metavar="MB", help="size of a request (default: 32)")
+    add(
+        "--grace",
+        type=_at_least_zero,
+        metavar="S",
+        help="seconds that a begun job has when the server stops (default: 30)",
+    )
     access = parser.add_argument_group("who may use it")
     add = access.add_argument
     add("--api-key", metavar="KEY|@FILE", help=f"ask for this key; better from a file, or from {_KEY}")
@@ -102,7 +109,15 @@ def _at_least_one(text: str) -> int:
     return number
 
 
+def _at_least_zero(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= _LARGEST:
+        raise ValueError
+    return number
+
+
 _at_least_one.__name__ = "whole number from 1 on"
+_at_least_zero.__name__ = f"number from 0 to {_LARGEST:g}"
 
 
 def _serve(args: argparse.Namespace) -> int:

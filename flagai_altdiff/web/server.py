@@ -172,9 +172,9 @@ def _listening(settings: Settings) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((settings.host, settings.port))
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # no address, no port, no name
         listening.close()
-        reason = error.strerror or error
+        reason = getattr(error, "strerror", None) or error
         expected = f"{settings.host}:{settings.port} cannot be listened at ({reason}); choose another with --port"
         raise InvalidRequestError("--port", settings.port, expected) from error
     return listening

@@ -344,9 +344,20 @@ def test_a_public_address_needs_a_key(capsys: pytest.CaptureFixture[str], tmp_pa
         (["--models", "AltDiffusion-m99"], "unknown model"),
         (["--workers", "2", "--devices", "2"], "leave one out"),
         (["--lora", "gone.safetensors"], "no such file"),
+        (["--port", "99999", "--no-page"], "choose another with --port"),
+        (["--host", f"{'a' * 64}.example", "--open"], "cannot be listened at"),
     ):
         assert main(["serve", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--max-work", "--max-body", "--max-memory", "--grace"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e308", "-1"])
+def test_limits_are_numbers(flag: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["serve", "--no-page", "--port", "99999", f"{flag}={value}"])
+    assert exit_.value.code == 2
+    assert f"argument {flag}: invalid number from 0 to 1e+15 value: '{value}'" in capsys.readouterr().err
 
 
 @pytest.mark.fault(63)
