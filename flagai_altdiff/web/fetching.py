@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import NewConnectionError
 from urllib3.util.connection import create_connection
 
 from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.hub.wire import ExcessError, Meter, MeteredAdapter, TransientError
 from flagai_altdiff.pictures import Picture
 from flagai_altdiff.web.encoding import picture_from_bytes
 from flagai_altdiff.web.settings import Limits
@@ -23,6 +23,8 @@ from flagai_altdiff.web.settings import Limits
 _TIMEOUT_S, _WHOLE_S = 5.0, 20.0
 _MAX_REDIRECTS = 3
 _CHUNK = 1 << 16
+_FETCHERS = ThreadPoolExecutor(8, "picture")
+"""Threads that wait for strangers; the server's own work has others."""
 
 
 async def fetch_picture(url: str, field: str, limits: Limits) -> Picture:
@@ -36,7 +38,8 @@ async def fetch_picture(url: str, field: str, limits: Limits) -> Picture:
     Raises:
         InvalidRequestError: The address is not public, or there is no picture.
     """
-    content = await asyncio.to_thread(_content, url, field, limits.body_bytes)
+    running = asyncio.get_running_loop()
+    content = await running.run_in_executor(_FETCHERS, _content, url, field, limits.body_bytes)
     return await asyncio.to_thread(picture_from_bytes, content, field, limits.picture_pixels)
 
 
@@ -53,26 +56,31 @@ def is_public(address: str) -> bool:
 
 
 def _content(url: str, field: str, max_bytes: int) -> bytes:
-    deadline = time.monotonic() + _WHOLE_S
+    meter, most = Meter(_TIMEOUT_S, tries=1), f"at most {max_bytes:,} bytes in {_WHOLE_S:g} s"
+    meter.expect("picture", _WHOLE_S)
     try:
         with requests.Session() as session:
             session.trust_env = False  # a proxy would resolve names, and go where we do not
             for scheme in ("http://", "https://"):
-                session.mount(scheme, _PublicAdapter())
+                session.mount(scheme, _PublicAdapter(meter))
             for _ in range(_MAX_REDIRECTS + 1):
                 if urlsplit(url).scheme not in ("http", "https") or urlsplit(url).username is not None:
                     raise InvalidRequestError(field, url, "expected http:// or https:// without a password")
                 with session.get(url, timeout=_TIMEOUT_S, stream=True, allow_redirects=False) as answer:
                     if answer.is_redirect:
                         url = urljoin(url, answer.headers["Location"])
+                        meter.next_hop()
                         continue
                     answer.raise_for_status()
                     content = bytearray()
                     for piece in answer.iter_content(_CHUNK):
                         content += piece
-                        if len(content) > max_bytes or time.monotonic() > deadline:
-                            raise InvalidRequestError(field, url, f"at most {max_bytes:,} bytes in {_WHOLE_S:g} s")
+                        meter.used(len(piece))
+                        if len(content) > max_bytes:
+                            raise InvalidRequestError(field, url, most)
                     return bytes(content)
+    except (TransientError, ExcessError) as error:
+        raise InvalidRequestError(field, url, most) from error
     except (requests.RequestException, ValueError, OSError) as error:
         if isinstance(error, InvalidRequestError):
             raise
@@ -115,8 +123,8 @@ class _HTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _PublicHTTPS
 
 
-class _PublicAdapter(HTTPAdapter):
-    """Connects to public addresses only, whatever a name resolves to."""
+class _PublicAdapter(MeteredAdapter):
+    """Connects to public addresses only, whatever a name resolves to, and reads for as long as the meter lets it."""
 
     def init_poolmanager(self, *args: int, **options: object) -> None:
         self.poolmanager = PoolManager(num_pools=1)

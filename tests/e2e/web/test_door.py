@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -9,8 +10,11 @@ import json
 import socket
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +26,7 @@ from PIL.PngImagePlugin import PngInfo
 from flagai_altdiff.cli import main
 from flagai_altdiff.errors import InvalidRequestError
 from flagai_altdiff.web import fetching
+from flagai_altdiff.web.settings import Limits
 from tests.web_server import Server, serving
 
 KEY = "correct-horse-battery"
@@ -214,11 +219,23 @@ class _Pictures(BaseHTTPRequestHandler):
             self.send_header("Location", "http://169.254.169.254/latest/meta-data")
             self.end_headers()
             return
+        if self.path.startswith("/slow"):
+            self._drip({"/slow-head": b"X: "}.get(self.path, b"\r\n"))
+            return
         self.send_response(200)
         self.end_headers()
         written = io.BytesIO()
         Image.new("RGB", (8, 8), "red").save(written, "PNG")
         self.wfile.write(written.getvalue())
+
+    def _drip(self, begin: bytes) -> None:
+        """Never silent, for ten seconds."""
+        how = b"Transfer-Encoding: chunked" if self.path == "/slow-chunk" else b"Content-Length: 1000"
+        with suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n" + how + b"\r\n" + begin)
+            for _ in range(100):
+                self.wfile.write(b"0")
+                time.sleep(0.1)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -258,6 +275,50 @@ def test_what_is_connected_to_is_what_was_looked_up(monkeypatch: pytest.MonkeyPa
         assert connected == ["93.184.216.34"] * 2
     finally:
         pictures.shutdown()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server of pictures on this machine that passes for a public one; a second is all there is."""
+    pictures = ThreadingHTTPServer(("127.0.0.1", 0), _Pictures)
+    threading.Thread(target=pictures.serve_forever, daemon=True).start()
+    public = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: public)
+
+    def connect(address: object, timeout: float) -> socket.socket:
+        connection = socket.socket()
+        connection.settimeout(timeout)
+        connection.connect(("127.0.0.1", pictures.server_port))
+        return connection
+
+    monkeypatch.setattr(fetching, "create_connection", connect)
+    monkeypatch.setattr(fetching, "_WHOLE_S", 1.0)
+    yield "http://slow.example"
+    pictures.shutdown()
+
+
+@pytest.mark.fault(57)
+@pytest.mark.parametrize("path", ["/slow-head", "/slow-body", "/slow-chunk"])
+def test_a_picture_that_never_ends_is_waited_for_no_longer_than_the_limit(path: str, slow: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InvalidRequestError, match="bytes in 1 s"):
+        fetching._content(slow + path, "init_image", 10_000)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.fault(57)
+def test_slow_pictures_leave_the_servers_threads_to_others(slow: str) -> None:
+    async def others_work() -> bool:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        fetched = asyncio.create_task(fetching.fetch_picture(f"{slow}/slow-body", "init_image", Limits()))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(time.monotonic)
+        is_first = not fetched.done()
+        with pytest.raises(InvalidRequestError):
+            await fetched
+        return is_first
+
+    assert asyncio.run(others_work())
 
 
 @pytest.mark.fault(58)
