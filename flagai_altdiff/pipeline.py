@@ -24,6 +24,7 @@ from flagai_altdiff.engine.openvino import has_half_precision
 from flagai_altdiff.engine.plan import planning_of
 from flagai_altdiff.errors import InvalidRequestError, NotFiniteError, shown
 from flagai_altdiff.images import load_image, to_pil
+from flagai_altdiff.layout import circular_axes
 from flagai_altdiff.memory import check_memory, memory_advice
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise
@@ -34,7 +35,6 @@ from flagai_altdiff.sampling import Step
 from flagai_altdiff.sampling.schedule import timestep_grid
 from flagai_altdiff.walks import (
     check_stretches,
-    circular_axes,
     condition,
     decoded,
     step_counts,

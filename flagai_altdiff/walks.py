@@ -16,6 +16,7 @@ from flagai_altdiff.conditioning import encode_prompts, same_length
 from flagai_altdiff.engine import Engine
 from flagai_altdiff.engine.tiles import decode_in_tiles
 from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.layout import windows_of, wraps_of
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.models.shortcuts import InnerMaps, Shortcuts
 from flagai_altdiff.noise import Draw
@@ -23,7 +24,7 @@ from flagai_altdiff.request import Batch, ResolvedRequest
 from flagai_altdiff.sampling import SAMPLERS, EpsFunction, Step
 from flagai_altdiff.sampling.guidance import Guidance
 from flagai_altdiff.sampling.schedule import Schedule, add_noise, timestep_grid
-from flagai_altdiff.sampling.windows import Window, joined, make_windows
+from flagai_altdiff.sampling.windows import Window, joined
 
 BORDER = "|"
 """Between the stretches of a prompt."""
@@ -197,15 +198,6 @@ def stretches_of(prompt: str, request: ResolvedRequest) -> list[str]:
     return [part.strip() for part in prompt.split(BORDER)] if request.stretches else [prompt]
 
 
-def windows_of(request: ResolvedRequest, cell: int, shape: Sequence[int]) -> list[Window] | None:
-    """The windows of a latent, (h, w); ``None`` where it is drawn whole."""
-    side, wraps = (request.window or 0) // cell, _wraps(request)
-    if not side or (side >= max(shape) and not request.stretches and not any(wraps.values())):
-        return None
-    stride = max(side - (request.window_overlap or 0) // cell, 1)
-    return make_windows(shape, side, stride, **wraps)
-
-
 def check_stretches(request: ResolvedRequest, cell: int) -> None:
     """InvalidRequestError where a stretch of a prompt lies in no window."""
     width, height = (side // cell for side in (request.width, request.height))
@@ -222,21 +214,9 @@ def _stretch(window: Window, width: int, count: int) -> int:
     return min(int((window.left + window.width / 2) / width % 1.0 * count), count - 1)
 
 
-def circular_axes(request: ResolvedRequest) -> str:
-    """Along which sides the model itself must see the opposite edge: where windows do not go over it."""
-    sides = dict(zip("xy", request.final_size if request.hires else (request.width, request.height), strict=True))
-    return "".join(a for a in sides if a in request.seamless and not (request.window and request.window < sides[a]))
-
-
-def _wraps(request: ResolvedRequest) -> dict[str, bool]:
-    """Over which edges windows and tiles go: where the model itself does not look over them, in any pass."""
-    axes = set(request.seamless) - set(circular_axes(request))
-    return {"wraps_y": "y" in axes, "wraps_x": "x" in axes}
-
-
 def decoded(engine: Engine, request: ResolvedRequest, latents: Tensor) -> Tensor:
     """Images of latents, in tiles where they were drawn in windows: (B, C, h, w) -> (B, 3, H, W)."""
-    tile, wraps = (request.window or 0) // engine.cell, _wraps(request)
+    tile, wraps = (request.window or 0) // engine.cell, wraps_of(request)
     if not tile or (tile >= max(latents.shape[2:]) and not any(wraps.values())):
         return engine.decode(latents)
     return decode_in_tiles(

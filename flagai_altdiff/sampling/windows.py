@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from flagai_altdiff.sampling.step import EpsFunction
 
 if TYPE_CHECKING:
@@ -53,6 +51,8 @@ class Window:
 
 
 def _indices(first: int, count: int, length: int, like: Tensor) -> Tensor:
+    import torch
+
     return torch.arange(first, first + count, device=like.device) % length
 
 
@@ -85,13 +85,24 @@ def make_windows(
         wraps_y: Whether the lower edge goes on at the upper one.
         wraps_x: Whether the right edge goes on at the left one.
     """
+    size = {"height": min(window, shape[0]), "width": min(window, shape[1])}
+    tops, lefts = _starts(shape, window, stride, wraps_y, wraps_x)
+    return [Window(top=top, left=left, **size) for top in tops for left in lefts]
+
+
+def cells_in_windows(
+    shape: Sequence[int], window: int, stride: int, *, wraps_y: bool = False, wraps_x: bool = False
+) -> int:
+    """Cells of all windows together, which may be millions; arguments as of :func:`make_windows`."""
+    tops, lefts = _starts(shape, window, stride, wraps_y, wraps_x)
+    return len(tops) * len(lefts) * min(window, shape[0]) * min(window, shape[1])
+
+
+def _starts(
+    shape: Sequence[int], window: int, stride: int, wraps_y: bool, wraps_x: bool
+) -> tuple[list[int], list[int]]:
     height, width = shape
-    size = {"height": min(window, height), "width": min(window, width)}
-    return [
-        Window(top=top, left=left, **size)
-        for top in window_starts(height, window, stride, wraps=wraps_y)
-        for left in window_starts(width, window, stride, wraps=wraps_x)
-    ]
+    return window_starts(height, window, stride, wraps=wraps_y), window_starts(width, window, stride, wraps=wraps_x)
 
 
 def joined(predict: Callable[[Window], EpsFunction], windows: Sequence[Window]) -> EpsFunction:
@@ -101,6 +112,8 @@ def joined(predict: Callable[[Window], EpsFunction], windows: Sequence[Window]) 
         predict: Window -> the model's prediction for what lies in it.
         windows: They cover the latent.
     """
+    import torch
+
     parts = [(window, predict(window)) for window in windows]
 
     def eps(x: Tensor, t: float) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from flagai_altdiff.errors import FlagAIAltDiffError, InvalidRequestError, UnknownModelError
+from flagai_altdiff.layout import pixels_of_a_step
 from flagai_altdiff.merging import count
 from flagai_altdiff.request import GenerationRequest, ResolvedRequest
 from flagai_altdiff.web.crew import Worker
@@ -134,7 +135,7 @@ class Service:
         card = self.card(model)
         request = options if isinstance(options, GenerationRequest) else GenerationRequest(**options)
         resolved = card.resolve(request)
-        self._check_work(resolved, await self.reader.chunks(resolved, card.name))
+        self._check_work(resolved, await self.reader.chunks(resolved, card.name), card.downsampling)
         self._check_open()
         task = Task(
             id=f"{self.settings.name}{'-' if self.settings.name else ''}{secrets.token_hex(8)}",
@@ -243,17 +244,25 @@ class Service:
         if not self.cards:
             raise BusyError("no model is loaded yet; GET /readyz says when there is one", 5, is_stopping=True)
 
-    def _check_work(self, request: ResolvedRequest, chunks: int) -> None:
+    def _check_work(self, request: ResolvedRequest, chunks: int, cell: int) -> None:
+        self._check_margins(request)
         width, height = request.final_size
-        pixels, images = max(width * height, request.width * request.height), count(request)
+        pixels, images = max(width * height, pixels_of_a_step(request, cell)), count(request)
         work, most = pixels * (request.steps + chunks - 1) * images, self.settings.limits.work
         if work > most:
             name, value = ("images_per_prompt", images) if images > 1 else ("steps", request.steps)
             expected = (
                 f"this server draws at most {most:,} pixels x steps x images for a request, and this is {work:,}; "
-                "ask for fewer or smaller images, fewer steps, or a shorter prompt"
+                "ask for fewer or smaller images, fewer steps, a shorter prompt, or windows that overlap less"
             )
             raise InvalidRequestError(name, value, expected)
+
+    def _check_margins(self, request: ResolvedRequest) -> None:
+        width, height = request.picture_size or (0, 0)
+        most = self.settings.limits.picture_pixels
+        if request.outpaint and width * height > most:
+            expected = f"a picture may have {most:,} pixels here, and with these margins it has {width}x{height}"
+            raise InvalidRequestError("outpaint", request.outpaint, expected)
 
     def _lora(self, name: str, strength: float) -> Lora:
         if name not in self.loras:

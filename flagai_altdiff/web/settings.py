@@ -65,11 +65,12 @@ class Limits:
     Args:
         waiting: Jobs that may wait.
         waiting_each: Jobs of one client that may wait.
-        work: Pixels x steps x images of a request; each chunk of a prompt beyond the first counts as a step.
+        work: Pixels x steps x images of a request; each chunk of a prompt beyond the first counts as a step, a pixel in
+            each window that it lies in.
         chunks: Of 75 tokens, that a prompt with weights may have.
         batch: Images of several requests that are drawn at once.
         body_bytes: Size of a request.
-        picture_pixels: Pixels of a picture in a request.
+        picture_pixels: Pixels of a picture in a request, with what is drawn around it.
         grace_s: Seconds that a job which was begun has when the server is told to stop.
         idle_s: Seconds after which a connection that says nothing is closed.
     """

@@ -17,6 +17,7 @@ from flagai_altdiff.engine import EagerEngine
 from flagai_altdiff.engine.seamless import seamless
 from flagai_altdiff.engine.tiles import decode_in_tiles
 from flagai_altdiff.errors import InvalidRequestError
+from flagai_altdiff.layout import circular_axes, pixels_of_a_step, windows_of
 from flagai_altdiff.metadata import read_record
 from flagai_altdiff.models import LatentDiffusion
 from flagai_altdiff.noise import CallNoise, slerp
@@ -24,7 +25,7 @@ from flagai_altdiff.pipeline import draw, prepare
 from flagai_altdiff.request import Batch
 from flagai_altdiff.sampling import SAMPLERS, Step
 from flagai_altdiff.sampling.windows import Window, joined, make_windows, window_starts
-from flagai_altdiff.walks import circular_axes, condition, decoded, step_counts, windows_of
+from flagai_altdiff.walks import condition, decoded, step_counts
 from tests import tiny
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "steps": 4, "seed": 1}
@@ -183,6 +184,26 @@ def test_windows_cover_everything() -> None:
             assert window.cut(count).shape == (1, 1, 5, 5)
             window.add(torch.ones(1, 1, 5, 5), count)
         assert count.min() >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, (64, 64)),
+        ({"width": 160, "window": 64, "window_overlap": 56}, (64, 160)),
+        ({"width": 160, "height": 96, "window": 64, "seamless": "xy"}, (96, 160)),
+        ({"window": 64, "hires": 2.5}, (160, 160)),
+        ({"window": 64, "width": 32}, (64, 32)),
+    ],
+)
+def test_a_step_computes_the_pixels_of_its_windows(
+    options: dict[str, Any], size: tuple[int, int], m9: LatentDiffusion
+) -> None:
+    cell = EagerEngine(m9).cell
+    resolved, _ = prepare(m9, tiny.CAT, **{**SMALL, **options})
+    shape = [side // cell for side in size]
+    windows = windows_of(resolved, cell, shape) or [Window(top=0, left=0, height=shape[0], width=shape[1])]
+    assert pixels_of_a_step(resolved, cell) == sum(window.height * window.width for window in windows) * cell**2
 
 
 def test_a_joined_prediction_is_the_mean_of_its_windows() -> None:

@@ -138,6 +138,26 @@ def test_chunks_of_a_prompt_count_as_work(server: Server) -> None:
     assert many["param"] == "prompts" and "240,000 characters" in many["message"]
 
 
+@pytest.mark.fault(61)
+@pytest.mark.parametrize(
+    ("options", "field", "words"),
+    [
+        ({"window": 1024, "window_overlap": 1016, "width": 2048, "height": 2048}, "steps", "windows that overlap less"),
+        ({"window": 64, "window_overlap": 56, "hires": 8, "width": 512, "height": 512}, "steps", "overlap less"),
+        ({"outpaint": "left=9999,top=9999,right=9999,bottom=9999"}, "outpaint", "it has 20006x20006"),
+    ],
+)
+def test_windows_and_margins_count_as_work(server: Server, options: dict[str, object], field: str, words: str) -> None:
+    body: dict[str, object] = {"prompt": "a", "steps": 50, "width": 64, "height": 64, **options}
+    if "outpaint" in options:
+        written = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(written, "PNG")
+        body["init_image"] = base64.b64encode(written.getvalue()).decode()
+    answer = server.post("/api/jobs", body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == field and words in answer.json()["error"]["message"]
+
+
 @pytest.mark.fault(56)
 @pytest.mark.parametrize("unit", [" ", "a", "a:", '"', "a, "])
 def test_a_text_of_a_picture_costs_no_more_than_its_length(server: Server, unit: str) -> None:
