@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 
+from flagai_altdiff.engine.plan import planning_of
 from flagai_altdiff.errors import FlagAIAltDiffError, InsufficientMemoryError, OutputError
 from flagai_altdiff.images import save_png
 from flagai_altdiff.machine import give_back_memory
+from flagai_altdiff.memory import check_memory
 from flagai_altdiff.merging import count, merged
 from flagai_altdiff.mini.things.knowing import hint
 from flagai_altdiff.output import Filing, OpenFolder
@@ -191,6 +193,8 @@ class _Worker:
         for drawing in drawings:
             drawing.rows = {row for row, (owner, _) in enumerate(owners) if owner is drawing}
         request = merged([drawing.request for drawing in drawings])
+        if len(drawings) > 1:  # each of them was found to fit when it was begun
+            check_memory(request, planning_of(loaded.model), loaded.model.device)
         steps, batches = sum(step_counts(request, loaded.model.num_timesteps)), list(request.batches())
         begun, dropped, self._next_preview = 0, set[int](), 0.0
         for event in draw(loaded.model, request, dropped=dropped):

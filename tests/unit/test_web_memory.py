@@ -1,12 +1,22 @@
-"""What programs are told of memory."""
+"""What programs are told of memory, and what a process draws together where there is little of it."""
 
 from __future__ import annotations
+
+from multiprocessing import Pipe
 
 import psutil
 import pytest
 import torch
 
+from flagai_altdiff import memory
+from flagai_altdiff.engine.plan import planning_of
+from flagai_altdiff.pipeline import prepare
+from flagai_altdiff.request import GenerationRequest
 from flagai_altdiff.web.memory_report import gpu_memory, gpu_report, main_memory
+from flagai_altdiff.web.messages import Done, Progress, Task
+from flagai_altdiff.web.settings import Drawing
+from flagai_altdiff.web.shelf import Shelf
+from flagai_altdiff.web.worker import _Worker
 
 GIB = 2**30
 
@@ -35,3 +45,22 @@ def test_a_cpu_is_no_gpu() -> None:
 def test_this_gpu() -> None:
     told = gpu_memory("cuda")
     assert told is not None and 0 < told["system"]["free"] < told["system"]["total"]
+
+
+@pytest.mark.parametrize(("room", "order"), [(1.5, "aabb"), (4.0, "abab")])
+def test_what_does_not_fit_together_is_drawn_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, room: float, order: str
+) -> None:
+    """Steps of both jobs before the end of one show that they are one batch."""
+    shelf = Shelf(Drawing(folder=None), "cpu")
+    model = shelf.get("AltDiffusion-mini").model
+    request, _ = prepare(model, GenerationRequest(prompts="a red heart", steps=1, seed=1))  # type: ignore[arg-type]
+    alone = planning_of(model).batch(request)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0.75 * room * alone)
+    ours, theirs = Pipe()
+    worker = _Worker(theirs, shelf, None, "cpu")
+    worker._draw([Task(id=name, request=request, model="AltDiffusion-mini", is_saved=False) for name in "ab"])
+    said = []
+    while ours.poll():
+        said.append(ours.recv())
+    assert "".join(message.id for message in said if isinstance(message, Progress | Done)) == order
