@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import secrets
 from collections.abc import Iterator
@@ -15,7 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from flagai_altdiff.errors import InvalidRequestError, UnknownSamplerError
 from flagai_altdiff.options import Number, SpanField, Whole, option, options_of, span_of, with_our_errors
-from flagai_altdiff.pictures import FITS, MarginsField, MaskField, PictureField, is_colour, mask_of, with_margins
+from flagai_altdiff.pictures import (
+    FITS,
+    MarginsField,
+    MaskField,
+    Picture,
+    PictureField,
+    is_colour,
+    mask_of,
+    with_margins,
+)
 from flagai_altdiff.prompt_syntax import SYNTAXES
 from flagai_altdiff.sampling import GRIDS, SAMPLERS, find_sampler
 
@@ -550,6 +560,14 @@ class ResolvedRequest(GenerationRequest):
             yield Note("floored size", f"{drawn}; mask_full_resolution draws just what is near the mask")
         if asked.window not in (None, self.window):
             yield Note("floored size", f"window={asked.window} is not a whole number of latent cells: {self.window}")
+
+    def without_pixels(self) -> ResolvedRequest:
+        """The same to be told of and no more to be drawn: of its pictures only what :meth:`as_json` says is kept."""
+        told = copy.copy(self)
+        for name in ("init_image", "mask_image"):
+            if isinstance(picture := getattr(self, name), Picture):
+                object.__setattr__(told, name, picture.as_json())
+        return told
 
     def seed_of(self, index: int) -> int:
         """Seed of an image: its own where seeds are per image, else that of the whole request."""

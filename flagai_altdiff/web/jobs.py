@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from flagai_altdiff.merging import count
@@ -70,6 +70,11 @@ class Job:
         return count(self.task.request)
 
     @property
+    def size_bytes(self) -> int:
+        """Of its images, as far as they lie in memory."""
+        return sum(len(image.png or b"") for image in self.images)
+
+    @property
     def seconds_left(self) -> float | None:
         """About how long it will still be drawn; ``None`` before that can be told."""
         if self.state != "drawing" or not self.step or self.began is None:
@@ -94,8 +99,9 @@ class Job:
         self.change()
 
     def end(self, state: State, problem: Problem | None = None, notes: tuple[str, ...] = ()) -> None:
-        """Nothing more will come; only the first end counts."""
+        """Nothing more will come, so pictures that it began with are let go; only the first end counts."""
         if not self.is_over:
+            self.task = replace(self.task, request=self.task.request.without_pixels())
             self.state, self.problem, self.notes = state, problem, (*self.notes, *notes)
             self.ended, self.preview = time.time(), None
             self.change()

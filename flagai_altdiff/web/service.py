@@ -31,10 +31,11 @@ from flagai_altdiff.web.messages import (
 )
 from flagai_altdiff.web.metrics import Metrics
 from flagai_altdiff.web.prompts import PromptReader
-from flagai_altdiff.web.settings import Settings
+from flagai_altdiff.web.settings import MIB, Settings
 from flagai_altdiff.web.waiting import FullError, WaitingRoom
 
-_REMEMBERED, _REMEMBERED_S = 500, 3600.0
+_REMEMBERED, _REMEMBERED_S, _REMEMBERED_BYTES = 500, 3600.0, 256 * MIB
+"""Jobs that are over and are still told of, for how long, and how much memory their images may take."""
 _MAX_LORA = 10.0
 _GUESS_S = 5.0
 """How long a job takes, before any has been drawn."""
@@ -152,7 +153,8 @@ class Service:
             wait = self.wait_s()
             text = f"{len(self._room)} jobs wait already; ask again in about {round(wait)} s"
             raise BusyError(text, wait) from None
-        self._remember(job)
+        self.jobs[job.id] = job
+        self._forget_old()
         try:
             await self.journal.open(task, job.created)
         except BaseException:  # whoever asked does not wait for it
@@ -272,13 +274,15 @@ class Service:
             raise InvalidRequestError("loras", strength, f"a strength from {-_MAX_LORA:g} to {_MAX_LORA:g}")
         return name, float(strength)
 
-    def _remember(self, job: Job) -> None:
-        self.jobs[job.id] = job
-        too_old = time.time() - _REMEMBERED_S
-        over = [other for other in self.jobs.values() if other.is_over]
-        for place, other in enumerate(over):
-            if len(over) - place > _REMEMBERED or (other.ended or 0) < too_old:
-                del self.jobs[other.id]
+    def _forget_old(self) -> None:
+        """Tell no more of jobs that were over long ago, or have too many after them; of the latest one in any case."""
+        over = sorted((job for job in self.jobs.values() if job.is_over), key=lambda job: job.ended or 0, reverse=True)
+        size_bytes, too_old = 0, time.time() - _REMEMBERED_S
+        for place, job in enumerate(over):
+            size_bytes += job.size_bytes
+            is_too_much = place and job.size_bytes and size_bytes > _REMEMBERED_BYTES
+            if is_too_much or place >= _REMEMBERED or (job.ended or 0) < too_old:
+                del self.jobs[job.id]
 
     def _dispatch(self) -> None:
         """Give free processes something to draw."""
@@ -328,6 +332,7 @@ class Service:
 
     def _end(self, job: Job, state: State, problem: Problem | None = None, notes: tuple[str, ...] = ()) -> None:
         job.end(state, problem, notes)
+        self._forget_old()
         if state == "done":
             self.journal.close(job.id)
         elif state != "interrupted":  # which the next server tells by itself

@@ -1,24 +1,30 @@
-"""The queue: bounded, fair, like jobs together; and what a job tells those who watch it."""
+"""The queue: bounded, fair, like jobs together; what a job tells those who watch it; what is kept of old ones."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from flagai_altdiff.request import GenerationRequest
+from flagai_altdiff.web import service as service_module
 from flagai_altdiff.web.jobs import Job, JobError
-from flagai_altdiff.web.messages import Problem, Progress, Task
+from flagai_altdiff.web.messages import Drawn, Problem, Progress, Task
+from flagai_altdiff.web.service import Service
+from flagai_altdiff.web.settings import Drawing, Settings
 from flagai_altdiff.web.waiting import FullError, WaitingRoom
 
 
-def in_a_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+def in_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     @functools.wraps(test)
-    def run() -> None:
-        asyncio.run(test())
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
 
     return run
 
@@ -114,3 +120,31 @@ async def test_only_the_first_end_counts() -> None:
     ended.end("done")
     with pytest.raises(JobError, match="no more"):
         await ended.finished()
+
+
+@in_a_loop
+async def test_the_pictures_of_a_job_go_with_its_end() -> None:
+    own = job("a", init_image=Image.new("RGB", (64, 64), "red"), mask_image=Image.new("L", (64, 64), 255))
+    told, pixels = own.task.request.as_json(), weakref.ref(own.task.request.init_image.image)
+    assert told["init_image"]["sha256"] and told["mask_image"]["sha256"]
+    own.end("done")
+    gc.collect()
+    assert pixels() is None
+    assert own.task.request.as_json() == told and own.count == 1 and own.task.request.final_size == (64, 64)
+
+
+@in_a_loop
+async def test_unsaved_images_of_old_jobs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "_REMEMBERED_BYTES", 250, raising=False)
+    service = Service(Settings(drawing=Drawing(folder=None)))
+    for name, size_bytes in {"1": 100, "2": 0, "3": 100, "4": 100, "5": 300}.items():
+        own = job("a", name)
+        service.jobs[own.id] = own
+        png = bytes(size_bytes)
+        own.add(
+            Drawn(id=own.id, index=0, prompt="", seed=1, safety="unchecked", size=(8, 8), path=None, png=png or None)
+        )
+        service._end(own, "done")
+        if name == "4":
+            assert list(service.jobs) == ["a2", "a3", "a4"]
+    assert list(service.jobs) == ["a2", "a5"]
