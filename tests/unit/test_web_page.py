@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
+from gradio.components.image_editor import AcceptBlobs, BlobData, EditorData
+from gradio.data_classes import FileData
+from PIL import Image
+from starlette.exceptions import HTTPException
 
 from flagai_altdiff.mini.things.knowing import names_nothing
 from flagai_altdiff.options import options_of
 from flagai_altdiff.registry import MODELS, embedded_dir
 from flagai_altdiff.request import GenerationRequest
 from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
+from flagai_altdiff.web.history import History
+from flagai_altdiff.web.page import make_page
 from flagai_altdiff.web.page.languages import EXAMPLES
 from flagai_altdiff.web.page.shown import caption, error_html, interrupted_html, loras_of
 from flagai_altdiff.web.page.texts import _OPTIONS, language_of, option_help, option_label, said
 from flagai_altdiff.web.page.tokens import tokens_html, unknown_html
 from flagai_altdiff.web.page.widgets import BESIDE_PICTURE, FIRST, MORE, SHOWN, given
+from flagai_altdiff.web.service import Service
+from flagai_altdiff.web.settings import Drawing, Limits, Settings
+
+
+@pytest.fixture(scope="module")
+def page() -> gr.Blocks:
+    """A page whose pictures may have 64 x 64 pixels."""
+
+    async def made() -> gr.Blocks:
+        settings = Settings(drawing=Drawing(folder=None), limits=Limits(picture_pixels=64 * 64))
+        return make_page(Service(settings), History(None))
+
+    return asyncio.run(made())
+
+
+@pytest.fixture
+def editor(page: gr.Blocks) -> gr.ImageEditor:
+    return next(block for block in page.blocks.values() if isinstance(block, gr.ImageEditor))
 
 
 def test_every_option_has_a_widget_and_chinese_words() -> None:
@@ -92,3 +120,51 @@ def test_a_caption_has_prompt_seed_and_settings() -> None:
 @pytest.mark.parametrize("listed", [None, 7, "robot", ["robot"], [{}], [{"name": "robot", "strength": "strong"}]])
 def test_what_is_no_lora_of_a_record_is_left_out(listed: object) -> None:
     assert loras_of({"loras": listed}) == {}
+
+
+def picture(kind: str, side: int = 8) -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB" if kind == "EPS" else "RGBA", (side, side)).save(written, kind)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(picture("EPS"), "not an image"), (picture("PNG", 65), "more pixels")], ids=["EPS", "large"]
+)
+@pytest.mark.parametrize("place", ["background", "layers"])
+def test_the_editor_takes_what_the_other_doors_take(
+    editor: gr.ImageEditor, tmp_path: Path, content: bytes, why: str, place: str
+) -> None:
+    for name, written in {"good": picture("PNG"), "bad": content}.items():
+        (tmp_path / name).write_bytes(written)
+    given = FileData(path=str(tmp_path / "good"))
+    taken = editor.preprocess(EditorData(background=given, layers=[given], composite=given))
+    assert taken is not None
+    assert isinstance(taken["background"], Image.Image) and taken["background"].mode == "RGBA"
+    bad = FileData(path=str(tmp_path / "bad"))
+    is_layer = place == "layers"
+    with pytest.raises(gr.Error, match=why):
+        editor.preprocess(EditorData(background=given if is_layer else bad, layers=[bad] if is_layer else []))
+    editor.accept_blobs(AcceptBlobs(data=blob("background"), files=[("file", content)]))
+    with pytest.raises(gr.Error, match=why):
+        editor.preprocess(EditorData(id="a"))
+
+
+def blob(kind: str, index: int | None = None, name: str = "a") -> BlobData:
+    return BlobData(type=kind, index=index, file=b"", id=name)
+
+
+def test_the_editor_takes_few_layers_and_holds_few_pictures(editor: gr.ImageEditor) -> None:
+    with pytest.raises(gr.Error, match="at most 4 layers"):
+        editor.preprocess(EditorData(layers=[FileData(path="nowhere")] * 5))
+    with pytest.raises(HTTPException):
+        editor.accept_blobs(AcceptBlobs(data=blob("layer", 100_000), files=[("file", b"")]))
+    for number in range(100):
+        editor.accept_blobs(AcceptBlobs(data=blob("background", name=str(number)), files=[("file", b"")]))
+    assert len(editor.blob_storage) <= 16 and "99" in editor.blob_storage
+
+
+def test_the_browser_knows_the_editor(page: gr.Blocks, editor: gr.ImageEditor) -> None:
+    config = page.get_config_file()
+    (own,) = (component for component in config["components"] if component["id"] == editor._id)
+    assert own["type"] == "imageeditor" and own["props"]["brush"] and own["props"]["server_fns"] == ["accept_blobs"]

@@ -16,6 +16,7 @@ from flagai_altdiff.pictures import Picture
 from flagai_altdiff.registry import UNREGISTERED, find_model
 from flagai_altdiff.web.history import History
 from flagai_altdiff.web.jobs import Job
+from flagai_altdiff.web.page.editor import picture_editor
 from flagai_altdiff.web.page.languages import EXAMPLES
 from flagai_altdiff.web.page.shown import (
     caption,
@@ -126,7 +127,7 @@ class _Page:
                 with gr.Row():
                     self._add(FIRST)
                 with gr.Accordion(said("picture", "en"), open=False, elem_id="picture") as self._picture_part:
-                    self._picture = gr.ImageEditor(
+                    self._picture = picture_editor(self._service.settings.limits.picture_pixels)(
                         type="pil",
                         label=said("picture", "en"),
                         elem_id="editor",
