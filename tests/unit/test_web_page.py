@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import pytest
 from gradio.components.image_editor import AcceptBlobs, BlobData, EditorData
 from gradio.data_classes import FileData
 from PIL import Image
 from starlette.exceptions import HTTPException
 
+from flagai_altdiff import generate, load_model
 from flagai_altdiff.mini.things.knowing import names_nothing
 from flagai_altdiff.options import options_of
 from flagai_altdiff.registry import MODELS, embedded_dir
 from flagai_altdiff.request import GenerationRequest
 from flagai_altdiff.tokenizer import load_tokenizer, own_tokenizer
 from flagai_altdiff.web.history import History
-from flagai_altdiff.web.page import make_page
+from flagai_altdiff.web.jobs import Job
+from flagai_altdiff.web.messages import Drawn, Task
 from flagai_altdiff.web.page.languages import EXAMPLES
+from flagai_altdiff.web.page.page import _Page, _records
 from flagai_altdiff.web.page.shown import caption, error_html, interrupted_html, loras_of
 from flagai_altdiff.web.page.texts import _OPTIONS, language_of, option_help, option_label, said
 from flagai_altdiff.web.page.tokens import tokens_html, unknown_html
@@ -31,19 +35,19 @@ from flagai_altdiff.web.settings import Drawing, Limits, Settings
 
 
 @pytest.fixture(scope="module")
-def page() -> gr.Blocks:
+def page() -> _Page:
     """A page whose pictures may have 64 x 64 pixels."""
 
-    async def made() -> gr.Blocks:
+    async def made() -> _Page:
         settings = Settings(drawing=Drawing(folder=None), limits=Limits(picture_pixels=64 * 64))
-        return make_page(Service(settings), History(None))
+        return _Page(Service(settings), History(None))
 
     return asyncio.run(made())
 
 
 @pytest.fixture
-def editor(page: gr.Blocks) -> gr.ImageEditor:
-    return next(block for block in page.blocks.values() if isinstance(block, gr.ImageEditor))
+def editor(page: _Page) -> gr.ImageEditor:
+    return next(block for block in page.blocks.blocks.values() if isinstance(block, gr.ImageEditor))
 
 
 def test_every_option_has_a_widget_and_chinese_words() -> None:
@@ -164,7 +168,42 @@ def test_the_editor_takes_few_layers_and_holds_few_pictures(editor: gr.ImageEdit
     assert len(editor.blob_storage) <= 16 and "99" in editor.blob_storage
 
 
-def test_the_browser_knows_the_editor(page: gr.Blocks, editor: gr.ImageEditor) -> None:
-    config = page.get_config_file()
+def test_the_browser_knows_the_editor(page: _Page, editor: gr.ImageEditor) -> None:
+    config = page.blocks.get_config_file()
     (own,) = (component for component in config["components"] if component["id"] == editor._id)
     assert own["type"] == "imageeditor" and own["props"]["brush"] and own["props"]["server_fns"] == ["accept_blobs"]
+
+
+def drawn(index: int, **options: Any) -> tuple[dict[str, Any], np.ndarray[Any, Any]]:
+    """One of the images of a job: what the page knows of it, and its pixels."""
+    small = {"height": 64, "width": 64, "steps": 1, "seed": 7, "images_per_prompt": 3}
+    result = generate(load_model("AltDiffusion-mini"), "a red heart", **(small | options))
+
+    async def records() -> list[dict[str, Any]]:
+        job = Job(task=Task(id="a", request=result.request, model="AltDiffusion-mini"), client="")
+        for number, sample in enumerate(result.samples):
+            own: dict[str, Any] = {"prompt": sample.prompt, "seed": sample.seed, "safety": sample.safety}
+            job.add(Drawn(id="a", index=number, size=(64, 64), path=None, png=b"", **own))
+        return _records(job)
+
+    return asyncio.run(records())[index], np.asarray(result.images[index], int)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"variation_strength": 0.5, "variation_seed": 2**32 - 2}, {"iterations": 2, "images_per_prompt": 2}],
+    ids=["own seeds", "variations", "iterations"],
+)
+def test_again_draws_the_image_that_was_chosen(page: _Page, options: dict[str, Any]) -> None:
+    record, pixels = drawn(2, **options)
+    _, prompt, _, *values = page._filled(record, "en", None)
+    again = generate(load_model("AltDiffusion-mini"), prompt, **given(dict(zip(page._options, values, strict=True))))
+    (image,) = again.images
+    assert np.abs(np.asarray(image, int) - pixels).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{"seed_mode": "batch"}, {"fixed_code": True}])
+def test_what_was_drawn_after_others_of_its_batch_is_not_drawn_alone(page: _Page, options: dict[str, Any]) -> None:
+    page._filled(drawn(0, **options)[0], "en", None)
+    with pytest.raises(gr.Error, match="cannot be drawn alone"):
+        page._filled(drawn(1, **options)[0], "en", None)

@@ -14,6 +14,7 @@ from PIL import Image
 from flagai_altdiff.errors import FlagAIAltDiffError
 from flagai_altdiff.pictures import Picture
 from flagai_altdiff.registry import UNREGISTERED, find_model
+from flagai_altdiff.request import MAX_SEED
 from flagai_altdiff.web.history import History
 from flagai_altdiff.web.jobs import Job
 from flagai_altdiff.web.page.editor import picture_editor
@@ -330,7 +331,12 @@ class _Page:
             raise gr.Error(said("choose", language), print_exception=False)
         values = {name: chosen.get(name, option.default) for name, option in SHOWN.items()}
         values = {name: "" if value is None else value for name, value in values.items()}
-        values["images_per_prompt"] = 1
+        index = chosen.get("index") or 0
+        if index and (values["seed_mode"] == "batch" or values["fixed_code"]):
+            raise gr.Error(said("of_a_batch", language), print_exception=False)
+        values |= {"images_per_prompt": 1, "iterations": 1}
+        if values["variation_strength"]:
+            values["variation_seed"] = (values["variation_seed"] + index) % (MAX_SEED + 1)
         if variation is not None:
             values |= {"variation_strength": variation, "variation_seed": -1, "seed_mode": "per_image"}
             values["images_per_prompt"] = 4
@@ -373,6 +379,7 @@ def _records(job: Job) -> list[dict[str, Any]]:
             **own,
             "prompt": image.prompt,
             "seed": image.seed,
+            "index": image.index,
             "model": job.task.model,
             "loras": [{"name": name, "strength": strength} for name, strength in job.task.loras],
             "file": str(image.path) if image.path else None,

@@ -45,6 +45,10 @@ _SAYINGS = {
     "done": ("Done in {seconds} s.", "完成，用时 {seconds} 秒。"),
     "cancelled": ("Cancelled.", "已取消。"),
     "choose": ("Choose an image first.", "请先选择一张图像。"),
+    "of_a_batch": (
+        "This image took its noise after others of its batch, so it cannot be drawn alone; altdiff redraw repeats it.",
+        "这张图像的噪声取自同批其他图像之后，无法单独重绘；请用 altdiff redraw 重画。",
+    ),
     "cut": ("cut off", "被截断"),
     "unknown": ("{model} knows nothing of that name.", "{model} 不认识其中的任何事物。"),
     "names_near": (" Try: {names}.", " 试试：{names}。"),
