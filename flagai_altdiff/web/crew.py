@@ -41,14 +41,13 @@ class Worker:
     ) -> None:
         self.device, self.restarts = device, 0
         self.jobs: dict[str, Job] = {}
-        self.is_free = False
+        self.is_ready = self.was_ready = self.is_free = self.is_stopped = False
         self.gpu: Mapping[str, Any] | None = None
         self._settings, self._hear, self._mourn = settings, hear, mourn
         self._loop = asyncio.get_running_loop()
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._pause_s = _FIRST_PAUSE_S
-        self._is_stopped = False
 
     @property
     def pid(self) -> int | None:
@@ -81,7 +80,7 @@ class Worker:
 
     def stop(self) -> None:
         """End the process, whatever it does."""
-        self._is_stopped = True
+        self.is_stopped, self.is_ready = True, False
         if self._process is not None:
             self._process.kill()
             self._process.join(_END_S)
@@ -103,24 +102,24 @@ class Worker:
 
     def _take(self, message: FromWorker) -> None:
         if isinstance(message, Ready):
-            self._pause_s = _FIRST_PAUSE_S
+            self._pause_s, self.is_ready, self.was_ready = _FIRST_PAUSE_S, True, True
         elif isinstance(message, Free):
             self.is_free, self.jobs, self.gpu = True, {}, message.gpu
         self._hear(self, message)
 
     def _bury(self, status: int | None) -> None:
-        if self._is_stopped:
+        if self.is_stopped:
             return
         how = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
         logger.error("the process that draws on %s ended with %s; starting another", self.device, how)
-        died, self.jobs, self.is_free = list(self.jobs.values()), {}, False
+        died, self.jobs, self.is_ready, self.is_free = list(self.jobs.values()), {}, False, False
         self.restarts += 1
         self._loop.call_later(self._pause_s, self._start_again)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         self._mourn(self, died, how)
 
     def _start_again(self) -> None:
-        if not self._is_stopped:
+        if not self.is_stopped:
             self.start()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ from flagai_altdiff.web.metrics import Metrics
 from flagai_altdiff.web.prompts import PromptReader
 from flagai_altdiff.web.settings import MIB, Settings
 from flagai_altdiff.web.waiting import FullError, WaitingRoom
+
+logger = logging.getLogger(__name__)
 
 _REMEMBERED, _REMEMBERED_S, _REMEMBERED_BYTES = 500, 3600.0, 256 * MIB
 """Jobs that are over and are still told of, for how long, and how much memory their images may take."""
@@ -102,8 +105,8 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether jobs are taken."""
-        return bool(self.cards) and not self.is_stopping
+        """Whether jobs are taken, and something draws them."""
+        return not self.is_stopping and any(worker.is_ready for worker in self._workers)
 
     @property
     def workers(self) -> Sequence[Worker]:
@@ -303,15 +306,23 @@ class Service:
             self.cards, self._missing = {card.name: card for card in message.models}, dict(message.missing)
             self._ready.set()
         elif isinstance(message, Refused):
-            self._refusal = message.problem
-            worker.stop()
-            self._ready.set()
+            self._refuse(worker, message.problem)
         elif isinstance(message, Progress | Drawn | Done | Failed):
             job = worker.jobs.get(message.id)
             if job is not None and not job.is_over:
                 self._report(job, message)
         if worker.is_free:
             self._dispatch()
+
+    def _refuse(self, worker: Worker, problem: Problem) -> None:
+        """A process that could draw before is started again; others are given up, the server with the last one."""
+        if not worker.was_ready:
+            worker.stop()
+            if all(other.is_stopped for other in self._workers):
+                self._refusal = problem
+                self._ready.set()
+                return
+        logger.error("the process on %s cannot draw: %s", worker.device, problem.text)
 
     def _report(self, job: Job, message: Progress | Drawn | Done | Failed) -> None:
         if isinstance(message, Progress):

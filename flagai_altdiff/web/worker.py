@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from flagai_altdiff.engine.plan import planning_of
-from flagai_altdiff.errors import FlagAIAltDiffError, InsufficientMemoryError, OutputError
+from flagai_altdiff.errors import InsufficientMemoryError, OutputError
 from flagai_altdiff.images import save_png
 from flagai_altdiff.machine import give_back_memory
 from flagai_altdiff.memory import check_memory
@@ -68,12 +68,15 @@ def run_worker(connection: Connection, settings: Drawing, device: str) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    shelf = Shelf(settings, device)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the server is gone
         try:
+            shelf = Shelf(settings, device)
             cards, missing = shelf.cards()
-        except FlagAIAltDiffError as error:
-            connection.send(Refused(Problem.of(error)))
+        except Exception as error:
+            logger.debug("%s cannot draw", device, exc_info=True)
+            problem = Problem.of(error)
+            named = problem.code == "internal_error"  # as of torch, where there is no such device
+            connection.send(Refused(replace(problem, text=f"{device}: {problem.text}") if named else problem))
             return
         with suppress(Exception):  # what is wrong with its files is said to whoever asks for it
             shelf.get(cards[0].name)

@@ -216,6 +216,14 @@ def test_a_server_without_its_model_says_so_and_ends(
         assert answer.status_code == 400 and "could not be had" in answer.json()["error"]["message"]
 
 
+def test_a_server_without_its_gpus_says_so_and_ends(tmp_path: Path, script_environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "flagai_altdiff", "serve", "--port", "0", "--no-page", "--devices", "2"]
+    none = {**script_environment, "CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(command, cwd=tmp_path, env=none, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "error: cuda:" in ended.stderr
+    assert "Traceback" not in ended.stderr and "starting another" not in ended.stderr
+
+
 def test_whoever_asks_is_told_what_is_not_done(tmp_path: Path, script_environment: dict[str, str]) -> None:
     with serving(tmp_path, script_environment, "--no-page") as server:
         job = server.finished(server.submit("florbnax on a red background", width=130)["id"])
@@ -238,6 +246,21 @@ def test_a_worker_that_is_killed_loses_its_own_job_only(tmp_path: Path, script_e
         assert server.finished(waiting["id"])["state"] == "done"
         assert server.get("/readyz").json()["workers"][0]["restarts"] == 1
         assert server.workers() != [pid]
+
+
+def test_a_worker_that_finds_no_model_tries_again(
+    tmp_path: Path, script_environment: dict[str, str], m9_folder: Path
+) -> None:
+    folder = shutil.copytree(m9_folder, tmp_path / "AltDiffusion-m9")
+    with serving(tmp_path, script_environment, "--no-page", "--models", str(folder)) as server:
+        assert server.get("/readyz").ok
+        moved = folder.rename(tmp_path / "moved")
+        os.kill(server.workers()[0], signal.SIGKILL)
+        server.until(lambda: server.log, lambda log: "cannot draw" in log)
+        assert server.get("/readyz").status_code == 503
+        waiting = server.submit(height=64, width=64)
+        moved.rename(folder)
+        assert server.finished(waiting["id"])["state"] == "done" and server.get("/readyz").ok
 
 
 def test_two_workers_draw_side_by_side(tmp_path: Path, script_environment: dict[str, str]) -> None:
