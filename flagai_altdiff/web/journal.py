@@ -1,5 +1,6 @@
 """Jobs as files: those that are not over, and how those ended that gave no images. A server that starts tells of them.
 
+Several servers may share a folder: each holds a lock while it lives, and nobody tells of the jobs of one that does.
 Every write is flushed to the disk by a thread of its own, one after the other; the event loop waits for none of them.
 """
 
@@ -8,11 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from flagai_altdiff.files import new_file
 from flagai_altdiff.web.messages import Problem, Task
@@ -36,6 +41,8 @@ class Journal:
         self._writer = ThreadPoolExecutor(1, "journal")
         self._written = dict[str, Future[None]]()
         self._ended: deque[str] = deque()
+        self._name = secrets.token_hex(8)
+        self._lock = _lock(self._folder / f"{self._name}.lock") if self._folder else None
 
     async def open(self, task: Task, created: float) -> None:
         """Remember a job: it is on the disk when this returns. A disk that refuses is logged, and the job goes on.
@@ -74,15 +81,24 @@ class Journal:
         """Wait until all that was said up to now is on the disk."""
         await asyncio.wrap_future(self._writer.submit(lambda: None))
 
+    def leave(self) -> None:
+        """Leave what is not drawn to the next server."""
+        if self._lock is not None and self._lock.is_locked:
+            _remove(self._lock)
+
     def left(self) -> Iterator[dict[str, Any]]:
         """What earlier servers accepted and did not draw, the newest first: as it was asked for, and its ``state``."""
-        files = self._folder.glob("*.json") if self._folder and self._folder.is_dir() else ()
+        there = self._folder if self._folder and self._folder.is_dir() else None
+        others = [file.stem for file in (there.glob("*.lock") if there else ()) if _is_held(file)]
+        files = there.glob("*.json") if there else ()
         found = []
         for file in files:
             try:
                 with file.open("rb") as opened:
                     own = json.loads(opened.read(_MAX_BYTES))
-                if isinstance(own, dict) and own.get("id") == file.stem and isinstance(own.get("created"), float):
+                if not isinstance(own, dict) or own.pop("server", None) in others:
+                    continue
+                if own.get("id") == file.stem and isinstance(own.get("created"), float):
                     found.append({"state": "interrupted", **own})
             except (OSError, ValueError, RecursionError) as error:
                 logger.warning("%s cannot be read: %s", file, error)
@@ -102,10 +118,18 @@ class Journal:
         job_id = record["id"]
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._hold()
             with new_file(self._folder / f"{job_id}.json", replace=True) as unfinished:
-                unfinished.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+                text = json.dumps({**record, "server": self._name}, ensure_ascii=False)
+                unfinished.write_text(text, encoding="utf-8")
         except OSError as error:
             logger.warning("job %s is not in the journal: %s", job_id, error)
+
+    def _hold(self) -> None:
+        """Show other servers that this one lives; where there are no locks, they take it for dead."""
+        if self._lock is not None and not self._lock.is_locked:
+            with suppress(OSError):
+                self._lock.acquire(timeout=1)
 
     def _forget(self, job_id: str) -> None:
         if self._folder is not None:
@@ -117,3 +141,28 @@ class Journal:
 
 def _record(task: Task, created: float) -> dict[str, Any]:
     return {"id": task.id, "created": created, "model": task.model, "request": task.request.as_json()}
+
+
+def _lock(file: Path) -> FileLock:
+    """A lock of the system's own, which is gone with the process that has it."""
+    return FileLock(file, fallback_to_soft=False, thread_local=False)
+
+
+def _is_held(file: Path) -> bool:
+    """Whether a server lives; what a dead one left of its lock is removed."""
+    lock = _lock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    _remove(lock)
+    return False
+
+
+def _remove(lock: FileLock) -> None:
+    """Give up a lock that is held, its file first, so that nobody gets it in between."""
+    with suppress(OSError):
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

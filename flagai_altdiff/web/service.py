@@ -242,6 +242,7 @@ class Service:
         for worker in self._workers:
             worker.stop()
         await self.journal.flush()
+        self.journal.leave()
 
     def _check_open(self) -> None:
         if self.is_stopping:

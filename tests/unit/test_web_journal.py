@@ -36,8 +36,10 @@ def task(name: str, *, is_saved: bool = True) -> Task:
     return Task(id=name, request=resolved, model="m", is_saved=is_saved)
 
 
-def told(folder: Path) -> dict[str, str]:
-    """What the next server says: ids, the newest first, and states."""
+def told(folder: Path, journal: Journal | None = None) -> dict[str, str]:
+    """What the next server says, once the one before has left: ids, the newest first, and states."""
+    if journal is not None:
+        journal.leave()
     return {own["id"]: own["state"] for own in Journal(folder).left()}
 
 
@@ -69,13 +71,13 @@ async def test_a_slow_disk_holds_up_its_own_job_only(tmp_path: Path, slow_disk: 
     began = time.monotonic()
     await journal.open(task("a"), 1.0)
     assert time.monotonic() - began >= SLOW_S and [path.parent.name for path in slow_disk] == [".jobs"]
-    assert told(tmp_path) == {"a": "interrupted"}
+    assert told(tmp_path, journal) == {"a": "interrupted"}
     journal.end(task("a"), 1.0, "cancelled", WHY)
     journal.close("a")
     assert max(pauses) < SLOW_S / 2
     await journal.flush()
     beating.cancel()
-    assert max(pauses) < SLOW_S / 2 and told(tmp_path) == {}
+    assert max(pauses) < SLOW_S / 2 and told(tmp_path, journal) == {}
 
 
 @in_a_loop
@@ -89,10 +91,34 @@ async def test_how_jobs_ended_is_told(tmp_path: Path) -> None:
     journal.close("done")
     assert not (tmp_path / ".jobs" / "done.json").exists()  # at once, before anybody hears that it is done
     await journal.flush()
-    assert told(tmp_path) == {"cancelled": "cancelled", "fails": "failed", "waits": "interrupted"}
+    assert told(tmp_path, journal) == {"cancelled": "cancelled", "fails": "failed", "waits": "interrupted"}
     own = next(own for own in Journal(tmp_path).left() if own["id"] == "fails")
     assert own["error"] == {"code": "worker_died", "text": "it died", "field": ""}
     assert own["request"]["prompts"] == ["fails"]
+    assert own.keys() == {"id", "created", "model", "request", "state", "error"}
+
+
+@in_a_loop
+async def test_servers_at_one_folder_leave_each_others_jobs_alone(tmp_path: Path) -> None:
+    journal, other = Journal(tmp_path), Journal(tmp_path)
+    await journal.open(task("ours"), 1.0)
+    journal.end(task("failed"), 2.0, "failed", WHY)
+    await other.open(task("theirs"), 3.0)
+    await journal.flush()
+    assert told(tmp_path) == {}
+    assert told(tmp_path, journal) == {"failed": "failed", "ours": "interrupted"}
+    assert told(tmp_path, other) == {"theirs": "interrupted", "failed": "failed", "ours": "interrupted"}
+    assert not list((tmp_path / ".jobs").glob("*.lock"))
+
+
+@in_a_loop
+async def test_the_jobs_of_a_server_that_was_killed_are_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    await journal.open(task("ours"), 1.0)
+    (lock,) = (tmp_path / ".jobs").glob("*.lock")
+    journal.leave()
+    lock.touch()  # as a process leaves it that has no time to tidy up
+    assert told(tmp_path) == {"ours": "interrupted"} and not lock.exists()
 
 
 @in_a_loop
@@ -103,7 +129,7 @@ async def test_a_job_that_ends_while_it_is_written_leaves_nothing(tmp_path: Path
     journal.close("a")
     await opening
     await journal.flush()
-    assert told(tmp_path) == {} and slow_disk
+    assert told(tmp_path, journal) == {} and slow_disk
 
 
 @in_a_loop
@@ -113,12 +139,12 @@ async def test_old_ends_are_forgotten(tmp_path: Path, monkeypatch: pytest.Monkey
     for number in range(5):
         journal.end(task(f"a{number}"), float(number), "cancelled", WHY)
     await journal.flush()
-    assert list(told(tmp_path)) == ["a4", "a3", "a2"]
+    assert list(told(tmp_path, journal)) == ["a4", "a3", "a2"]
     later = Journal(tmp_path)
     assert len(list(later.left())) == 3
     later.end(task("a9"), 9.0, "failed", WHY)
     await later.flush()
-    assert list(told(tmp_path)) == ["a9", "a4", "a3"]
+    assert list(told(tmp_path, later)) == ["a9", "a4", "a3"]
 
 
 @in_a_loop
@@ -127,7 +153,7 @@ async def test_what_is_no_record_is_left_out(tmp_path: Path, caplog: pytest.LogC
     await journal.open(task("a"), 1.0)
     for name, text in {"b": "{", "c": "[]", "d": json.dumps({"id": "other", "created": 1.0}), "e": "[" * 10**5}.items():
         (tmp_path / ".jobs" / f"{name}.json").write_text(text)
-    assert told(tmp_path) == {"a": "interrupted"} and "b.json" in caplog.text
+    assert told(tmp_path, journal) == {"a": "interrupted"} and "b.json" in caplog.text
 
 
 @in_a_loop
