@@ -20,7 +20,6 @@ from flagai_altdiff.web.fetching import fetch_picture
 from flagai_altdiff.web.messages import Lora
 from flagai_altdiff.web.settings import Settings
 
-_DEEPEST = 32
 PICTURES = ("init_image", "mask_image")
 _OURS = {option.flagai: name for name, option in OPTIONS.items() if name != "batch_size"}
 """FlagAI's names of options → ours."""

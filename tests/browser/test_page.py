@@ -31,7 +31,7 @@ DRAWN_BEFORE = [
     "傘、緑色の背景",
     "camel, yellow background",
 ]
-CHINESE = "蓝色背景上的黄色的大星星"
+CHINESE = "蓝色背景上的黄色的星星"
 ARABIC = "قلب أخضر كبير على خلفية بيضاء"
 SECONDS = 60_000
 
